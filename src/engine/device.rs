@@ -1,0 +1,185 @@
+//! Picks and opens what computes: a GPU through wgpu, or the CPU through burn-flex.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::{Device, DeviceKind};
+use wgpu::{AdapterInfo, Backend, Backends, DeviceType};
+
+use crate::engine::{Error, Result};
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// A real GPU where there is one, otherwise the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    /// The first GPU, or the one of this number; a software rasteriser counts only here.
+    Gpu(usize),
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "gpu" => Ok(Self::Gpu(0)),
+            _ => text.strip_prefix("gpu:").and_then(|n| n.parse().ok()).map(Self::Gpu).ok_or_else(|| {
+                Error::usage(format!("“{text}” is not a device"), "Choose auto, cpu, gpu or gpu:N")
+            }),
+        }
+    }
+}
+
+/// A device ready for work.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub device: Device,
+    /// `CPU`, or the adapter's name.
+    pub name: String,
+    /// One line: which device, and why this one.
+    pub reason: String,
+    /// Name, driver and version of a GPU: what a self-test's result holds for.
+    pub driver: Option<String>,
+}
+
+/// The CPU.
+pub fn cpu() -> Device {
+    Device::flex()
+}
+
+/// Opens what `choice` asks for.
+pub fn open(choice: Choice) -> Result<Opened> {
+    let on_cpu = |reason: String| Opened { device: cpu(), name: "CPU".into(), reason, driver: None };
+    match choice {
+        Choice::Cpu => Ok(on_cpu("CPU, as asked".into())),
+        Choice::Auto => {
+            let adapters = adapters();
+            match adapters.iter().find(|adapter| !adapter.is_software()) {
+                Some(adapter) => adapter.open("the first real GPU here"),
+                None if adapters.is_empty() => Ok(on_cpu("CPU, because no GPU driver was found".into())),
+                None => Ok(on_cpu(format!("CPU, because {} only imitates a GPU in software", adapters[0].info.name))),
+            }
+        }
+        Choice::Gpu(index) => {
+            let adapters = adapters();
+            let adapter = adapters.get(index).ok_or_else(|| match adapters.len() {
+                0 => Error::new("No GPU driver was found", "Install a Vulkan driver, or use --device cpu"),
+                n => Error::new(format!("There is no GPU number {index}"), format!("Choose gpu:0 to gpu:{}", n - 1)),
+            })?;
+            adapter.open("as asked")
+        }
+    }
+}
+
+/// One adapter as burn names it.
+pub struct Adapter {
+    pub info: AdapterInfo,
+    kind: DeviceKind,
+}
+
+impl Adapter {
+    pub fn is_software(&self) -> bool {
+        self.info.device_type == DeviceType::Cpu
+    }
+
+    fn open(&self, why: &str) -> Result<Opened> {
+        let Self { info, kind } = self;
+        // A runtime can be registered once; later calls reuse it.
+        match Device::wgpu_options().device_kind(kind.clone()).init() {
+            Ok(_) | Err(burn::tensor::wgpu::WgpuInitError::Registration { .. }) => {}
+            Err(error) => {
+                return Err(Error::new(
+                    format!("The GPU “{}” could not be opened ({error})", info.name),
+                    "Update its driver, or use --device cpu",
+                ));
+            }
+        }
+        Ok(Opened {
+            device: Device::wgpu(kind.clone()),
+            name: info.name.clone(),
+            reason: format!("{} over {}, {why}", info.name, info.backend),
+            driver: Some(format!("{} {} {} {}", info.name, info.backend, info.driver, info.driver_info)),
+        })
+    }
+}
+
+impl fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.info.name, self.info.device_type)
+    }
+}
+
+/// Every adapter of the best graphics API, real GPUs before software.
+///
+/// burn tries the same APIs in the same order and counts each type of adapter on its own.
+pub fn adapters() -> Vec<Adapter> {
+    let chain = if cfg!(target_os = "macos") { &[Backend::Metal][..] } else { &[Backend::Vulkan, Backend::Dx12, Backend::Gl] };
+    let mut best: Vec<AdapterInfo> = Vec::new();
+    for &backend in chain {
+        let found = probe(backend);
+        let real = found.iter().any(|info| info.device_type != DeviceType::Cpu);
+        if real || best.is_empty() {
+            best = found;
+        }
+        if real {
+            break;
+        }
+    }
+    let mut counts = [0; 3];
+    let mut adapters: Vec<Adapter> = best
+        .into_iter()
+        .map(|info| {
+            let mut next = |i: usize| {
+                counts[i] += 1;
+                counts[i] - 1
+            };
+            let kind = match info.device_type {
+                DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(next(0)),
+                DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(next(1)),
+                DeviceType::VirtualGpu => DeviceKind::VirtualGpu(next(2)),
+                DeviceType::Cpu => DeviceKind::Cpu,
+                DeviceType::Other => DeviceKind::DefaultDevice,
+            };
+            Adapter { info, kind }
+        })
+        .collect();
+    adapters.sort_by_key(|adapter| match adapter.info.device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+fn probe(backend: Backend) -> Vec<AdapterInfo> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: Backends::from(backend),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    pollster::block_on(instance.enumerate_adapters(backend.into())).iter().map(wgpu::Adapter::get_info).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_parse() {
+        assert_eq!("gpu:2".parse::<Choice>().unwrap(), Choice::Gpu(2));
+        assert_eq!("auto".parse::<Choice>().unwrap(), Choice::Auto);
+        assert!("gpu:x".parse::<Choice>().is_err_and(|e| e.advice.contains("gpu:N")));
+    }
+
+    #[test]
+    fn auto_never_takes_a_software_rasteriser() {
+        let opened = open(Choice::Auto).unwrap();
+        let software = adapters().into_iter().filter(Adapter::is_software).map(|a| a.info.name).collect::<Vec<_>>();
+        assert!(!software.contains(&opened.name), "{}", opened.reason);
+    }
+}

@@ -1,0 +1,152 @@
+//! Settings that describe themselves: one table feeds forms, `--set`, help, README and error messages.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::engine::{Error, Result};
+
+/// One setting of a method or of training.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Field {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub help: &'static str,
+    /// Empty where the value is a bare number or word.
+    pub unit: &'static str,
+    /// As the user would type it.
+    pub default: &'static str,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Integer { min: i64, max: i64 },
+    Number { min: f64, max: f64 },
+    Choice(&'static [&'static str]),
+    Flag,
+    Text,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Self::Number { min, max } => write!(f, "a number from {min} to {max}"),
+            Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
+            Self::Flag => write!(f, "true or false"),
+            Self::Text => write!(f, "text"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Integer(i64),
+    Number(f64),
+    Flag(bool),
+    Text(String),
+}
+
+/// A value for every field of a table, each checked against its kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings(BTreeMap<&'static str, Value>);
+
+impl Settings {
+    /// The defaults of `fields`, with `changes` applied. A name that no field has is an error that lists the names.
+    pub fn new<'a>(fields: &[Field], changes: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
+        let mut values = BTreeMap::new();
+        for field in fields {
+            values.insert(field.name, parse(field, field.default)?);
+        }
+        for (name, text) in changes {
+            let field = fields.iter().find(|field| field.name == name).ok_or_else(|| {
+                let known = fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ");
+                Error::usage(format!("There is no field “{name}”"), format!("Choose one of {known}"))
+            })?;
+            values.insert(field.name, parse(field, text)?);
+        }
+        Ok(Self(values))
+    }
+
+    pub fn integer(&self, name: &str) -> usize {
+        match self.0.get(name) {
+            Some(&Value::Integer(n)) => usize::try_from(n).unwrap_or(0),
+            other => panic!("{name} is not a whole-number field: {other:?}"),
+        }
+    }
+
+    pub fn number(&self, name: &str) -> f64 {
+        match self.0.get(name) {
+            Some(&Value::Number(x)) => x,
+            other => panic!("{name} is not a number field: {other:?}"),
+        }
+    }
+
+    pub fn flag(&self, name: &str) -> bool {
+        match self.0.get(name) {
+            Some(&Value::Flag(on)) => on,
+            other => panic!("{name} is not a flag field: {other:?}"),
+        }
+    }
+
+    pub fn text(&self, name: &str) -> &str {
+        match self.0.get(name) {
+            Some(Value::Text(text)) => text,
+            other => panic!("{name} is not a text field: {other:?}"),
+        }
+    }
+}
+
+/// As the user would type them.
+impl Serialize for Settings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| {
+            let text = match value {
+                Value::Integer(n) => n.to_string(),
+                Value::Number(x) => x.to_string(),
+                Value::Flag(on) => on.to_string(),
+                Value::Text(text) => text.clone(),
+            };
+            (name, text)
+        }))
+    }
+}
+
+fn parse(field: &Field, text: &str) -> Result<Value> {
+    let value = match field.kind {
+        Kind::Integer { min, max } => text.parse().ok().filter(|n| (min..=max).contains(n)).map(Value::Integer),
+        Kind::Number { min, max } => text.parse().ok().filter(|x| (min..=max).contains(x)).map(Value::Number),
+        Kind::Flag => text.parse().ok().map(Value::Flag),
+        Kind::Choice(words) => words.contains(&text).then(|| Value::Text(text.into())),
+        Kind::Text => Some(Value::Text(text.into())),
+    };
+    value.ok_or_else(|| {
+        Error::usage(format!("{} cannot be “{text}”", field.name), format!("It must be {}", field.kind))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIELDS: &[Field] = &[
+        Field { name: "rank", title: "Rank", help: "", unit: "", default: "8", kind: Kind::Integer { min: 1, max: 256 } },
+        Field { name: "scale", title: "Scale", help: "", unit: "", default: "alpha", kind: Kind::Choice(&["alpha", "rs"]) },
+        Field { name: "lr", title: "Rate", help: "", unit: "", default: "1e-3", kind: Kind::Number { min: 0.0, max: 1.0 } },
+    ];
+
+    #[test]
+    fn changes_are_checked_and_the_rest_are_defaults() {
+        let settings = Settings::new(FIELDS, [("rank", "4")]).unwrap();
+        assert_eq!((settings.integer("rank"), settings.text("scale"), settings.number("lr")), (4, "alpha", 1e-3));
+        for (name, text) in [("rank", "0"), ("rank", "x"), ("scale", "beta"), ("lr", "NaN"), ("lr", "inf")] {
+            let error = Settings::new(FIELDS, [(name, text)]).unwrap_err();
+            assert!(error.what.contains(name) && error.advice.starts_with("It must be"), "{error}");
+        }
+        let error = Settings::new(FIELDS, [("rnak", "4")]).unwrap_err();
+        assert!(error.advice.contains("rank, scale, lr"), "{error}");
+    }
+}

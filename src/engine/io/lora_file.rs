@@ -1,0 +1,243 @@
+//! LoRA files: kohya, PEFT and diffusers keys are read, kohya keys are written.
+//!
+//! Every file we write is complete: the read side is stored even where a seed could regenerate it, so that ComfyUI,
+//! A1111 and kohya's tools load it. Token vectors travel as `bundle_emb.<token>.clip_l` (OneTrainer's name; ComfyUI
+//! reads it).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::engine::io::names::{self, Role};
+use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
+use crate::engine::{Error, Result};
+
+const TOKEN_PREFIX: &str = "bundle_emb.";
+const TOKEN_SUFFIX: &str = ".clip_l";
+
+/// `ΔW = alpha/rank · up · down` of one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraLayer {
+    /// Read side, row-major `[rank, in]`.
+    pub down: Vec<f32>,
+    /// Write side, row-major `[out, rank]`.
+    pub up: Vec<f32>,
+    pub rank: usize,
+    pub alpha: f32,
+    /// `[rank, in]` or `[rank, channels, kh, kw]`.
+    pub down_shape: Vec<usize>,
+    /// `[out, rank]` or `[out, rank, 1, 1]`.
+    pub up_shape: Vec<usize>,
+}
+
+impl LoraLayer {
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    pub fn out(&self) -> usize {
+        self.up_shape[0]
+    }
+
+    /// Flattened width `channels · kh · kw`.
+    pub fn input(&self) -> usize {
+        self.down_shape[1..].iter().product()
+    }
+}
+
+/// A LoRA file's content.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoraFile {
+    pub path: PathBuf,
+    /// By kohya's module name.
+    pub layers: BTreeMap<String, LoraLayer>,
+    /// Vectors of each token, `[n][width]`.
+    pub tokens: BTreeMap<String, Vec<Vec<f32>>>,
+    pub metadata: BTreeMap<String, String>,
+    /// How exactly the file keeps its numbers.
+    pub dtype: Option<Dtype>,
+}
+
+impl LoraFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = Checkpoint::open(path)?;
+        let mut parts: BTreeMap<String, BTreeMap<&str, &String>> = BTreeMap::new();
+        let mut tokens = BTreeMap::new();
+        let mut foreign = Vec::new();
+        for stored in file.entries().keys() {
+            if let Some(token) = stored.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.strip_suffix(TOKEN_SUFFIX)) {
+                tokens.insert(token.to_owned(), vectors(&file, stored)?);
+            } else if let Some((module, role)) = names::lora_key(stored) {
+                let slot = match role {
+                    Role::Down => "down",
+                    Role::Up => "up",
+                    Role::Alpha => "alpha",
+                };
+                parts.entry(module).or_default().insert(slot, stored);
+            } else {
+                foreign.push(stored.as_str());
+            }
+        }
+        if let Some(first) = foreign.first() {
+            return Err(not_lora(first, parts.is_empty()).at(path));
+        }
+        if parts.is_empty() {
+            return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
+        }
+        let layers = parts
+            .into_iter()
+            .map(|(module, parts)| {
+                let layer = layer(&file, &parts).map_err(|why| {
+                    Error::new(format!("The layer {module} cannot be used: {why}"), "The file is damaged: export it again").at(path)
+                })?;
+                Ok((module, layer))
+            })
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
+        Ok(Self { path: path.to_path_buf(), layers, tokens, metadata: file.metadata().clone(), dtype })
+    }
+
+    /// The tensors as they are written.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let dtype = self.dtype.unwrap_or(Dtype::F32);
+        let mut tensors = BTreeMap::new();
+        for (module, layer) in &self.layers {
+            tensors.insert(format!("{module}.lora_down.weight"), Tensor::new(dtype, &layer.down_shape, &layer.down));
+            tensors.insert(format!("{module}.lora_up.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
+            tensors.insert(format!("{module}.alpha"), Tensor::new(dtype, &[], &[layer.alpha]));
+        }
+        for (token, vectors) in &self.tokens {
+            let width = vectors.first().map_or(0, Vec::len);
+            let name = format!("{TOKEN_PREFIX}{token}{TOKEN_SUFFIX}");
+            tensors.insert(name, Tensor::new(dtype, &[vectors.len(), width], &vectors.concat()));
+        }
+        tensors
+    }
+
+    /// Writes the file with `sshs_model_hash` and `modelspec.hash_sha256` brought up to date.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let tensors = self.tensors();
+        let hash = safetensors::tensor_hash(&tensors);
+        let mut metadata = self.metadata.clone();
+        metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
+        metadata.insert("sshs_model_hash".into(), hash);
+        safetensors::save(path, &tensors, &metadata)
+    }
+
+    /// The ranks in use.
+    pub fn ranks(&self) -> BTreeSet<usize> {
+        self.layers.values().map(|layer| layer.rank).collect()
+    }
+}
+
+fn layer(file: &Checkpoint, parts: &BTreeMap<&str, &String>) -> std::result::Result<LoraLayer, String> {
+    let part = |role: &str| parts.get(role).copied().ok_or_else(|| format!("its {role} side is missing"));
+    let (down_name, up_name) = (part("down")?, part("up")?);
+    let sentence = |e: Error| e.what;
+    let (down_shape, up_shape) = (file.shape(down_name).map_err(sentence)?.to_vec(), file.shape(up_name).map_err(sentence)?.to_vec());
+    let fits = matches!(
+        (&down_shape[..], &up_shape[..]),
+        ([rank, _], [_, r]) | ([rank, _, _, _], [_, r, 1, 1]) if rank == r && *rank > 0
+    );
+    if !fits {
+        return Err(format!("down {down_shape:?} and up {up_shape:?} do not belong together"));
+    }
+    let (down, up) = (file.f32(down_name).map_err(sentence)?, file.f32(up_name).map_err(sentence)?);
+    if down.iter().chain(&up).any(|x| !x.is_finite()) {
+        return Err("it holds NaN or infinite numbers".into());
+    }
+    let rank = down_shape[0];
+    let alpha = match parts.get("alpha") {
+        // kohya reads 0 as the rank, others as no effect: nobody writes it on purpose.
+        Some(name) => file.f32(name).map_err(sentence)?.first().copied().filter(|&alpha| alpha != 0.0).unwrap_or(rank as f32),
+        None => rank as f32,
+    };
+    if !alpha.is_finite() {
+        return Err("its alpha is not a number".into());
+    }
+    Ok(LoraLayer { down, up, rank, alpha, down_shape, up_shape })
+}
+
+fn vectors(file: &Checkpoint, name: &str) -> Result<Vec<Vec<f32>>> {
+    let values = file.f32(name)?;
+    let width = file.shape(name)?.last().copied().unwrap_or(0);
+    if width == 0 || values.iter().any(|x| !x.is_finite()) {
+        return Err(Error::new(format!("The token vectors {name} are damaged"), "Export the file again").at(file.path()));
+    }
+    Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
+}
+
+/// Kinds of adapter we can name but not read, by a piece of their keys.
+const OTHER_KINDS: [(&str, &str); 6] = [
+    ("hada_", "a LoHa"),
+    ("lokr_", "a LoKr"),
+    ("lora_mid", "a Tucker-decomposed LoCon"),
+    ("dora_scale", "a DoRA"),
+    ("oft_", "an OFT"),
+    (".diff", "a full difference"),
+];
+
+fn not_lora(key: &str, nothing_else: bool) -> Error {
+    let other = OTHER_KINDS.iter().find(|(piece, _)| key.contains(piece));
+    match other {
+        Some((_, kind)) => Error::new(format!("This is {kind} (it holds {key})"), "Only plain LoRA files can be read so far"),
+        None if nothing_else => {
+            Error::new(format!("This is not an adapter: it holds {key}"), "Name a LoRA file; a model belongs after --model")
+        }
+        None => Error::new(format!("The file holds {key}, which is no part of a LoRA"), "Export it again from the tool that made it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(folder: &Path) -> LoraFile {
+        let layer = LoraLayer {
+            down: vec![0.1, 0.2, 0.3, 0.4],
+            up: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            rank: 2,
+            alpha: 4.0,
+            down_shape: vec![2, 2],
+            up_shape: vec![3, 2],
+        };
+        LoraFile {
+            path: folder.join("a.safetensors"),
+            layers: BTreeMap::from([("lora_unet_mid_block_attentions_0_proj_in".to_owned(), layer)]),
+            tokens: BTreeMap::from([("<sks>".to_owned(), vec![vec![0.5, -0.5]])]),
+            metadata: BTreeMap::from([("triptych.method".to_owned(), "lora".to_owned())]),
+            dtype: Some(Dtype::F32),
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = sample(folder.path());
+        saved.save(&saved.path).unwrap();
+        let mut read = LoraFile::open(&saved.path).unwrap();
+        let hash = read.metadata.remove("sshs_model_hash").unwrap();
+        assert_eq!(read.metadata.remove("modelspec.hash_sha256"), Some(format!("0x{hash}")));
+        assert_eq!(hash, Checkpoint::open(&saved.path).unwrap().tensor_hash());
+        assert_eq!(read, saved);
+    }
+
+    #[test]
+    fn other_kinds_and_damage_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.safetensors");
+        let module = "lora_unet_mid_block_attentions_0_proj_in";
+        let one = |name: &str, shape: &[usize], values: &[f32]| (format!("{module}.{name}"), Tensor::new(Dtype::F32, shape, values));
+        let cases = [
+            (vec![one("hada_w1_a", &[1], &[0.0])], "a LoHa"),
+            (vec![one("lora_down.weight", &[1, 2], &[0.0; 2])], "up side is missing"),
+            (vec![one("lora_down.weight", &[1, 2], &[0.0; 2]), one("lora_up.weight", &[2, 2], &[0.0; 4])], "do not belong"),
+            (vec![one("lora_down.weight", &[1, 2], &[f32::NAN; 2]), one("lora_up.weight", &[2, 1], &[0.0; 2])], "NaN"),
+            (vec![("conv_in.weight".into(), Tensor::new(Dtype::F32, &[1], &[0.0]))], "not an adapter"),
+        ];
+        for (tensors, expected) in cases {
+            safetensors::save(&path, &tensors.into_iter().collect(), &BTreeMap::new()).unwrap();
+            let error = LoraFile::open(&path).unwrap_err();
+            assert!(error.what.contains(expected), "{error}");
+        }
+    }
+}

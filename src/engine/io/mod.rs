@@ -1,0 +1,10 @@
+//! Files ↔ tensors.
+
+pub mod atomic;
+pub mod folder;
+pub mod lora_file;
+pub mod names;
+pub mod safetensors;
+
+pub use folder::Folder;
+pub use safetensors::{Checkpoint, Dtype, Entry};

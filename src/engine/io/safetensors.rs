@@ -1,0 +1,274 @@
+//! Safetensors by memory map, tensor by tensor, and an ordered, atomic writer.
+//!
+//! Format: <https://github.com/huggingface/safetensors>. The writer is ours because the crate writes its metadata in
+//! hash order, and a file here is a function of its content.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::io::atomic;
+use crate::engine::{Error, Result};
+
+pub use safetensors::Dtype;
+
+/// Where one tensor lies in the file.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+/// An open safetensors file. Nothing is read before it is asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    map: Bytes,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Reads the header and checks it against the file's length.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("open", path, &e))?;
+        if file.metadata().is_ok_and(|m| m.is_dir()) {
+            return Err(Error::new("This is a folder, not a safetensors file", "Name the file inside it").at(path));
+        }
+        // SAFETY: the map is only read. A program that truncates the file meanwhile would fault it, as it would any
+        // reader of mapped models; files of ours are replaced by rename, which leaves the mapped one whole.
+        #[expect(unsafe_code, reason = "mapping a file is unsafe by nature; this is the one place")]
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, &e))?;
+        Self::parse(path, Bytes::Mapped(map))
+    }
+
+    /// A file that is part of the program; `path` is what messages call it.
+    pub fn embedded(path: &Path, bytes: &'static [u8]) -> Result<Self> {
+        Self::parse(path, Bytes::Embedded(bytes))
+    }
+
+    fn parse(path: &Path, map: Bytes) -> Result<Self> {
+        let broken = |e: safetensors::SafeTensorError| {
+            let advice = if map.starts_with(b"PK") || map.starts_with(b"\x80") {
+                "It looks like a pickle (.ckpt, .pt); those can run code and are not opened: convert it to safetensors"
+            } else {
+                "The file is cut short or not a safetensors file: fetch or export it again"
+            };
+            Error::new(format!("This is not a whole safetensors file ({e})"), advice).at(path)
+        };
+        let (header, parsed) = SafeTensors::read_metadata(&map).map_err(broken)?;
+        let start = header + 8;
+        if start + parsed.data_len() != map.len() {
+            return Err(Error::new(
+                format!("The file holds {} bytes of tensors where its header promises {}", map.len() - start, parsed.data_len()),
+                "The file is cut short: fetch or export it again",
+            )
+            .at(path));
+        }
+        let entries = parsed
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (from, to) = info.data_offsets;
+                (name, Entry { dtype: info.dtype, shape: info.shape.clone(), start: start + from, end: start + to })
+            })
+            .collect();
+        let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(Self { path: path.to_path_buf(), map, entries, metadata })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// SHA-256 of all bytes after the header (kohya's `sshs_model_hash`): what the tensors are, whatever the metadata.
+    pub fn tensor_hash(&self) -> String {
+        let start = self.entries.values().map(|e| e.start).min().unwrap_or(self.map.len());
+        hex(&Sha256::digest(&self.map[start..]))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| {
+            Error::new(format!("The tensor “{name}” is missing"), "The file is of another kind than expected").at(&self.path)
+        })
+    }
+
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.entry(name)?.shape)
+    }
+
+    /// The values of an f16, bf16, f32 or f64 tensor as f32, row-major.
+    pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        let bytes = &self.map[entry.start..entry.end];
+        Ok(match entry.dtype {
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
+            Dtype::I64 => bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as f32).collect(),
+            Dtype::I32 => bytes.as_chunks().0.iter().map(|&b| i32::from_le_bytes(b) as f32).collect(),
+            other => {
+                return Err(Error::new(
+                    format!("The tensor “{name}” is stored as {other:?}"),
+                    "Only f16, bf16, f32 and f64 can be read: convert the file",
+                )
+                .at(&self.path));
+            }
+        })
+    }
+}
+
+/// A tensor about to be written.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Tensor {
+    /// Stores `values` as f16 or bf16 when asked, otherwise as f32.
+    pub fn new(dtype: Dtype, shape: &[usize], values: &[f32]) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), values.len());
+        let (dtype, bytes) = match dtype {
+            Dtype::F16 => (dtype, values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()),
+            Dtype::BF16 => (dtype, values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()),
+            _ => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        };
+        Self { dtype, shape: shape.to_vec(), bytes }
+    }
+}
+
+/// Writes `tensors` in name order under `metadata` in key order: equal content makes equal bytes.
+pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
+    let header = header(tensors, metadata);
+    atomic::write(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        in_file_order(tensors).try_for_each(|(_, tensor)| out.write_all(&tensor.bytes))
+    })
+}
+
+/// SHA-256 of the tensor bytes as [`save`] lays them out.
+pub fn tensor_hash(tensors: &BTreeMap<String, Tensor>) -> String {
+    let mut hash = Sha256::new();
+    in_file_order(tensors).for_each(|(_, tensor)| hash.update(&tensor.bytes));
+    hex(&hash.finalize())
+}
+
+/// Wide types first, then by name, so that every tensor is aligned to its own width as readers expect.
+fn in_file_order(tensors: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (&String, &Tensor)> {
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.bitsize()));
+    order.into_iter()
+}
+
+fn header(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Vec<u8> {
+    let mut fields = serde_json::Map::new();
+    if !metadata.is_empty() {
+        fields.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, tensor) in in_file_order(tensors) {
+        let start = end;
+        end += tensor.bytes.len();
+        fields.insert(
+            name.clone(),
+            json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end] }),
+        );
+    }
+    let mut header = serde_json::Value::Object(fields).to_string().into_bytes();
+    // The tensor block starts on a multiple of eight so that a map of it is aligned.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    header
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> BTreeMap<String, Tensor> {
+        BTreeMap::from([
+            ("a".to_owned(), Tensor::new(Dtype::F16, &[3], &[1.0, -2.0, 0.5])),
+            ("b".to_owned(), Tensor::new(Dtype::F32, &[2, 1], &[1e-7, 3.25])),
+            ("c".to_owned(), Tensor::new(Dtype::BF16, &[1], &[1.5])),
+        ])
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let metadata = BTreeMap::from([("z".to_owned(), "1".to_owned()), ("a".to_owned(), "ü\"\n".to_owned())]);
+        save(&path, &sample(), &metadata).unwrap();
+        let read = Checkpoint::open(&path).unwrap();
+        assert_eq!(read.f32("a").unwrap(), [1.0, -2.0, 0.5]);
+        assert_eq!(read.f32("b").unwrap(), [1e-7, 3.25]);
+        assert_eq!(read.shape("b").unwrap(), [2, 1]);
+        assert_eq!(read.f32("c").unwrap(), [1.5]);
+        assert_eq!(read.metadata(), &metadata);
+        assert_eq!(read.tensor_hash(), tensor_hash(&sample()));
+        assert!(read.f32("d").unwrap_err().what.contains("missing"));
+        let first = std::fs::read(&path).unwrap();
+        save(&path, &sample(), &metadata).unwrap();
+        assert_eq!(first, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn broken_files_are_sentences() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        save(&path, &sample(), &BTreeMap::new()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let huge_header = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
+        let cases: [&[u8]; 6] = [b"", b"short", &whole[..whole.len() - 1], &whole[..20], &huge_header, b"PK\x03\x04 a zip of pickles"];
+        for bytes in cases {
+            std::fs::write(&path, bytes).unwrap();
+            let error = Checkpoint::open(&path).unwrap_err();
+            assert_eq!(error.path.as_deref(), Some(path.as_path()), "{error}");
+            assert!(!error.advice.is_empty(), "{error}");
+        }
+        assert!(Checkpoint::open(folder.path()).unwrap_err().what.contains("folder"));
+        assert!(Checkpoint::open(&folder.path().join("none")).unwrap_err().advice.contains("exists"));
+    }
+}

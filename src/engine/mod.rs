@@ -1,0 +1,14 @@
+//! The engine: everything but the command line and the window. It knows no user interface and has no globals.
+
+pub mod adapter;
+pub mod concept;
+pub mod device;
+pub mod diffusion;
+pub mod error;
+pub mod field;
+pub mod io;
+pub mod model;
+pub mod random;
+pub mod spectrum;
+
+pub use error::{Error, Result};

@@ -1,0 +1,198 @@
+//! The bricks that every network here is made of.
+//!
+//! Activations are `[batch, channels, height, width]` or `[batch, tokens, width]`.
+
+use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::{Tensor, activation, module};
+
+use crate::engine::model::loader::Scope;
+use crate::engine::model::{LayerId, Mounts};
+
+/// `y = x · weight_io + bias`, plus what is mounted on it.
+#[derive(Debug)]
+pub struct Linear {
+    pub id: LayerId,
+    pub weight_io: Tensor<2>,
+    pub bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    pub fn forward<const D: usize>(&self, x: Tensor<D>, mounts: &Mounts) -> Tensor<D> {
+        let y = module::linear(x.clone(), self.weight_io.clone(), self.bias.clone());
+        mounts.linear(self.id, &x, y)
+    }
+}
+
+/// Kernel `[height, width]`, stride and zero padding of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    pub padding: usize,
+}
+
+impl ConvShape {
+    /// 3×3 that keeps height and width.
+    pub const SAME3: Self = Self { kernel: [3, 3], stride: 1, padding: 1 };
+    /// 3×3 that halves them.
+    pub const HALF3: Self = Self { kernel: [3, 3], stride: 2, padding: 1 };
+    pub const POINT: Self = Self { kernel: [1, 1], stride: 1, padding: 0 };
+}
+
+/// A convolution with bias, plus what is mounted on it.
+#[derive(Debug)]
+pub struct Conv {
+    pub id: LayerId,
+    pub weight_oihw: Tensor<4>,
+    pub bias: Tensor<1>,
+    pub shape: ConvShape,
+}
+
+impl Conv {
+    pub fn forward(&self, x: Tensor<4>, mounts: &Mounts) -> Tensor<4> {
+        let y = convolve(x.clone(), self.weight_oihw.clone(), Some(self.bias.clone()), self.shape);
+        mounts.conv(self.id, self.shape, &x, y)
+    }
+}
+
+/// `[b, i, h, w] * [o, i, kh, kw] → [b, o, h', w']`.
+pub fn convolve(x: Tensor<4>, weight_oihw: Tensor<4>, bias: Option<Tensor<1>>, shape: ConvShape) -> Tensor<4> {
+    if shape == ConvShape::POINT {
+        let [out, channels, _, _] = weight_oihw.dims();
+        return pointwise(x, weight_oihw.reshape([out, channels]), bias);
+    }
+    let ConvShape { kernel: _, stride, padding } = shape;
+    let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1);
+    module::conv2d(x, weight_oihw, bias, options)
+}
+
+/// A 1×1 convolution as a matrix product: kernels that drivers pick for it have been wrong (burn #5626, cubek #519).
+pub fn pointwise(x: Tensor<4>, weight_oi: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let [b, c, h, w] = x.dims();
+    let [out, _] = weight_oi.dims();
+    let y = weight_oi.unsqueeze::<3>().matmul(x.reshape([b, c, h * w]));
+    let y = match bias {
+        Some(bias) => y + bias.reshape([1, out, 1]),
+        None => y,
+    };
+    y.reshape([b, out, h, w])
+}
+
+/// Gain and offset of a normalisation.
+#[derive(Debug)]
+pub struct Norm {
+    pub weight: Tensor<1>,
+    pub bias: Tensor<1>,
+    pub eps: f64,
+}
+
+impl Norm {
+    /// Over the last axis.
+    pub fn layer<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        module::layer_norm(x, self.weight.clone(), Some(self.bias.clone()), self.eps)
+    }
+
+    /// Over each of `groups` groups of channels together with height and width.
+    pub fn group(&self, x: Tensor<4>, groups: usize) -> Tensor<4> {
+        let [b, c, h, w] = x.dims();
+        let x = x.reshape([b, groups, c / groups * h * w]);
+        let mean = x.clone().mean_dim(2);
+        let centred = x - mean;
+        let variance = centred.clone().powi_scalar(2).mean_dim(2);
+        let x = centred / (variance + self.eps).sqrt();
+        x.reshape([b, c, h, w]) * self.weight.clone().reshape([1, c, 1, 1]) + self.bias.clone().reshape([1, c, 1, 1])
+    }
+}
+
+/// Two convolutions around a shortcut, optionally told the timestep (diffusers `ResnetBlock2D`).
+#[derive(Debug)]
+pub struct Resnet {
+    norm1: Norm,
+    conv1: Conv,
+    time: Option<Linear>,
+    norm2: Norm,
+    conv2: Conv,
+    shortcut: Option<Conv>,
+    groups: usize,
+}
+
+impl Resnet {
+    /// `time` is the width of the timestep embedding.
+    pub fn load(scope: &Scope<'_>, input: usize, out: usize, time: Option<usize>, groups: usize, eps: f64) -> Self {
+        Self {
+            norm1: scope.norm("norm1", input, eps),
+            conv1: scope.conv("conv1", input, out, ConvShape::SAME3),
+            time: time.map(|width| scope.linear("time_emb_proj", width, out, true)),
+            norm2: scope.norm("norm2", out, eps),
+            conv2: scope.conv("conv2", out, out, ConvShape::SAME3),
+            shortcut: (input != out).then(|| scope.conv("conv_shortcut", input, out, ConvShape::POINT)),
+            groups,
+        }
+    }
+
+    /// `time` is the embedding after its SiLU.
+    pub fn forward(&self, x: Tensor<4>, time: Option<&Tensor<2>>, mounts: &Mounts) -> Tensor<4> {
+        let h = activation::silu(self.norm1.group(x.clone(), self.groups));
+        let mut h = self.conv1.forward(h, mounts);
+        if let (Some(linear), Some(time)) = (&self.time, time) {
+            let [b, c, _, _] = h.dims();
+            h = h + linear.forward(time.clone(), mounts).reshape([b, c, 1, 1]);
+        }
+        let h = activation::silu(self.norm2.group(h, self.groups));
+        let h = self.conv2.forward(h, mounts);
+        match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x, mounts) + h,
+            None => x + h,
+        }
+    }
+}
+
+/// Nearest neighbour to `[height, width]`.
+pub fn upsample(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    let [b, c, h, w] = x.dims();
+    if size == [2 * h, 2 * w] {
+        // A broadcast: cheaper than a gather, forwards and backwards.
+        return x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w]);
+    }
+    module::interpolate(x, InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size))
+}
+
+/// `softmax(q·kᵀ/√d + mask)·v` on `heads` heads; `q [b, n, c]`, `k, v [b, m, c]`, `mask [1, 1, n, m]`.
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Option<Tensor<4>>) -> Tensor<3> {
+    let [b, n, c] = q.dims();
+    let head = c / heads;
+    let split = |x: Tensor<3>| {
+        let [b, tokens, _] = x.dims();
+        x.reshape([b, tokens, heads, head]).swap_dims(1, 2)
+    };
+    // The scale goes onto the smaller operand.
+    let scores = (split(q) * (head as f64).powf(-0.5)).matmul(split(k).transpose());
+    let scores = match mask {
+        Some(mask) => scores + mask,
+        None => scores,
+    };
+    activation::softmax(scores, 3).matmul(split(v)).swap_dims(1, 2).reshape([b, n, c])
+}
+
+/// Sinusoids of a timestep, cosines first: `[b] → [b, width]` (diffusers `flip_sin_to_cos`, `freq_shift` 0).
+pub fn timestep_embedding(timesteps: &[f32], width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let frequency = |i: usize| (-(10_000_f32.ln()) * i as f32 / half as f32).exp();
+    timesteps
+        .iter()
+        .flat_map(|&t| {
+            let angles = (0..half).map(move |i| t * frequency(i));
+            angles.clone().map(f32::cos).chain(angles.map(f32::sin))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestep_zero_is_cosines_of_one() {
+        assert_eq!(timestep_embedding(&[0.0], 4), [1.0, 1.0, 0.0, 0.0]);
+    }
+}

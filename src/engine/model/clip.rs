@@ -1,0 +1,161 @@
+//! CLIP text encoder (transformers `CLIPTextModel`): token ids `[b, 77]` → hidden states `[b, 77, width]`.
+
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use serde::Deserialize;
+
+use crate::engine::io::Checkpoint;
+use crate::engine::model::blocks::{Linear, Norm, attention};
+use crate::engine::model::loader::{Loader, Scope};
+use crate::engine::model::{Layer, Mounts, Part};
+use crate::engine::{Error, Result};
+
+/// `text_encoder/config.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    #[serde(default = "default_positions")]
+    pub max_position_embeddings: usize,
+    #[serde(default = "default_act")]
+    pub hidden_act: String,
+    #[serde(default = "default_eps")]
+    pub layer_norm_eps: f64,
+}
+
+fn default_positions() -> usize {
+    77
+}
+
+fn default_act() -> String {
+    "quick_gelu".into()
+}
+
+fn default_eps() -> f64 {
+    1e-5
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// `x·σ(1.702 x)`, of OpenAI's CLIP.
+    QuickGelu,
+    Gelu,
+}
+
+#[derive(Debug)]
+pub struct TextEncoder {
+    pub config: Config,
+    tokens: Tensor<2>,
+    positions: Tensor<2>,
+    layers: Vec<EncoderLayer>,
+    final_norm: Norm,
+    /// `[1, 1, 77, 77]`: −∞ where a token would look ahead.
+    causal: Tensor<4>,
+}
+
+#[derive(Debug)]
+struct EncoderLayer {
+    norm1: Norm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm2: Norm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    act: Act,
+}
+
+impl TextEncoder {
+    pub fn load(config: Config, file: &Checkpoint, device: &Device, layers: Vec<Layer>) -> Result<(Self, Vec<Layer>)> {
+        let act = match config.hidden_act.as_str() {
+            "quick_gelu" => Act::QuickGelu,
+            "gelu" => Act::Gelu,
+            other => {
+                return Err(Error::new(
+                    format!("The text encoder uses the activation “{other}”"),
+                    "Only CLIP text encoders (quick_gelu, gelu) can be loaded",
+                )
+                .at(file.path()));
+            }
+        };
+        let Config { vocab_size, hidden_size: width, num_attention_heads: heads, max_position_embeddings: length, .. } = config;
+        if heads == 0 || !width.is_multiple_of(heads) {
+            return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json").at(file.path()));
+        }
+        let loader = Loader::new(file, crate::engine::io::names::text_encoder, device, Part::Text, layers);
+        let root = loader.root().sub("text_model");
+        let eps = config.layer_norm_eps;
+        let encoder = Self {
+            tokens: root.tensor("embeddings.token_embedding.weight", [vocab_size, width]),
+            positions: root.tensor("embeddings.position_embedding.weight", [length, width]),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| EncoderLayer::load(&root.sub(format!("encoder.layers.{i}")), &config, act))
+                .collect(),
+            final_norm: root.norm("final_layer_norm", width, eps),
+            causal: causal_mask(length, device),
+            config,
+        };
+        Ok((encoder, loader.finish()?))
+    }
+
+    /// Longest prompt in tokens, both ends included.
+    pub fn length(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    /// Rows of the embedding table: ids `[b, n]` → `[b, n, width]`.
+    pub fn embed(&self, ids: &[Vec<u32>]) -> Tensor<3> {
+        let (rows, columns) = (ids.len(), ids.first().map_or(0, Vec::len));
+        let flat: Vec<i32> = ids.iter().flatten().map(|&id| id.cast_signed()).collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(flat, [rows * columns]), &self.tokens.device());
+        self.tokens.clone().select(0, index).reshape([rows, columns, self.config.hidden_size])
+    }
+
+    /// Embedded tokens → last hidden state after the final norm.
+    pub fn forward(&self, embedded: Tensor<3>, mounts: &Mounts) -> Tensor<3> {
+        let [_, n, _] = embedded.dims();
+        let x = embedded + self.positions.clone().narrow(0, 0, n).unsqueeze();
+        let mask = self.causal.clone().narrow(2, 0, n).narrow(3, 0, n);
+        let x = self.layers.iter().fold(x, |x, layer| layer.forward(x, &mask, mounts));
+        self.final_norm.layer(x)
+    }
+}
+
+impl EncoderLayer {
+    fn load(scope: &Scope<'_>, config: &Config, act: Act) -> Self {
+        let Config { hidden_size: width, intermediate_size, layer_norm_eps: eps, .. } = *config;
+        Self {
+            norm1: scope.norm("layer_norm1", width, eps),
+            query: scope.linear("self_attn.q_proj", width, width, true),
+            key: scope.linear("self_attn.k_proj", width, width, true),
+            value: scope.linear("self_attn.v_proj", width, width, true),
+            out: scope.linear("self_attn.out_proj", width, width, true),
+            norm2: scope.norm("layer_norm2", width, eps),
+            fc1: scope.linear("mlp.fc1", width, intermediate_size, true),
+            fc2: scope.linear("mlp.fc2", intermediate_size, width, true),
+            heads: config.num_attention_heads,
+            act,
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, mask: &Tensor<4>, mounts: &Mounts) -> Tensor<3> {
+        let h = self.norm1.layer(x.clone());
+        let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| linear.forward(h.clone(), mounts));
+        let x = x + self.out.forward(attention(q, k, v, self.heads, Some(mask.clone())), mounts);
+        let h = self.fc1.forward(self.norm2.layer(x.clone()), mounts);
+        let h = match self.act {
+            Act::QuickGelu => h.clone() * activation::sigmoid(h * 1.702),
+            Act::Gelu => activation::gelu(h),
+        };
+        x + self.fc2.forward(h, mounts)
+    }
+}
+
+fn causal_mask(n: usize, device: &Device) -> Tensor<4> {
+    let values = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect::<Vec<_>>();
+    Tensor::from_data(TensorData::new(values, [1, 1, n, n]), device)
+}

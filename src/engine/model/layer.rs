@@ -1,0 +1,67 @@
+//! The table of layers that an adapter can sit on.
+
+use crate::engine::io::names;
+
+/// Index of a layer in its model's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub usize);
+
+/// The network a layer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Text,
+    Unet,
+    /// Never adapted.
+    Vae,
+}
+
+/// One linear or convolution layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    pub part: Part,
+    /// Module path as in the diffusers or transformers file, without the part: `mid_block.attentions.0.proj_in`.
+    pub path: String,
+    pub out: usize,
+    /// Channels in.
+    pub channels: usize,
+    /// `[height, width]` of the kernel; `None` for a linear layer.
+    pub kernel: Option<[usize; 2]>,
+}
+
+impl Layer {
+    /// Width of the flattened weight `[out, input]`: `channels · kh · kw`.
+    pub fn input(&self) -> usize {
+        self.channels * self.kernel.map_or(1, |[h, w]| h * w)
+    }
+
+    /// Shape of the weight in files.
+    pub fn weight_shape(&self) -> Vec<usize> {
+        self.factor_shape(self.out, self.channels, self.kernel)
+    }
+
+    /// Shape of `lora_down.weight` in files: `[rank, in]`, for convolutions `[rank, in, kh, kw]`.
+    pub fn down_shape(&self, rank: usize) -> Vec<usize> {
+        self.factor_shape(rank, self.channels, self.kernel)
+    }
+
+    /// Shape of `lora_up.weight` in files: `[out, rank]`, for convolutions `[out, rank, 1, 1]`.
+    pub fn up_shape(&self, rank: usize) -> Vec<usize> {
+        self.factor_shape(self.out, rank, self.kernel.map(|_| [1, 1]))
+    }
+
+    fn factor_shape(&self, rows: usize, columns: usize, kernel: Option<[usize; 2]>) -> Vec<usize> {
+        match kernel {
+            None => vec![rows, columns],
+            Some([h, w]) => vec![rows, columns, h, w],
+        }
+    }
+
+    /// kohya's name of it, unique in the model: `lora_unet_mid_block_attentions_0_proj_in`.
+    pub fn module(&self) -> String {
+        let prefix = match self.part {
+            Part::Text => names::KOHYA_TEXT,
+            Part::Unet | Part::Vae => names::KOHYA_UNET,
+        };
+        format!("{prefix}{}", self.path.replace('.', "_"))
+    }
+}

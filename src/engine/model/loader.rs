@@ -1,0 +1,167 @@
+//! From a checkpoint to tensors, with every fault of the file collected into one error.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::engine::io::Checkpoint;
+use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm};
+use crate::engine::model::{Layer, LayerId, Part};
+use crate::engine::{Error, Result};
+
+/// At most this many faults are spelled out.
+const NAMED_FAULTS: usize = 8;
+
+/// Hands out the tensors of one network and keeps account of them.
+pub struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    part: Part,
+    /// Our name → name in the file.
+    stored: BTreeMap<String, String>,
+    state: RefCell<State>,
+}
+
+struct State {
+    taken: BTreeSet<String>,
+    faults: Vec<String>,
+    layers: Vec<Layer>,
+}
+
+impl<'a> Loader<'a> {
+    /// `ours` turns a stored name into ours, or `None` for what is not a weight. `layers` is the table so far.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        ours: impl Fn(&str) -> Option<String>,
+        device: &'a Device,
+        part: Part,
+        layers: Vec<Layer>,
+    ) -> Self {
+        let stored = checkpoint.entries().keys().filter_map(|name| Some((ours(name)?, name.clone()))).collect();
+        Self {
+            checkpoint,
+            device,
+            part,
+            stored,
+            state: RefCell::new(State { taken: BTreeSet::new(), faults: Vec::new(), layers }),
+        }
+    }
+
+    pub fn root(&self) -> Scope<'_> {
+        Scope { loader: self, path: String::new() }
+    }
+
+    /// The table of layers, or every missing, extra and misshapen tensor in one error.
+    pub fn finish(self) -> Result<Vec<Layer>> {
+        let State { taken, mut faults, layers } = self.state.into_inner();
+        faults.extend(self.stored.keys().filter(|name| !taken.contains(*name)).map(|name| format!("{name} is not part of this model")));
+        if faults.is_empty() {
+            return Ok(layers);
+        }
+        let more = faults.len().saturating_sub(NAMED_FAULTS);
+        let named = faults.iter().take(NAMED_FAULTS).cloned().collect::<Vec<_>>().join("; ");
+        let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+        Err(Error::new(
+            format!("The weights do not fit their configuration: {named}{rest}"),
+            "Check that the weights and config.json belong together",
+        )
+        .at(self.checkpoint.path()))
+    }
+
+    fn tensor<const D: usize>(&self, name: String, shape: [usize; D]) -> Tensor<D> {
+        let zeros = || Tensor::zeros(shape, self.device);
+        let fault = |text: String| self.state.borrow_mut().faults.push(text);
+        let Some(stored) = self.stored.get(&name) else {
+            fault(format!("{name} is missing"));
+            return zeros();
+        };
+        self.state.borrow_mut().taken.insert(name.clone());
+        let found = self.checkpoint.shape(stored).unwrap_or_default();
+        // Singleton axes are the only difference between a linear layer and a 1×1 convolution in files.
+        let squeezed = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+        if squeezed(found) != squeezed(&shape) {
+            fault(format!("{name} is {found:?} instead of {shape:?}"));
+            return zeros();
+        }
+        match self.checkpoint.f32(stored) {
+            Ok(values) => Tensor::from_data(TensorData::new(values, shape), self.device),
+            Err(error) => {
+                fault(error.what);
+                zeros()
+            }
+        }
+    }
+}
+
+/// A place in the module tree.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    loader: &'a Loader<'a>,
+    path: String,
+}
+
+impl Scope<'_> {
+    #[must_use]
+    pub fn sub(&self, name: impl Display) -> Self {
+        Self { loader: self.loader, path: self.join(&name) }
+    }
+
+    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
+        self.loader.tensor(self.join(&name), shape)
+    }
+
+    /// Whether any tensor lies below `name`.
+    pub fn has(&self, name: &str) -> bool {
+        let prefix = format!("{}.", self.join(&name));
+        self.loader.stored.range(prefix.clone()..).next().is_some_and(|(found, _)| found.starts_with(&prefix))
+    }
+
+    /// A linear layer `channels → out`.
+    pub fn linear(&self, name: &str, channels: usize, out: usize, bias: bool) -> Linear {
+        self.linear_as(name, channels, out, bias, None)
+    }
+
+    /// A layer that the file keeps as a 1×1 convolution and that runs on tokens.
+    pub fn linear_from_conv(&self, name: &str, channels: usize, out: usize) -> Linear {
+        self.linear_as(name, channels, out, true, Some([1, 1]))
+    }
+
+    fn linear_as(&self, name: &str, channels: usize, out: usize, bias: bool, kernel: Option<[usize; 2]>) -> Linear {
+        let scope = self.sub(name);
+        let weight_oi = scope.tensor("weight", [out, channels]);
+        Linear {
+            id: scope.register(out, channels, kernel),
+            weight_io: weight_oi.transpose(),
+            bias: bias.then(|| scope.tensor("bias", [out])),
+        }
+    }
+
+    /// A convolution with a square kernel.
+    pub fn conv(&self, name: &str, channels: usize, out: usize, shape: ConvShape) -> Conv {
+        let scope = self.sub(name);
+        let [h, w] = shape.kernel;
+        Conv {
+            id: scope.register(out, channels, Some(shape.kernel)),
+            weight_oihw: scope.tensor("weight", [out, channels, h, w]),
+            bias: scope.tensor("bias", [out]),
+            shape,
+        }
+    }
+
+    pub fn norm(&self, name: &str, width: usize, eps: f64) -> Norm {
+        let scope = self.sub(name);
+        Norm { weight: scope.tensor("weight", [width]), bias: scope.tensor("bias", [width]), eps }
+    }
+
+    fn register(&self, out: usize, channels: usize, kernel: Option<[usize; 2]>) -> LayerId {
+        let layers = &mut self.loader.state.borrow_mut().layers;
+        layers.push(Layer { part: self.loader.part, path: self.path.clone(), out, channels, kernel });
+        LayerId(layers.len() - 1)
+    }
+
+    fn join(&self, name: &impl Display) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+}

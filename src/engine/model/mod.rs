@@ -1,0 +1,15 @@
+//! The networks, their weights and the layers an adapter can sit on.
+
+pub mod blocks;
+pub mod clip;
+pub mod layer;
+pub mod loader;
+pub mod mount;
+pub mod sd;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+
+pub use layer::{Layer, LayerId, Part};
+pub use mount::{Branch, Mounts};
+pub use sd::StableDiffusion;

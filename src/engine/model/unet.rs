@@ -1,0 +1,345 @@
+//! The denoiser (diffusers `UNet2DConditionModel`, SD 1.x shape): any number of levels, channels, layers and heads.
+
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use serde::Deserialize;
+
+use crate::engine::io::Checkpoint;
+use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, Resnet, attention, timestep_embedding, upsample};
+use crate::engine::model::loader::{Loader, Scope};
+use crate::engine::model::{Layer, Mounts, Part};
+use crate::engine::{Error, Result};
+
+/// `unet/config.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Height and width of the latents it was made for.
+    #[serde(default)]
+    pub sample_size: Option<usize>,
+    pub layers_per_block: usize,
+    pub block_out_channels: Vec<usize>,
+    pub down_block_types: Vec<String>,
+    pub up_block_types: Vec<String>,
+    pub cross_attention_dim: usize,
+    /// Number of heads, in spite of the name (diffusers issue 2011).
+    pub attention_head_dim: PerBlock,
+    #[serde(default)]
+    pub num_attention_heads: Option<PerBlock>,
+    #[serde(default = "default_groups")]
+    pub norm_num_groups: usize,
+    #[serde(default = "default_eps")]
+    pub norm_eps: f64,
+    #[serde(default)]
+    pub use_linear_projection: bool,
+    #[serde(default = "default_depth")]
+    pub transformer_layers_per_block: PerBlock,
+    #[serde(default)]
+    pub addition_embed_type: Option<String>,
+}
+
+fn default_groups() -> usize {
+    32
+}
+
+fn default_eps() -> f64 {
+    1e-5
+}
+
+fn default_depth() -> PerBlock {
+    PerBlock::All(1)
+}
+
+/// One number for all blocks or one for each.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum PerBlock {
+    All(usize),
+    Each(Vec<usize>),
+}
+
+impl PerBlock {
+    /// Zero where the list is too short; [`Config::check`] refuses that.
+    fn at(&self, block: usize) -> usize {
+        match self {
+            Self::All(n) => *n,
+            Self::Each(list) => list.get(block).copied().unwrap_or(0),
+        }
+    }
+}
+
+impl Config {
+    fn heads(&self, block: usize) -> usize {
+        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(block)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let levels = self.block_out_channels.len();
+        if let Some(kind) = &self.addition_embed_type {
+            return Err(format!("it takes “{kind}” conditioning, as SDXL does, and only the SD 1.x shape can be loaded"));
+        }
+        if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
+            return Err(format!("{levels} channel counts do not match its lists of blocks"));
+        }
+        for (level, &channels) in self.block_out_channels.iter().enumerate() {
+            if self.norm_num_groups == 0 || !channels.is_multiple_of(self.norm_num_groups) {
+                return Err(format!("{channels} channels do not divide into {} groups", self.norm_num_groups));
+            }
+            if self.heads(level) == 0 || !channels.is_multiple_of(self.heads(level)) {
+                return Err(format!("{channels} channels do not divide into {} heads", self.heads(level)));
+            }
+            if self.transformer_layers_per_block.at(level) == 0 {
+                return Err("a block has no transformer layers".into());
+            }
+        }
+        let known = ["CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"];
+        match self.down_block_types.iter().chain(&self.up_block_types).find(|kind| !known.contains(&kind.as_str())) {
+            Some(kind) => Err(format!("the block “{kind}” is not one of {}", known.join(", "))),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Unet {
+    pub config: Config,
+    time1: Linear,
+    time2: Linear,
+    conv_in: Conv,
+    down: Vec<Stage>,
+    middle: (Resnet, Transformer, Resnet),
+    up: Vec<Stage>,
+    norm_out: Norm,
+    conv_out: Conv,
+}
+
+/// One level of the way down or up.
+#[derive(Debug)]
+struct Stage {
+    resnets: Vec<Resnet>,
+    /// Empty, or one for each resnet.
+    transformers: Vec<Transformer>,
+    /// Halves or doubles height and width; `None` on the last level.
+    resample: Option<Conv>,
+}
+
+#[derive(Debug)]
+struct Transformer {
+    norm: Norm,
+    proj_in: Linear,
+    blocks: Vec<TransformerBlock>,
+    proj_out: Linear,
+    groups: usize,
+}
+
+#[derive(Debug)]
+struct TransformerBlock {
+    norms: [Norm; 3],
+    self_attention: Attention,
+    cross_attention: Attention,
+    /// GEGLU: value and gate in one product.
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+#[derive(Debug)]
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: usize,
+}
+
+impl Unet {
+    pub fn load(config: Config, file: &Checkpoint, device: &Device, layers: Vec<Layer>) -> Result<(Self, Vec<Layer>)> {
+        config.check().map_err(|why| Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the SD 1.x family").at(file.path()))?;
+        let loader = Loader::new(file, |name| Some(name.to_owned()), device, Part::Unet, layers);
+        let root = loader.root();
+        let channels = &config.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let time = first * 4;
+        let levels = channels.len();
+        let resnet = |scope: &Scope<'_>, input, out| {
+            Resnet::load(scope, input, out, Some(time), config.norm_num_groups, config.norm_eps)
+        };
+
+        let mut skips = vec![first];
+        let mut input = first;
+        let mut down = Vec::new();
+        for (level, &out) in channels.iter().enumerate() {
+            let scope = root.sub(format!("down_blocks.{level}"));
+            let cross = config.down_block_types[level].starts_with("Cross");
+            let mut stage = Stage { resnets: Vec::new(), transformers: Vec::new(), resample: None };
+            for j in 0..config.layers_per_block {
+                stage.resnets.push(resnet(&scope.sub(format!("resnets.{j}")), input, out));
+                if cross {
+                    stage.transformers.push(Transformer::load(&scope.sub(format!("attentions.{j}")), out, level, &config));
+                }
+                input = out;
+                skips.push(out);
+            }
+            if level + 1 < levels {
+                stage.resample = Some(scope.conv("downsamplers.0.conv", out, out, ConvShape::HALF3));
+                skips.push(out);
+            }
+            down.push(stage);
+        }
+
+        let scope = root.sub("mid_block");
+        let middle = (
+            resnet(&scope.sub("resnets.0"), last, last),
+            Transformer::load(&scope.sub("attentions.0"), last, levels - 1, &config),
+            resnet(&scope.sub("resnets.1"), last, last),
+        );
+
+        let mut up = Vec::new();
+        for index in 0..levels {
+            let level = levels - 1 - index;
+            let out = channels[level];
+            let scope = root.sub(format!("up_blocks.{index}"));
+            let cross = config.up_block_types[index].starts_with("Cross");
+            let mut stage = Stage { resnets: Vec::new(), transformers: Vec::new(), resample: None };
+            for j in 0..=config.layers_per_block {
+                let skip = skips.pop().unwrap_or(first);
+                stage.resnets.push(resnet(&scope.sub(format!("resnets.{j}")), input + skip, out));
+                if cross {
+                    stage.transformers.push(Transformer::load(&scope.sub(format!("attentions.{j}")), out, level, &config));
+                }
+                input = out;
+            }
+            if index + 1 < levels {
+                stage.resample = Some(scope.conv("upsamplers.0.conv", out, out, ConvShape::SAME3));
+            }
+            up.push(stage);
+        }
+
+        let unet = Self {
+            time1: root.linear("time_embedding.linear_1", first, time, true),
+            time2: root.linear("time_embedding.linear_2", time, time, true),
+            conv_in: root.conv("conv_in", config.in_channels, first, ConvShape::SAME3),
+            down,
+            middle,
+            up,
+            norm_out: root.norm("conv_norm_out", first, config.norm_eps),
+            conv_out: root.conv("conv_out", first, config.out_channels, ConvShape::SAME3),
+            config,
+        };
+        Ok((unet, loader.finish()?))
+    }
+
+    /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context [b, n, width]`.
+    pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Tensor<3>, mounts: &Mounts) -> Tensor<4> {
+        let width = self.config.block_out_channels[0];
+        let sinusoids = TensorData::new(timestep_embedding(timesteps, width), [timesteps.len(), width]);
+        let time = self.time1.forward(Tensor::<2>::from_data(sinusoids, &x.device()), mounts);
+        let time = self.time2.forward(activation::silu(time), mounts);
+        // Every resnet reads the embedding through the same SiLU.
+        let time = activation::silu(time);
+
+        let mut x = self.conv_in.forward(x, mounts);
+        let mut skips = vec![x.clone()];
+        for stage in &self.down {
+            for (j, resnet) in stage.resnets.iter().enumerate() {
+                x = resnet.forward(x, Some(&time), mounts);
+                if let Some(transformer) = stage.transformers.get(j) {
+                    x = transformer.forward(x, context, mounts);
+                }
+                skips.push(x.clone());
+            }
+            if let Some(conv) = &stage.resample {
+                x = conv.forward(x, mounts);
+                skips.push(x.clone());
+            }
+        }
+
+        let (resnet1, transformer, resnet2) = &self.middle;
+        x = resnet1.forward(x, Some(&time), mounts);
+        x = transformer.forward(x, context, mounts);
+        x = resnet2.forward(x, Some(&time), mounts);
+
+        for stage in &self.up {
+            for (j, resnet) in stage.resnets.iter().enumerate() {
+                let skip = skips.pop().expect("as many skips as the way down left");
+                x = resnet.forward(Tensor::cat(vec![x, skip], 1), Some(&time), mounts);
+                if let Some(transformer) = stage.transformers.get(j) {
+                    x = transformer.forward(x, context, mounts);
+                }
+            }
+            if let (Some(conv), Some(next)) = (&stage.resample, skips.last()) {
+                // An odd size halves upwards, so the size to return to is the next skip's, not twice this one.
+                let [_, _, h, w] = next.dims();
+                x = conv.forward(upsample(x, [h, w]), mounts);
+            }
+        }
+        self.conv_out.forward(activation::silu(self.norm_out.group(x, self.config.norm_num_groups)), mounts)
+    }
+}
+
+impl Transformer {
+    fn load(scope: &Scope<'_>, channels: usize, level: usize, config: &Config) -> Self {
+        let projection = |name| match config.use_linear_projection {
+            true => scope.linear(name, channels, channels, true),
+            false => scope.linear_from_conv(name, channels, channels),
+        };
+        Self {
+            // diffusers fixes this epsilon.
+            norm: scope.norm("norm", channels, 1e-6),
+            proj_in: projection("proj_in"),
+            blocks: (0..config.transformer_layers_per_block.at(level))
+                .map(|i| TransformerBlock::load(&scope.sub(format!("transformer_blocks.{i}")), channels, config.heads(level), config.cross_attention_dim))
+                .collect(),
+            proj_out: projection("proj_out"),
+            groups: config.norm_num_groups,
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>, context: &Tensor<3>, mounts: &Mounts) -> Tensor<4> {
+        let [b, c, h, w] = x.dims();
+        let tokens = self.norm.group(x.clone(), self.groups).reshape([b, c, h * w]).swap_dims(1, 2);
+        let tokens = self.proj_in.forward(tokens, mounts);
+        let tokens = self.blocks.iter().fold(tokens, |tokens, block| block.forward(tokens, context, mounts));
+        let tokens = self.proj_out.forward(tokens, mounts);
+        tokens.swap_dims(1, 2).reshape([b, c, h, w]) + x
+    }
+}
+
+impl TransformerBlock {
+    fn load(scope: &Scope<'_>, width: usize, heads: usize, context: usize) -> Self {
+        Self {
+            norms: ["norm1", "norm2", "norm3"].map(|name| scope.norm(name, width, 1e-5)),
+            self_attention: Attention::load(&scope.sub("attn1"), width, width, heads),
+            cross_attention: Attention::load(&scope.sub("attn2"), width, context, heads),
+            ff_in: scope.linear("ff.net.0.proj", width, width * 8, true),
+            ff_out: scope.linear("ff.net.2", width * 4, width, true),
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, context: &Tensor<3>, mounts: &Mounts) -> Tensor<3> {
+        let [norm1, norm2, norm3] = &self.norms;
+        let h = norm1.layer(x.clone());
+        let x = self.self_attention.forward(&h, &h, mounts) + x;
+        let x = self.cross_attention.forward(&norm2.layer(x.clone()), context, mounts) + x;
+        let mut halves = self.ff_in.forward(norm3.layer(x.clone()), mounts).chunk(2, 2).into_iter();
+        let (Some(value), Some(gate)) = (halves.next(), halves.next()) else { return x };
+        self.ff_out.forward(value * activation::gelu(gate), mounts) + x
+    }
+}
+
+impl Attention {
+    fn load(scope: &Scope<'_>, width: usize, context: usize, heads: usize) -> Self {
+        Self {
+            query: scope.linear("to_q", width, width, false),
+            key: scope.linear("to_k", context, width, false),
+            value: scope.linear("to_v", context, width, false),
+            out: scope.linear("to_out.0", width, width, true),
+            heads,
+        }
+    }
+
+    fn forward(&self, x: &Tensor<3>, context: &Tensor<3>, mounts: &Mounts) -> Tensor<3> {
+        let q = self.query.forward(x.clone(), mounts);
+        let [k, v] = [&self.key, &self.value].map(|linear| linear.forward(context.clone(), mounts));
+        self.out.forward(attention(q, k, v, self.heads, None), mounts)
+    }
+}

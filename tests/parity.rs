@@ -1,0 +1,143 @@
+//! Our numbers against PyTorch, diffusers, transformers and peft.
+//!
+//! Every shape and number comes from `tests/reference` (made by `make_reference.py` there), or from the folder that
+//! `TRIPTYCH_REFERENCE` names. f32 on the CPU.
+
+mod reference;
+
+use burn::tensor::Tensor;
+use reference::{Reference, assert_close};
+use triptych::engine::Result;
+use triptych::engine::diffusion::sampler::{Denoiser, sampler};
+use triptych::engine::diffusion::schedule::Steps;
+use triptych::engine::diffusion::{Prediction, Schedule, guidance};
+use triptych::engine::model::tokenizer::Tokenizer;
+use triptych::engine::model::{Mounts, StableDiffusion};
+
+/// Share of the largest value that one forward pass may differ by.
+const FORWARD: f32 = 2e-4;
+const SAMPLE: f32 = 1e-3;
+
+#[test]
+fn clip_vocabulary_gives_the_reference_ids() {
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&reference::text("tokenizer_reference.json")).unwrap();
+    let tokenizer = Tokenizer::clip(77).unwrap();
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(tokenizer.encode(text, &[]).unwrap().ids, expected, "{text:?}");
+    }
+}
+
+#[test]
+fn token_ids() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let expected = r.ids("text.ids");
+    let ids: Vec<Vec<u32>> = r.prompts().iter().map(|p| model.tokenizer.encode(p, &[]).unwrap().ids).collect();
+    assert_eq!(ids, expected);
+}
+
+#[test]
+fn text_encoder() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    assert_close("text", context(&model, &r), r.tensor("text.last_hidden_state"), FORWARD);
+}
+
+#[test]
+fn unet_square() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let out = model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &r.rows("text.last_hidden_state", &[0, 2]), &Mounts::none());
+    assert_close("unet", out, r.tensor("unet.out"), FORWARD);
+}
+
+#[test]
+fn unet_rectangular() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let out = model.unet.forward(r.tensor("unet_rect.x"), &[333.0], &r.rows("text.last_hidden_state", &[0]), &Mounts::none());
+    assert_close("unet_rect", out, r.tensor("unet_rect.out"), FORWARD);
+}
+
+#[test]
+fn vae_encode() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let (mean, logvar) = model.vae.encode(r.tensor("vae.image"));
+    assert_close("mean", mean, r.tensor("vae.mean"), FORWARD);
+    assert_close("logvar", logvar, r.tensor("vae.logvar"), FORWARD);
+}
+
+#[test]
+fn vae_decode() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    assert_close("decoded", model.vae.decode(r.tensor("vae.mean")), r.tensor("vae.decoded"), FORWARD);
+}
+
+#[test]
+fn sampler_ddim() {
+    sample("ddim", "ddim", Prediction::Epsilon);
+}
+
+#[test]
+fn sampler_ddim_v() {
+    sample("ddim", "ddim_v", Prediction::V);
+}
+
+#[test]
+fn sampler_euler() {
+    sample("euler", "euler", Prediction::Epsilon);
+}
+
+#[test]
+fn sampler_dpmpp_2m() {
+    sample("dpmpp_2m", "dpmpp_2m", Prediction::Epsilon);
+}
+
+#[test]
+fn sampler_dpmpp_2m_karras() {
+    sample("dpmpp_2m_karras", "dpmpp_2m_karras", Prediction::Epsilon);
+}
+
+fn context(model: &StableDiffusion, r: &Reference) -> Tensor<3> {
+    let prompts: Vec<_> = r.prompts().iter().map(|p| model.tokenizer.encode(p, &[]).unwrap()).collect();
+    model.condition(&prompts, &[], &Mounts::none())
+}
+
+fn sample(name: &str, part: &str, prediction: Prediction) {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let expected = r.tensor::<4>(&format!("sample.{part}.out"));
+    let mut schedule = Schedule::new(&model.schedule).unwrap();
+    schedule.prediction = prediction;
+    let row = sampler(name).unwrap();
+    let steps = schedule.steps(row.spacing, r.number("steps") as usize).unwrap();
+    let timesteps: Vec<f32> = steps.timesteps.iter().map(|&t| t as f32).collect();
+    assert_eq!(timesteps, r.f32(&format!("sample.{part}.timesteps")));
+    let mut denoiser =
+        Guided { model: &model, schedule: &schedule, steps: &steps, context: r.rows("text.last_hidden_state", &[1, 0]), scale: r.number("cfg") };
+    let out = row.sample(&steps, r.tensor("sample.latents"), &mut denoiser).unwrap();
+    assert_close(part, out, expected, SAMPLE);
+}
+
+struct Guided<'a> {
+    model: &'a StableDiffusion,
+    schedule: &'a Schedule,
+    steps: &'a Steps,
+    context: Tensor<3>,
+    scale: f64,
+}
+
+impl Denoiser for Guided<'_> {
+    fn denoise(&mut self, x: &Tensor<4>, i: usize) -> Result<Tensor<4>> {
+        let (sigma, t) = (self.steps.sigmas[i], self.steps.timesteps[i] as f32);
+        let input = guidance::network_input(x.clone(), sigma);
+        let out = self.model.unet.forward(Tensor::cat(vec![input.clone(), input], 0), &[t, t], &self.context, &Mounts::none());
+        let out = guidance::guided(out.clone().narrow(0, 0, 1), out.narrow(0, 1, 1), self.scale);
+        Ok(guidance::denoised(x.clone(), out, sigma, self.schedule.prediction))
+    }
+
+    fn noise(&mut self, _: &Tensor<4>, _: usize) -> Tensor<4> {
+        unreachable!("deterministic samplers draw no noise")
+    }
+
+    fn done(&mut self, _: usize, _: &Tensor<4>) -> Result<()> {
+        Ok(())
+    }
+}

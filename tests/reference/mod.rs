@@ -1,0 +1,84 @@
+//! Reads the reference folder.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use triptych::engine::device;
+use triptych::engine::io::{Checkpoint, Folder};
+use triptych::engine::model::StableDiffusion;
+
+pub fn folder() -> PathBuf {
+    std::env::var_os("TRIPTYCH_REFERENCE")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference"), PathBuf::from)
+}
+
+pub fn text(name: &str) -> String {
+    let path = folder().join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name} is not part of the reference folder: {e}"))
+}
+
+pub fn model() -> StableDiffusion {
+    model_on(&device::cpu())
+}
+
+pub fn model_on(device: &Device) -> StableDiffusion {
+    StableDiffusion::open(&Folder::Disk(folder().join("sd")), device).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// One reference file.
+pub struct Reference(Checkpoint);
+
+impl Reference {
+    pub fn open(name: &str) -> Self {
+        let path = folder().join(format!("{name}.safetensors"));
+        Self(Checkpoint::open(&path).unwrap_or_else(|e| panic!("{name} is not part of the reference folder: {e}")))
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.0.f32(name).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        self.0.shape(name).unwrap_or_else(|e| panic!("{e}")).to_vec()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.0.entries().keys()
+    }
+
+    pub fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(self.f32(name), self.shape(name)), &device::cpu())
+    }
+
+    /// Some rows of the first axis.
+    pub fn rows(&self, name: &str, rows: &[i32]) -> Tensor<3> {
+        let index = Tensor::<1, Int>::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &device::cpu());
+        self.tensor::<3>(name).select(0, index)
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<Vec<u32>> {
+        let width = self.shape(name)[1];
+        self.f32(name).chunks(width).map(|row| row.iter().map(|&id| id as u32).collect()).collect()
+    }
+
+    pub fn prompts(&self) -> Vec<String> {
+        serde_json::from_str(&self.0.metadata()["prompts"]).expect("prompts are a JSON list")
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.0.metadata()[key].parse().expect("a number")
+    }
+}
+
+/// Largest difference, as a share of the largest expected value.
+pub fn assert_close<const D: usize>(part: &str, found: Tensor<D>, expected: Tensor<D>, tolerance: f32) {
+    assert_eq!(found.dims(), expected.dims(), "{part}");
+    let [found, expected] = [found, expected].map(|t| t.into_data().try_to_vec::<f32>().expect("f32"));
+    let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let difference = found.iter().zip(&expected).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(found.iter().all(|x| x.is_finite()), "{part}: not finite");
+    println!("{part}: {:.2e} of the largest value", difference / largest);
+    assert!(difference <= tolerance * largest, "{part}: differs by {difference} where the largest value is {largest}");
+}
