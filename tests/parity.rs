@@ -6,11 +6,13 @@
 mod reference;
 
 use burn::tensor::Tensor;
-use reference::{Reference, assert_close};
+use reference::{Reference, assert_close, training};
 use triptych::engine::Result;
+use triptych::engine::adapter::mount::{Strength, mount};
 use triptych::engine::diffusion::sampler::{Denoiser, sampler};
 use triptych::engine::diffusion::schedule::Steps;
-use triptych::engine::diffusion::{Prediction, Schedule, guidance};
+use triptych::engine::diffusion::{Prediction, Schedule, guidance, loss};
+use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::model::tokenizer::Tokenizer;
 use triptych::engine::model::{Mounts, StableDiffusion};
 
@@ -140,4 +142,55 @@ impl Denoiser for Guided<'_> {
     fn done(&mut self, _: usize, _: &Tensor<4>) -> Result<()> {
         Ok(())
     }
+}
+
+#[test]
+fn lora_kohya_file() {
+    lora("lora_kohya", 1.0, "unet.out_scale1");
+}
+
+#[test]
+fn lora_kohya_file_at_minus_a_quarter() {
+    lora("lora_kohya", -0.25, "unet.out_strength_minus_quarter");
+}
+
+#[test]
+fn lora_diffusers_file() {
+    lora("lora_diffusers", 1.0, "unet.out_diffusers_file");
+}
+
+/// The text encoder's part is always at full strength; only the denoiser's follows `strength`.
+fn lora(file: &str, strength: f32, part: &str) {
+    let (model, base, r) = (reference::model(), Reference::open("sd_reference"), Reference::open("lora_reference"));
+    let file = LoraFile::open(&reference::folder().join(format!("{file}.safetensors"))).unwrap_or_else(|e| panic!("{e}"));
+    let mut mounts = Mounts::none();
+    mount(&mut mounts, &model, &file, &Strength { text: 1.0, unet: strength, ..Strength::default() }).unwrap();
+    let prompts: Vec<_> = base.prompts().iter().map(|p| model.tokenizer.encode(p, &[]).unwrap()).collect();
+    let text = model.condition(&prompts, &[], &mounts);
+    assert_close("text", text.clone(), r.tensor("text.last_hidden_state"), FORWARD);
+    let context = Tensor::cat(vec![text.clone().narrow(0, 0, 1), text.narrow(0, 2, 1)], 0);
+    let out = model.unet.forward(base.tensor("unet.x"), &base.f32("unet.t"), &context, &mounts);
+    assert_close(part, out, r.tensor(part), FORWARD);
+}
+
+#[test]
+fn training_losses_gradients_and_weights() {
+    let (model, r) = (reference::model(), Reference::open("train_reference"));
+    let schedule = Schedule::new(&model.schedule).unwrap();
+    let mut trainee = training::trainee(&model, &r);
+    let (losses, snr_losses) = (r.f32("losses"), r.f32("losses_min_snr_5"));
+    for (i, (expected, expected_snr)) in losses.iter().zip(&snr_losses).enumerate() {
+        let mut batch = training::batch(&r, i, &model.device);
+        let outcome = trainee.gradients(&model, &schedule, &batch);
+        training::assert_relative(&format!("loss {i}"), outcome.loss.into_scalar(), *expected, 1e-4);
+        batch.weights = batch.timesteps.iter().map(|&t| loss::min_snr_weight(&schedule, t, 5.0) as f32).collect();
+        let weighted = trainee.gradients(&model, &schedule, &batch);
+        training::assert_relative(&format!("min-SNR loss {i}"), weighted.loss.into_scalar(), *expected_snr, 1e-4);
+        if i == 0 {
+            let found = outcome.gradients.iter().cloned().map(|g| g.expect("every parameter has a gradient"));
+            training::assert_norm("gradients", &trainee, found.collect(), &r, "grad0", 1e-3);
+        }
+        trainee.update(outcome.gradients, i + 1, training::RATES);
+    }
+    training::assert_norm("weights", &trainee, trainee.values(), &r, "final", 1e-3);
 }

@@ -9,6 +9,8 @@ pub mod field;
 pub mod io;
 pub mod model;
 pub mod random;
+pub mod similarity;
 pub mod spectrum;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod training;
+
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};

@@ -2,6 +2,7 @@
 
 pub mod basis;
 mod lora;
+pub mod mount;
 mod orthogonal;
 pub mod target;
 

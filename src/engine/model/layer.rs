@@ -13,6 +13,8 @@ pub enum Part {
     Unet,
     /// Never adapted.
     Vae,
+    /// An image classifier.
+    Vision,
 }
 
 /// One linear or convolution layer.
@@ -60,7 +62,7 @@ impl Layer {
     pub fn module(&self) -> String {
         let prefix = match self.part {
             Part::Text => names::KOHYA_TEXT,
-            Part::Unet | Part::Vae => names::KOHYA_UNET,
+            Part::Unet | Part::Vae | Part::Vision => names::KOHYA_UNET,
         };
         format!("{prefix}{}", self.path.replace('.', "_"))
     }

@@ -4,6 +4,7 @@ pub mod blocks;
 pub mod clip;
 pub mod layer;
 pub mod loader;
+pub mod mobilenet;
 pub mod mount;
 pub mod sd;
 pub mod tokenizer;

@@ -1,0 +1,52 @@
+//! AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), step for step as PyTorch computes it.
+
+use burn::tensor::Tensor;
+
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPS: f64 = 1e-8;
+
+/// Running mean and mean square of one parameter's gradient.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    pub mean: Tensor<2>,
+    pub square: Tensor<2>,
+}
+
+impl Moments {
+    pub fn new(parameter: &Tensor<2>) -> Self {
+        Self { mean: parameter.zeros_like(), square: parameter.zeros_like() }
+    }
+
+    /// The parameter after step `t` (counted from 1) along `gradient`.
+    pub fn step(&mut self, parameter: Tensor<2>, gradient: Tensor<2>, t: usize, rate: f64, decay: f64) -> Tensor<2> {
+        let t = i32::try_from(t).unwrap_or(i32::MAX);
+        let (unbias1, unbias2) = (1.0 - BETA1.powi(t), 1.0 - BETA2.powi(t));
+        self.mean = self.mean.clone() * BETA1 + gradient.clone() * (1.0 - BETA1);
+        self.square = self.square.clone() * BETA2 + gradient.powi_scalar(2) * (1.0 - BETA2);
+        let scale = (self.square.clone().sqrt() / unbias2.sqrt()) + EPS;
+        parameter * (1.0 - rate * decay) - self.mean.clone() / scale * (rate / unbias1)
+    }
+}
+
+/// The factor that brings the joint norm of `gradients` down to `limit`, on the device: no value is read back.
+pub fn clip_factor(gradients: &[Tensor<2>], limit: f64) -> Option<Tensor<1>> {
+    let squares = gradients.iter().map(|g| g.clone().powi_scalar(2).sum()).reduce(|a, b| a + b)?;
+    // PyTorch's `clip_grad_norm_` adds the same constant.
+    Some(((squares.sqrt() + 1e-6).recip() * limit).clamp_max(1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+
+    #[test]
+    fn clipping_leaves_short_gradients_and_shortens_long_ones() {
+        let device = crate::engine::device::cpu();
+        let g = Tensor::<2>::from_data(TensorData::new(vec![3.0_f32, 4.0], [1, 2]), &device);
+        let factor = |limit: f64| clip_factor(&[g.clone()], limit).unwrap().into_scalar::<f32>();
+        assert!((factor(10.0) - 1.0).abs() < 1e-6);
+        assert!((factor(1.0) - 0.2).abs() < 1e-6);
+    }
+}
