@@ -17,22 +17,24 @@ use triptych::engine::io::safetensors::{self, Dtype};
 use triptych::engine::model::mobilenet::MobileNet;
 use triptych::engine::similarity::Judge;
 
-/// Share of the largest feature. Measured 7e-6; the smallest mistake that the script's `--probe` tries moves them by 8e-2.
+/// Share of the largest feature. Measured 7e-6; the smallest mistake that `--probe` of the script tries moves 8e-2.
 const FEATURES: f32 = 2e-3;
 
-static JUDGE: LazyLock<Judge> = LazyLock::new(|| Judge::new(&device::cpu()).unwrap());
+static JUDGE: LazyLock<Judge> =
+    LazyLock::new(|| Judge::new(&device::cpu()).expect("the weights in the program are whole"));
 
 fn tree(path: &str) -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("the file is in the tree")
 }
 
 fn torchvision<const D: usize>(name: &str) -> Tensor<D> {
     let file = tree("tests/reference/mobilenet_reference.safetensors");
-    Tensor::from_data(TensorData::new(file.f32(name).unwrap(), file.shape(name).unwrap().to_vec()), &device::cpu())
+    let (values, shape) = (file.f32(name).expect("part of the file"), file.shape(name).expect("part of the file"));
+    Tensor::from_data(TensorData::new(values, shape.to_vec()), &device::cpu())
 }
 
 fn similarity(made: &Tensor<4>, held_out: &Tensor<4>) -> f32 {
-    JUDGE.similarity(made.clone(), held_out.clone()).unwrap()
+    JUDGE.similarity(made.clone(), held_out.clone()).expect("two pictures")
 }
 
 #[test]

@@ -2,12 +2,16 @@
 
 pub mod adapter;
 pub mod concept;
+pub mod contact_sheet;
 pub mod device;
 pub mod diffusion;
 pub mod error;
+pub mod event;
 pub mod field;
 pub mod io;
 pub mod model;
+pub mod preview;
+pub mod project;
 pub mod random;
 pub mod similarity;
 pub mod spectrum;

@@ -1,4 +1,4 @@
-//! How alike pictures are, as a number: the cosine between what an ImageNet network sees in them.
+//! How alike pictures are, as a number: the cosine between what an image classifier sees in them.
 //!
 //! The measure of subject fidelity in `DreamBooth` (Ruiz et al. 2023, <https://arxiv.org/abs/2208.12242>, §4.1: CLIP-I
 //! and DINO), here on MobileNetV2's pooled features because that network is small enough to ship. Numbers compare with

@@ -5,6 +5,7 @@
 
 mod caption;
 mod folder;
+pub mod latents;
 mod picture;
 
 pub use caption::{Trigger, caption, template_from_readme};

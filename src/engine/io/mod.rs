@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod folder;
 pub mod lora_file;
 pub mod names;
+pub mod png;
 pub mod safetensors;
 
 pub use folder::Folder;

@@ -28,7 +28,7 @@ const STEM: usize = 32;
 /// Pixels along each side, as in training.
 const SIDE: usize = 224;
 
-/// Mean and deviation of ImageNet's pixels in 0…1.
+/// Mean and deviation of the training pictures' pixels in 0…1.
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
@@ -66,7 +66,7 @@ struct ConvNorm {
 }
 
 impl MobileNet {
-    /// The ImageNet weights that are part of the program.
+    /// The weights that are part of the program.
     pub fn embedded(device: &Device) -> Result<Self> {
         Self::load(&Checkpoint::embedded(Path::new("mobilenet_v2.safetensors"), WEIGHTS)?, device)
     }

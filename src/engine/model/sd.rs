@@ -52,6 +52,8 @@ pub struct StableDiffusion {
     pub name: String,
     /// SHA-256 over the bytes of the denoiser's tensors: adapters remember which base they belong to.
     pub hash: String,
+    /// The same of the autoencoder: latents are kept under it.
+    pub vae_hash: String,
     pub tokenizer: Tokenizer,
     pub text: clip::TextEncoder,
     pub unet: Unet,
@@ -87,7 +89,8 @@ impl StableDiffusion {
         let config: unet::Config = folder.json("unet/config.json")?;
         let (unet, layers) = Unet::load(config, &unet_file, device, layers)?;
         let config: vae::Config = folder.json("vae/config.json")?;
-        let vae = Vae::load(config, &part("vae", WEIGHTS)?, device)?;
+        let vae_file = part("vae", WEIGHTS)?;
+        let vae = Vae::load(config, &vae_file, device)?;
         if unet.config.cross_attention_dim != text.config.hidden_size {
             return Err(Error::new(
                 format!("The denoiser expects text of width {}, the text encoder gives {}", unet.config.cross_attention_dim, text.config.hidden_size),
@@ -103,6 +106,7 @@ impl StableDiffusion {
         Ok(Self {
             name: folder.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()),
             hash: unet_file.tensor_hash(),
+            vae_hash: vae_file.tensor_hash(),
             tokenizer,
             text,
             unet,

@@ -1,4 +1,8 @@
 //! From a concept to an adapter file.
 
+pub mod checkpoint;
+pub mod config;
+pub mod metadata;
 pub mod optimizer;
+pub mod run;
 pub mod step;

@@ -1,0 +1,166 @@
+//! The project file: which concept owns which slot of the shared basis.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::io::atomic;
+use crate::engine::{Error, Result};
+
+/// `triptych.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// Columns of the basis that each concept owns. Fixed: with another block, slots would overlap.
+    pub block: usize,
+    #[serde(default, rename = "slot", skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<Slot>,
+}
+
+/// A taken slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    pub number: usize,
+    /// The adapter file, relative to the project where it lies beneath it.
+    pub file: PathBuf,
+    pub token: String,
+}
+
+/// The project that belongs to an adapter file when none is named.
+pub fn beside(out: &Path) -> PathBuf {
+    out.with_file_name("triptych.toml")
+}
+
+impl Project {
+    /// Reads a project, or starts one with `block` columns a slot.
+    pub fn open(path: &Path, block: usize) -> Result<Self> {
+        if !path.is_file() {
+            return Ok(Self { block, slots: Vec::new() });
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+        let broken = |why: String| {
+            Error::new(format!("The project cannot be read: {why}"), "Mend it by hand, or name another with --project").at(path)
+        };
+        let project: Self = toml::from_str(&text).map_err(|e| broken(e.message().to_owned()))?;
+        if project.block == 0 {
+            return Err(broken("block must be at least 1".into()));
+        }
+        Ok(project)
+    }
+
+    /// Takes a slot for the adapter at `out`: the one it had, the `wanted` one, or the lowest free one, below `capacity`.
+    ///
+    /// Holds a lock from reading to writing, so that two trainings started together get two slots.
+    pub fn claim(path: &Path, block: usize, out: &Path, token: &str, wanted: Option<usize>, width: usize) -> Result<(Self, usize)> {
+        let _lock = Lock::take(path)?;
+        let mut project = Self::open(path, block)?;
+        let capacity = width / project.block;
+        let file = relative(out, path);
+        let taken_by = |number: usize, project: &Self| project.slots.iter().find(|slot| slot.number == number && slot.file != file).cloned();
+        let mine = project.slots.iter().find(|slot| slot.file == file).map(|slot| slot.number);
+        let number = match wanted {
+            Some(number) => match taken_by(number, &project) {
+                Some(other) => {
+                    return Err(Error::new(
+                        format!("Slot {number} belongs to {} already ({})", other.token, other.file.display()),
+                        "Leave out --slot to take a free one; two concepts in one slot get into each other's way",
+                    )
+                    .at(path));
+                }
+                None => number,
+            },
+            None => match mine.filter(|&number| number < capacity) {
+                Some(number) => number,
+                None => (0..capacity).find(|&number| taken_by(number, &project).is_none()).unwrap_or(capacity),
+            },
+        };
+        if number >= capacity {
+            return Err(Error::new(
+                format!(
+                    "{}: the narrowest layer that is trained reads {width} numbers and each concept owns {} of them, \
+                     so there is room for {capacity} concepts",
+                    wanted.map_or("No slot is left".into(), |number| format!("There is no slot {number}")),
+                    project.block
+                ),
+                "Start another project with a smaller block, train wider layers only, or use --set basis=random",
+            )
+            .at(path));
+        }
+        project.slots.retain(|slot| slot.file != file);
+        project.slots.push(Slot { number, file, token: token.to_owned() });
+        project.slots.sort_by_key(|slot| slot.number);
+        project.save(path)?;
+        Ok((project, number))
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        let text = toml::to_string(self).map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
+        atomic::write(path, |out| out.write_all(text.as_bytes()))
+    }
+}
+
+fn relative(file: &Path, project: &Path) -> PathBuf {
+    let folder = project.parent().unwrap_or(Path::new(""));
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let (file, folder) = (absolute(file), absolute(folder));
+    file.strip_prefix(&folder).map_or_else(|_| file.clone(), Path::to_path_buf)
+}
+
+/// A lock on a project, gone with the process that holds it.
+struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    fn take(project: &Path) -> Result<Self> {
+        let name = project.file_name().unwrap_or_default().to_string_lossy();
+        let path = project.with_file_name(format!(".{name}.lock"));
+        let failed = |e: std::io::Error| Error::io("lock the project", &path, &e);
+        if let Some(folder) = project.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let file = File::create(&path).map_err(failed)?;
+        file.lock().map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_handed_out_from_the_lowest_and_run_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        let claim = |name: &str, wanted| Project::claim(&path, 8, &folder.path().join(name), "<a>", wanted, 24).map(|(_, slot)| slot);
+        assert_eq!(claim("a", None).unwrap(), 0);
+        assert_eq!(claim("b", Some(2)).unwrap(), 2);
+        assert_eq!(claim("c", None).unwrap(), 1);
+        assert_eq!(claim("a", None).unwrap(), 0, "training again keeps the slot");
+        assert!(claim("d", None).unwrap_err().what.contains("room for 3"));
+        assert!(claim("d", Some(1)).unwrap_err().what.contains("belongs to"));
+        assert!(claim("d", Some(7)).unwrap_err().what.contains("no slot 7"));
+        let project = Project::open(&path, 99).unwrap();
+        assert_eq!(project.block, 8, "the project's own block counts");
+        assert_eq!(project.slots.iter().map(|s| s.file.clone()).collect::<Vec<_>>(), ["a", "c", "b"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn two_at_once_get_two_slots() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.toml");
+        let mut slots: Vec<usize> = std::thread::scope(|scope| {
+            let claims: Vec<_> = (0..8)
+                .map(|i| {
+                    let (path, out) = (path.clone(), folder.path().join(format!("{i}.safetensors")));
+                    scope.spawn(move || Project::claim(&path, 8, &out, "<a>", None, 64).unwrap().1)
+                })
+                .collect();
+            claims.into_iter().map(|claim| claim.join().unwrap()).collect()
+        });
+        slots.sort_unstable();
+        assert_eq!(slots, (0..8).collect::<Vec<_>>());
+    }
+}

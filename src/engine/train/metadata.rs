@@ -1,0 +1,78 @@
+//! What an adapter file says of itself: kohya's `ss_*`, Stability's `modelspec.*` and our own `triptych.*`.
+//!
+//! All of it is a function of inputs and seed: no time, path or name of the output.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::engine::adapter::basis::Basis;
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::train::config::Config;
+use crate::engine::train::run::Job;
+
+/// Fingerprint of the run: tells a finished file from one of other settings.
+pub const RUN: &str = "triptych.run";
+pub const METHOD: &str = "triptych.method";
+/// Identity of the shared basis, e.g. `slots v1 seed 0 block 8`.
+pub const BASIS: &str = "triptych.basis";
+pub const SLOT: &str = "triptych.slot";
+pub const TOKEN: &str = "triptych.token";
+pub const CLASS: &str = "triptych.class";
+/// Name and hash of the model it was trained on.
+pub const BASE: &str = "triptych.base";
+pub const BASE_HASH: &str = "triptych.base_hash";
+/// Settings of method and training, or of a merge, as JSON.
+pub const RECIPE: &str = "triptych.recipe";
+
+pub fn of(job: &Job<'_>, file: &LoraFile, config: &Config, basis: Option<(Basis, usize)>, run: &str) -> BTreeMap<String, String> {
+    let [width, height] = config.preparation.size;
+    let ranks = file.ranks();
+    let (dim, alpha) = (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
+    let is_v = job.model.schedule.prediction_type == "v_prediction";
+    let recipe = json!({
+        "method": job.method_settings,
+        "training": job.settings,
+        "seed": job.context.seed,
+        "caption": job.template,
+        "pictures": job.concept.images.len(),
+    });
+    let mut metadata = BTreeMap::from(
+        [
+            (METHOD, job.method.name.to_owned()),
+            (TOKEN, job.trigger.token.clone()),
+            (CLASS, job.trigger.class_word.clone()),
+            (BASE, job.model.name.clone()),
+            (BASE_HASH, job.model.hash.clone()),
+            (RECIPE, recipe.to_string()),
+            (RUN, run.to_owned()),
+            ("ss_network_module", "networks.lora".into()),
+            ("ss_network_dim", dim.to_string()),
+            ("ss_network_alpha", alpha.to_string()),
+            ("ss_base_model_version", if is_v { "sd_v1_v" } else { "sd_v1" }.into()),
+            ("ss_sd_model_name", job.model.name.clone()),
+            ("ss_resolution", format!("({width}, {height})")),
+            ("ss_num_train_images", job.concept.images.len().to_string()),
+            ("ss_seed", job.context.seed.to_string()),
+            ("ss_steps", config.steps.to_string()),
+            ("modelspec.sai_model_spec", "1.0.1".into()),
+            ("modelspec.architecture", "stable-diffusion-v1/lora".into()),
+            ("modelspec.implementation", "diffusers".into()),
+            ("modelspec.title", format!("{} {}", job.trigger.token, job.trigger.class_word).trim().to_owned()),
+            ("modelspec.resolution", format!("{width}x{height}")),
+            ("modelspec.trigger_phrase", job.trigger.token.clone()),
+            ("modelspec.prediction_type", if is_v { "v" } else { "epsilon" }.into()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    if let Some((basis, slot)) = basis {
+        metadata.insert(BASIS.into(), basis.to_string());
+        metadata.insert(SLOT.into(), slot.to_string());
+    }
+    if job.stamp {
+        let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        metadata.insert("ss_training_finished_at".into(), seconds.to_string());
+        metadata.insert("triptych.version".into(), env!("CARGO_PKG_VERSION").into());
+    }
+    metadata
+}
