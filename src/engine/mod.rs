@@ -9,11 +9,14 @@ pub mod error;
 pub mod event;
 pub mod field;
 pub mod io;
+pub mod merge;
 pub mod model;
+pub mod ops;
 pub mod preview;
 pub mod project;
 pub mod random;
 pub mod similarity;
+pub mod session;
 pub mod spectrum;
 pub mod train;
 

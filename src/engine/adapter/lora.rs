@@ -37,6 +37,7 @@ pub const METHOD: Method = Method {
             kind: Kind::Flag,
         },
     ],
+    takes_slot: false,
     build,
 };
 

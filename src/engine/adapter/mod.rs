@@ -16,13 +16,15 @@ use crate::engine::{Error, Result};
 
 
 /// A method's row: what forms, help, README and errors read.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Method {
     pub name: &'static str,
     pub title: &'static str,
     pub paper: &'static str,
     pub help: &'static str,
     pub fields: &'static [Field],
+    /// Whether each concept needs a slot of the project's shared basis.
+    pub takes_slot: bool,
     #[serde(skip)]
     pub build: fn(&Settings, &Context) -> Result<Box<dyn Adapter>>,
 }

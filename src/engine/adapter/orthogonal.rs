@@ -47,6 +47,7 @@ pub const METHOD: Method = Method {
             kind: Kind::Integer { min: 0, max: i64::MAX },
         },
     ],
+    takes_slot: true,
     build,
 };
 

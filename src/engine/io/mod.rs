@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod folder;
 pub mod lora_file;
+pub mod metadata;
 pub mod names;
 pub mod png;
 pub mod safetensors;

@@ -3,6 +3,7 @@
 //! The scalar measures below read singular values in non-increasing order, as [`LowRank::singular_values`] returns
 //! them. They ignore the overall strength, and a delta that changes nothing measures 0 throughout.
 
+pub mod adapter;
 mod lowrank;
 mod overlap;
 

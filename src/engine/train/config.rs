@@ -21,6 +21,7 @@ pub const FIELDS: &[Field] = &[
     Field { name: "prior", title: "Prior preservation", help: "Weight of keeping the model's answers to other prompts; 0 lets the concept leak into every prompt, and merging then fails", unit: "", default: "0.5", kind: Kind::Number { min: 0.0, max: 100.0 } },
     Field { name: "prior_batch", title: "Prior pictures", help: "Pictures per step on which other prompts are kept; 0 takes as many as the batch", unit: "pictures", default: "0", kind: Kind::Integer { min: 0, max: 1024 } },
     Field { name: "prior_prompts", title: "Prior prompts", help: "What else must stay as it is, separated by semicolons; empty takes the class word and everyday things", unit: "", default: "", kind: Kind::Text },
+    Field { name: "strangers", title: "Strange words", help: "Share of the prior pictures whose prompt has a made-up word in the token's place: the concept learns to answer to its own token alone, which is what keeps merged concepts apart", unit: "", default: "0.5", kind: Kind::Number { min: 0.0, max: 1.0 } },
     Field { name: "targets", title: "Layers", help: "Which layers change: groups or patterns, separated by commas (`triptych methods` lists the groups)", unit: "", default: target::DEFAULT, kind: Kind::Text },
     Field { name: "vectors", title: "Token vectors", help: "How many vectors the trigger token stands for", unit: "vectors", default: "1", kind: Kind::Integer { min: 1, max: 16 } },
     Field { name: "flip", title: "Mirror", help: "Adds each picture's mirror image; turn off for lettering and one-sided subjects", unit: "", default: "true", kind: Kind::Flag },
@@ -48,6 +49,8 @@ pub struct Config {
     pub min_snr: Option<f64>,
     pub prior: f64,
     pub prior_batch: usize,
+    /// How many of the prior's pictures are shown under a made-up word.
+    pub strangers: usize,
     prior_prompts: String,
     pub targets: String,
     pub vectors: usize,
@@ -85,6 +88,10 @@ impl Config {
             }
         };
         let batch = settings.integer("batch");
+        let prior_batch = match settings.integer("prior_batch") {
+            0 => batch,
+            n => n.min(batch),
+        };
         Ok(Self {
             steps: settings.integer("steps"),
             batch,
@@ -100,10 +107,8 @@ impl Config {
             clip: settings.number("clip"),
             min_snr: Some(settings.number("min_snr")).filter(|&gamma| gamma > 0.0),
             prior: settings.number("prior"),
-            prior_batch: match settings.integer("prior_batch") {
-                0 => batch,
-                n => n.min(batch),
-            },
+            strangers: (settings.number("strangers") * prior_batch as f64).round() as usize,
+            prior_batch,
             prior_prompts: settings.text("prior_prompts").to_owned(),
             targets: settings.text("targets").to_owned(),
             vectors: settings.integer("vectors"),

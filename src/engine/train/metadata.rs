@@ -1,6 +1,4 @@
-//! What an adapter file says of itself: kohya's `ss_*`, Stability's `modelspec.*` and our own `triptych.*`.
-//!
-//! All of it is a function of inputs and seed: no time, path or name of the output.
+//! What a trained file says of itself: kohya's `ss_*`, Stability's `modelspec.*` and our own keys. All of it is a function of inputs and seed: no time, path or name of the output.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +6,9 @@ use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, TOKEN};
 use crate::engine::train::config::Config;
 use crate::engine::train::run::Job;
-
-/// Fingerprint of the run: tells a finished file from one of other settings.
-pub const RUN: &str = "triptych.run";
-pub const METHOD: &str = "triptych.method";
-/// Identity of the shared basis, e.g. `slots v1 seed 0 block 8`.
-pub const BASIS: &str = "triptych.basis";
-pub const SLOT: &str = "triptych.slot";
-pub const TOKEN: &str = "triptych.token";
-pub const CLASS: &str = "triptych.class";
-/// Name and hash of the model it was trained on.
-pub const BASE: &str = "triptych.base";
-pub const BASE_HASH: &str = "triptych.base_hash";
-/// Settings of method and training, or of a merge, as JSON.
-pub const RECIPE: &str = "triptych.recipe";
 
 pub fn of(job: &Job<'_>, file: &LoraFile, config: &Config, basis: Option<(Basis, usize)>, run: &str) -> BTreeMap<String, String> {
     let [width, height] = config.preparation.size;

@@ -14,6 +14,7 @@ use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
+use crate::engine::io::metadata::RUN;
 use crate::engine::io::safetensors;
 use crate::engine::model::tokenizer::{Encoded, Word};
 use crate::engine::model::{Mounts, StableDiffusion};
@@ -28,6 +29,7 @@ const NOISE: u32 = 1;
 const TIMESTEPS: u32 = 2;
 const ORDER: u32 = 3;
 const PRIOR: u32 = 4;
+const STRANGERS: u32 = 5;
 const INIT: u32 = 1 << 16;
 
 /// Steps between readbacks of the loss on a GPU: each waits for the queue to drain.
@@ -67,7 +69,7 @@ impl Job<'_> {
         let fingerprint = self.fingerprint()?;
         if self.resume && self.out.is_file() {
             let file = LoraFile::open(&self.out)?;
-            if file.metadata.get(metadata::RUN) == Some(&fingerprint) {
+            if file.metadata.get(RUN) == Some(&fingerprint) {
                 watch(Event::note("The run is already finished"))?;
                 return Ok(Trained { file, losses: Vec::new() });
             }
@@ -109,7 +111,7 @@ impl Job<'_> {
         let mut unread: Vec<Outcome> = Vec::new();
         watch(Event::Stage { name: "training".into(), total: config.steps })?;
         for step in losses.len()..config.steps {
-            let batch = self.batch(config, data, &schedule, step);
+            let batch = self.batch(config, data, &schedule, trainee, step);
             let mut outcome = trainee.gradients(self.model, &schedule, &batch);
             let rate = config.rate(step);
             let rates = Rates { adapter: config.lr * rate, token: config.token_lr * rate, decay: config.decay, clip: config.clip };
@@ -161,13 +163,16 @@ impl Job<'_> {
             let factors = adapter.init(layer, &random.stream(stream))?;
             trainee.add_layer(id, &layer.module(), factors, self.model);
         }
-        // The token starts as the class word, or as anything at all where there is none.
+        trainee.token = Some(trainee.add(self.trigger.token.clone(), self.start(config)?, Group::Token));
+        Ok(trainee)
+    }
+
+    /// The token's vectors before training: the class word's, or anything's where there is none.
+    fn start(&self, config: &Config) -> Result<Tensor<2>> {
         let word = if self.trigger.class_word.is_empty() { "thing" } else { &self.trigger.class_word };
         let ids = self.model.tokenizer.ids(word)?;
         let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
-        let start = self.model.text.embed(&[ids]).squeeze_dim(0);
-        trainee.token = Some(trainee.add(self.trigger.token.clone(), start, Group::Token));
-        Ok(trainee)
+        Ok(self.model.text.embed(&[ids]).squeeze_dim(0))
     }
 
     fn data(&self, config: &Config, watch: &mut Watch<'_>) -> Result<Data> {
@@ -201,11 +206,12 @@ impl Job<'_> {
             }
             false => None,
         };
-        Ok(Data { latents, prompts, prompt_of, items, prior })
+        let stranger = self.model.tokenizer.encode(&concept::caption(None, &self.template, &self.trigger), &words)?;
+        Ok(Data { latents, prompts, prompt_of, items, prior, stranger, start: self.start(config)? })
     }
 
-    /// The batch of a step: a function of seed and step alone.
-    fn batch(&self, config: &Config, data: &Data, schedule: &Schedule, step: usize) -> Batch {
+    /// The batch of a step: a function of the seed, the step and the token as it stands.
+    fn batch(&self, config: &Config, data: &Data, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
         let (device, random, b) = (&self.model.device, Philox::new(self.context.seed), config.batch);
         let offset = u32::try_from(step).unwrap_or(u32::MAX);
         let [_, c, h, w] = data.latents.dims();
@@ -223,8 +229,16 @@ impl Job<'_> {
             .collect();
         let prior = data.prior.as_ref().map(|contexts| {
             let [n, _, _] = contexts.dims();
-            let drawn = (0..config.prior_batch).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
-            Prior { context: contexts.clone().select(0, index(drawn)), weight: config.prior }
+            let known = config.prior_batch - config.strangers;
+            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
+            let mut parts = Vec::new();
+            if known > 0 {
+                parts.push(contexts.clone().select(0, index(drawn)));
+            }
+            if config.strangers > 0 {
+                parts.push(self.strangers(config.strangers, data, trainee, &random, offset));
+            }
+            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
         });
         let prompts = images.iter().map(|&i| data.prompt_of[i % data.prompt_of.len()]).collect();
         Batch {
@@ -235,6 +249,33 @@ impl Job<'_> {
             weights,
             prior,
         }
+    }
+
+    /// The caption with a made-up word in the token's place: as far from the class word as the token has come, in a
+    /// random direction. What the concept leaves alone there, it leaves alone under another concept's token.
+    fn strangers(&self, count: usize, data: &Data, trainee: &Trainee, random: &Philox, offset: u32) -> Tensor<3> {
+        let Some(token) = trainee.token.map(|index| trainee.parameters[index].value.clone()) else {
+            return Tensor::zeros([0, 0, 0], &self.model.device);
+        };
+        let [vectors, width] = token.dims();
+        let distance = (token - data.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
+        let noise = random.stream(STRANGERS).normal(offset, count * vectors * width);
+        let words: Vec<Tensor<2>> = noise
+            .chunks_exact(vectors * width)
+            .map(|noise| {
+                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &self.model.device);
+                let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
+                data.start.clone() + noise / length * distance.clone()
+            })
+            .collect();
+        let prompts: Vec<Encoded> = (0..count)
+            .map(|word| {
+                let mut prompt = data.stranger.clone();
+                prompt.marks.iter_mut().for_each(|mark| mark.word = word);
+                prompt
+            })
+            .collect();
+        self.model.condition(&prompts, &words, &Mounts::none())
     }
 
     fn file(&self, config: &Config, trainee: &Trainee, adapter: &dyn Adapter, fingerprint: &str) -> Result<LoraFile> {
@@ -299,6 +340,10 @@ struct Data {
     items: Vec<usize>,
     /// Encoded prompts whose answers are to be kept.
     prior: Option<Tensor<3>>,
+    /// The template's caption, whose word is to be replaced by made-up ones.
+    stranger: Encoded,
+    /// The token's vectors before training.
+    start: Tensor<2>,
 }
 
 impl Data {

@@ -1,0 +1,15 @@
+//! Keys under which our own facts stand in a file's metadata.
+
+/// Fingerprint of the run: tells a finished file from one of other settings.
+pub const RUN: &str = "triptych.run";
+pub const METHOD: &str = "triptych.method";
+/// Identity of the shared basis, e.g. `slots v1 seed 0 block 8`.
+pub const BASIS: &str = "triptych.basis";
+pub const SLOT: &str = "triptych.slot";
+pub const TOKEN: &str = "triptych.token";
+pub const CLASS: &str = "triptych.class";
+/// Name and hash of the model it was trained on.
+pub const BASE: &str = "triptych.base";
+pub const BASE_HASH: &str = "triptych.base_hash";
+/// Settings of method and training, or of a merge, as JSON.
+pub const RECIPE: &str = "triptych.recipe";

@@ -1,0 +1,57 @@
+//! Several adapters into one.
+
+pub mod certificate;
+pub mod recipe;
+pub mod recover;
+mod sum;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::engine::adapter::mount::Strength;
+use crate::engine::field::{Field, Settings};
+use crate::engine::io::lora_file::{LoraFile, LoraLayer};
+use crate::engine::{Error, Result};
+
+/// A merge method's row: what forms, help, README and errors read.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Method {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub paper: &'static str,
+    pub help: &'static str,
+    pub fields: &'static [Field],
+    #[serde(skip)]
+    pub run: fn(&[Source], &Settings) -> Result<BTreeMap<String, LoraLayer>>,
+}
+
+pub const METHODS: &[Method] = &[sum::METHOD];
+
+/// An adapter and how strongly it goes in.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub file: LoraFile,
+    pub strength: Strength,
+}
+
+/// The row of a name.
+pub fn method(name: &str) -> Result<&'static Method> {
+    METHODS.iter().find(|row| row.name == name).ok_or_else(|| {
+        let known = METHODS.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+        Error::usage(format!("There is no merge method “{name}”"), format!("Choose one of {known}"))
+    })
+}
+
+/// Merges `sources` into one file that carries every token and the recipe.
+pub fn merge(sources: &[Source], method: &Method, settings: &Settings) -> Result<LoraFile> {
+    if sources.is_empty() {
+        return Err(Error::usage("No adapter was given to merge", "Name at least one adapter file"));
+    }
+    let tokens = recipe::tokens(sources)?;
+    let layers = (method.run)(sources, settings)?;
+    let metadata = recipe::metadata(sources, method, settings)?;
+    // The most exact of the sources' number formats: a merge should not round what was exact.
+    let dtype = sources.iter().filter_map(|source| source.file.dtype).max_by_key(|dtype| dtype.bitsize());
+    Ok(LoraFile { layers, tokens, metadata, dtype, ..LoraFile::default() })
+}

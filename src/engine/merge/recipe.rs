@@ -1,0 +1,88 @@
+//! A merge written down: what went in, how strongly, by which method.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::engine::field::Settings;
+use crate::engine::io::{metadata as keys, safetensors};
+use crate::engine::merge::{Method, Source, certificate};
+use crate::engine::{Error, Result};
+
+/// Every source's tokens. Two that give one word different vectors are refused.
+pub fn tokens(sources: &[Source]) -> Result<BTreeMap<String, Vec<Vec<f32>>>> {
+    let mut tokens: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
+    for source in sources {
+        for (word, vectors) in &source.file.tokens {
+            if tokens.insert(word.clone(), vectors.clone()).is_some_and(|other| other != *vectors) {
+                return Err(Error::new(
+                    format!("Two adapters bring the word {word} with different meanings"),
+                    "Train one of them again with another --token",
+                )
+                .at(&source.file.path));
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// Metadata of the merged file: a function of the sources' contents, strengths and settings.
+pub fn metadata(sources: &[Source], method: &Method, settings: &Settings) -> Result<BTreeMap<String, String>> {
+    let of = |source: &Source, key: &str| source.file.metadata.get(key).cloned().unwrap_or_default();
+    let parts: Vec<_> = sources
+        .iter()
+        .map(|source| {
+            json!({
+                "sha256": safetensors::tensor_hash(&source.file.tensors()),
+                "method": of(source, keys::METHOD),
+                "token": of(source, keys::TOKEN),
+                "class": of(source, keys::CLASS),
+                "slot": of(source, keys::SLOT),
+                "strength": { "unet": source.strength.unet, "text": source.strength.text, "blocks": source.strength.blocks },
+            })
+        })
+        .collect();
+    let common = |key: &str| {
+        let first = of(&sources[0], key);
+        (!first.is_empty() && sources.iter().all(|source| of(source, key) == first)).then_some(first)
+    };
+    let words = |key: &str| {
+        sources.iter().map(|source| of(source, key)).filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ")
+    };
+    let mut metadata = BTreeMap::from([
+        (keys::METHOD.to_owned(), format!("merge {}", method.name)),
+        (keys::RECIPE.to_owned(), json!({ "merge": method.name, "settings": settings, "sources": parts }).to_string()),
+        ("ss_network_module".to_owned(), "networks.lora".to_owned()),
+        ("modelspec.sai_model_spec".to_owned(), "1.0.1".to_owned()),
+        ("modelspec.title".to_owned(), words("modelspec.title")),
+        ("modelspec.merged_from".to_owned(), words("modelspec.title")),
+        ("modelspec.trigger_phrase".to_owned(), words("modelspec.trigger_phrase")),
+    ]);
+    let kept = [
+        keys::BASE,
+        keys::BASE_HASH,
+        "ss_base_model_version",
+        "ss_sd_model_name",
+        "ss_resolution",
+        "modelspec.architecture",
+        "modelspec.implementation",
+        "modelspec.resolution",
+        "modelspec.prediction_type",
+    ];
+    for key in kept {
+        if let Some(value) = common(key) {
+            metadata.insert(key.to_owned(), value);
+        }
+    }
+    // A sum of slots is itself a citizen of the basis: it can be merged again and taken apart.
+    let identities = sources.iter().map(|source| certificate::identity(&source.file)).collect::<Result<Option<Vec<_>>>>()?;
+    if let Some(identities) = identities
+        && let Some((basis, _)) = identities.first()
+        && identities.iter().all(|(other, _)| other == basis)
+    {
+        let slots = identities.iter().flat_map(|(_, slots)| slots).map(ToString::to_string).collect::<Vec<_>>().join(",");
+        metadata.insert(keys::BASIS.to_owned(), basis.to_string());
+        metadata.insert(keys::SLOT.to_owned(), slots);
+    }
+    Ok(metadata)
+}

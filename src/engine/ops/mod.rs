@@ -1,0 +1,3 @@
+//! What runs on the device below the networks.
+
+pub mod self_test;

@@ -1,0 +1,95 @@
+//! Does this device compute what the CPU computes?
+//!
+//! Kernels that are picked by timing have been wrong on some shapes and drivers (burn #5237, #5626, cubek #519). So
+//! before a device is trusted, the operations that the networks use run on it, small, and are compared with the CPU.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Tensor, TensorData, activation, module};
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::io::{atomic, safetensors};
+use crate::engine::random::Philox;
+
+/// Largest difference, as a share of the largest value. Drivers may fuse and reorder; a wrong kernel is far off.
+const TOLERANCE: f32 = 1e-3;
+
+type Op = fn(&Device) -> Tensor<2>;
+
+/// Channel counts are those of the starter model and Stable Diffusion's narrowest level, not powers of two alone.
+const OPS: &[(&str, Op)] = &[
+    ("matrix product", |d| input::<2>([77, 128], 1, d).matmul(input([128, 96], 2, d))),
+    ("transposed matrix product", |d| input::<2>([64, 96], 1, d).matmul(input::<2>([64, 96], 2, d).transpose())),
+    ("batched matrix product", |d| flat(input::<3>([1, 96, 64], 1, d).matmul(input([2, 64, 256], 2, d)))),
+    ("3×3 convolution", |d| flat(convolve(d, 1))),
+    ("3×3 convolution of stride 2", |d| flat(convolve(d, 2))),
+    ("softmax", |d| flat(activation::softmax(input::<4>([2, 4, 64, 77], 1, d) * 4.0, 3))),
+    ("layer norm", |d| flat(module::layer_norm(input::<3>([2, 64, 96], 1, d), input([96], 2, d), Some(input([96], 3, d)), 1e-5))),
+    ("group mean", |d| flat(input::<3>([2, 32, 768], 1, d).powi_scalar(2).mean_dim(2))),
+    ("GELU", |d| activation::gelu(input([64, 96], 1, d) * 3.0)),
+    ("SiLU", |d| activation::silu(input([64, 96], 1, d) * 3.0)),
+    ("gradient of a convolution", |d| {
+        let x = input::<4>([1, 32, 8, 8], 1, d).autodiff().require_grad();
+        let y = module::conv2d(x.clone(), input([32, 32, 3, 3], 2, d), None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
+        let gradients = (y * input([1, 32, 8, 8], 3, d)).sum().backward();
+        flat(x.grad(&gradients).unwrap_or_else(|| input([1, 32, 8, 8], 1, d)))
+    }),
+];
+
+fn convolve(device: &Device, stride: usize) -> Tensor<4> {
+    let options = ConvOptions::new([stride; 2], [1, 1], [1, 1], 1);
+    module::conv2d(input([2, 64, 8, 8], 1, device), input([96, 64, 3, 3], 2, device), Some(input([96], 3, device)), options)
+}
+
+fn input<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    let values = Philox::new(seed).normal(0, shape.iter().product());
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
+    let n = tensor.shape().num_elements();
+    tensor.reshape([1, n])
+}
+
+/// The first operation that differs from the CPU, as a message.
+pub fn run(device: &Device) -> Result<(), String> {
+    let cpu = crate::engine::device::cpu();
+    for (name, op) in OPS {
+        let values = |device: &Device| op(device).inner().into_data().try_to_vec::<f32>().map_err(|e| format!("{name}: {e:?}"));
+        let (expected, found) = (values(&cpu)?, values(device)?);
+        let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let difference = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0_f32, |m, x| if x > m || x.is_nan() { x } else { m });
+        if difference.is_nan() || difference > TOLERANCE * largest || found.len() != expected.len() {
+            return Err(format!("{name} is off by {difference} of {largest}"));
+        }
+    }
+    Ok(())
+}
+
+/// [`run`], once for each driver version: a pass is remembered in `cache`.
+pub fn cached(device: &Device, driver: &str, cache: Option<&Path>) -> Result<(), String> {
+    let key = safetensors::hex(&Sha256::digest(format!("{driver} {}", env!("CARGO_PKG_VERSION")).as_bytes()));
+    let mark = cache.map(|folder| folder.join("self_test").join(&key[..32]));
+    if mark.as_deref().is_some_and(Path::is_file) {
+        return Ok(());
+    }
+    run(device)?;
+    if let Some(mark) = mark
+        && let Err(error) = atomic::write(&mark, |out| out.write_all(driver.as_bytes()))
+    {
+        tracing::warn!("{error}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_agrees_with_itself() {
+        run(&crate::engine::device::cpu()).unwrap();
+    }
+}

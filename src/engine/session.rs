@@ -1,0 +1,185 @@
+//! The one door that command line and window go through: devices, models, adapters, jobs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::engine::adapter::mount::{self, Strength};
+use crate::engine::adapter::{self, Method, target};
+use crate::engine::concept::{self, Concept, Trigger};
+use crate::engine::device::{self, Opened};
+use crate::engine::event::{Event, Watch};
+use crate::engine::field::Settings;
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::model::StableDiffusion;
+use crate::engine::model::tokenizer::Word;
+use crate::engine::ops::self_test;
+use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
+use crate::engine::project::{self, Project};
+use crate::engine::train::config;
+use crate::engine::train::run::{Job, Trained};
+use crate::engine::{Error, Result};
+
+/// Caption of a concept without caption files where the model's README gives no template.
+const DEFAULT_TEMPLATE: &str = "a photo of {token} {class}";
+
+/// An open device and a folder for what can be computed again.
+pub struct Session {
+    pub device: Opened,
+    cache: Option<PathBuf>,
+}
+
+/// An adapter file with the strength it is used at.
+#[derive(Clone, Debug)]
+pub struct Used {
+    pub file: LoraFile,
+    pub strength: Strength,
+}
+
+/// What a training is asked to do; what is left open is chosen.
+#[derive(Clone, Debug)]
+pub struct Training {
+    pub token: String,
+    pub class_word: Option<String>,
+    pub method: &'static Method,
+    /// Changed fields of the method and of training.
+    pub changes: Vec<(String, String)>,
+    pub slot: Option<usize>,
+    pub project: Option<PathBuf>,
+    pub seed: u64,
+    pub out: PathBuf,
+    pub resume: bool,
+    pub stamp: bool,
+}
+
+impl Session {
+    /// Opens a device. A GPU that computes wrongly is named and the CPU taken, unless it was asked for by name.
+    pub fn open(choice: device::Choice, watch: &mut Watch<'_>) -> Result<Self> {
+        let cache = dirs::cache_dir().map(|folder| folder.join("triptych"));
+        let mut device = device::open(choice)?;
+        if let Some(driver) = &device.driver
+            && let Err(fault) = self_test::cached(&device.device, driver, cache.as_deref())
+        {
+            let text = format!("{} computes wrongly ({fault})", device.name);
+            if choice == device::Choice::Auto {
+                device = device::open(device::Choice::Cpu)?;
+                watch(Event::warning(format!("{text}; the CPU is used instead. A newer driver may help")))?;
+            } else {
+                watch(Event::warning(format!("{text}; it is used because it was asked for. Compare with --device cpu")))?;
+            }
+        }
+        watch(Event::note(format!("Device: {}", device.reason)))?;
+        Ok(Self { device, cache })
+    }
+
+    /// `starter`, or a folder in diffusers layout.
+    pub fn model(&self, name: &str) -> Result<StableDiffusion> {
+        StableDiffusion::open(&StableDiffusion::folder(name), &self.device.device)
+    }
+
+    /// Puts adapters in place together. Two that define one word differently are refused.
+    pub fn mount(&self, model: &StableDiffusion, adapters: &[Used]) -> Result<Mounted> {
+        let mut mounted = Mounted::default();
+        let mut words: BTreeMap<&String, (&Vec<Vec<f32>>, &Path)> = BTreeMap::new();
+        for Used { file, strength } in adapters {
+            mount::mount(&mut mounted.mounts, model, file, strength)?;
+            for (word, vectors) in &file.tokens {
+                match words.insert(word, (vectors, &file.path)) {
+                    Some((other, path)) if other != vectors => return Err(clash(word, path, &file.path)),
+                    _ => {}
+                }
+            }
+        }
+        for (word, (vectors, path)) in words {
+            let width = model.text.config.hidden_size;
+            if vectors.iter().any(|vector| vector.len() != width) {
+                return Err(Error::new(
+                    format!("The word {word} has vectors of another width than this model's {width}"),
+                    "Choose the model the adapter was trained on",
+                )
+                .at(path));
+            }
+            let data = TensorData::new(vectors.concat(), [vectors.len(), width]);
+            mounted.tokens.push(Token {
+                word: Word { text: word.clone(), vectors: vectors.len() },
+                vectors: Tensor::from_data(data, &model.device),
+            });
+        }
+        Ok(mounted)
+    }
+
+    pub fn sample(&self, model: &StableDiffusion, mounted: &Mounted, request: &Request, watch: &mut Watch<'_>) -> Result<Pictures> {
+        preview::sample(model, mounted, request, watch)
+    }
+
+    /// Teaches `model` a concept and writes the adapter file.
+    pub fn train(&self, model: &StableDiffusion, concept: &Concept, training: &Training, watch: &mut Watch<'_>) -> Result<Trained> {
+        let (method_settings, settings) = split_changes(training.method, &training.changes)?;
+        let class_word = training.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
+        let trigger = Trigger::new(&training.token, &class_word)?;
+        if class_word.is_empty() {
+            watch(Event::warning("No class word was given (--class): the concept will be learnt more slowly and kept apart less well"))?;
+        }
+        let mut context = adapter::Context { seed: training.seed, slot: 0, block: default_block(model) };
+        if training.method.takes_slot {
+            let targets = target::select(settings.text("targets"), &model.layers)?;
+            let narrowest = targets.iter().map(|&id| model.layer(id).input()).min().unwrap_or(0);
+            let path = training.project.clone().unwrap_or_else(|| project::beside(&training.out));
+            let (project, slot) =
+                Project::claim(&path, context.block, &training.out, &training.token, training.slot, narrowest)?;
+            (context.slot, context.block) = (slot, project.block);
+            watch(Event::note(format!("Slot {slot} of {} in {}", narrowest / project.block, path.display())))?;
+        }
+        let job = Job {
+            model,
+            concept,
+            trigger,
+            template: template(model),
+            method: training.method,
+            method_settings,
+            settings,
+            context,
+            out: training.out.clone(),
+            resume: training.resume,
+            stamp: training.stamp,
+            cache: self.cache.as_ref().map(|folder| folder.join("latents")),
+        };
+        job.run(watch)
+    }
+
+    /// Reads a folder of pictures.
+    pub fn concept(&self, folder: &Path) -> Result<Concept> {
+        concept::open(folder)
+    }
+}
+
+/// How the model's captions read.
+pub fn template(model: &StableDiffusion) -> String {
+    model.readme.as_deref().and_then(concept::template_from_readme).unwrap_or_else(|| DEFAULT_TEMPLATE.into())
+}
+
+/// Columns of the shared basis a concept owns in a new project.
+pub fn default_block(model: &StableDiffusion) -> usize {
+    if config::is_small(model) { 8 } else { 16 }
+}
+
+/// Distributes changed fields to the method's table and the training table; a name that neither has is an error.
+fn split_changes(method: &Method, changes: &[(String, String)]) -> Result<(Settings, Settings)> {
+    let of_method = |name: &str| method.fields.iter().any(|field| field.name == name);
+    let (mine, rest): (Vec<_>, Vec<_>) = changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).partition(|(name, _)| of_method(name));
+    let known = |name: &str| config::FIELDS.iter().any(|field| field.name == name);
+    if let Some((name, _)) = rest.iter().find(|(name, _)| !known(name)) {
+        let names = method.fields.iter().chain(config::FIELDS).map(|field| field.name).collect::<Vec<_>>().join(", ");
+        return Err(Error::usage(format!("There is no field “{name}”"), format!("Choose one of {names}")));
+    }
+    Ok((Settings::new(method.fields, mine)?, Settings::new(config::FIELDS, rest)?))
+}
+
+fn clash(word: &str, first: &Path, second: &Path) -> Error {
+    Error::new(
+        format!("Two adapters bring the word {word} with different meanings ({} is the other)", first.display()),
+        "Train one of them again with another --token",
+    )
+    .at(second)
+}
