@@ -252,24 +252,4 @@ mod tests {
         assert!(draw("", &[], &[], 0).width() > 0);
         assert!(draw("Only a title", &[], &[row("", []), row("x", [RgbImage::new(0, 0)])], 1).height() > 50);
     }
-
-    /// `TRIPTYCH_SHEET=F.png cargo test contact_sheet` leaves one to look at.
-    #[test]
-    fn a_sheet_for_the_eye() {
-        let face = |shift: u32| {
-            RgbImage::from_fn(64, 64, move |x, y| {
-                let inside = x.abs_diff(32 + shift).pow(2) + y.abs_diff(32).pow(2) < 600;
-                Rgb(if inside { [250, (x * 3) as u8, (y * 3) as u8] } else { [255; 3] })
-            })
-        };
-        let rows = ["untouched model", "<robot> solo", "<head> solo, orthogonal, slot 1", "both merged — grün 0.8"]
-            .map(|label| row(label, (0..4).map(face)));
-        let headings =
-            ["a 3d emoji of <robot> robot", "a 3d emoji of <head> woman", "cat", "an apple on a blue background"];
-        let sheet = draw("Two concepts, taught apart and merged", &headings.map(String::from), &rows, 2);
-        assert!(sheet.width() < 1000);
-        if let Some(path) = std::env::var_os("TRIPTYCH_SHEET") {
-            sheet.save(path).unwrap();
-        }
-    }
 }

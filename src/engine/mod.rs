@@ -8,6 +8,7 @@ pub mod diffusion;
 pub mod error;
 pub mod event;
 pub mod field;
+pub mod inspect;
 pub mod io;
 pub mod merge;
 pub mod model;

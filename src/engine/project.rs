@@ -101,7 +101,7 @@ impl Project {
 }
 
 fn relative(file: &Path, project: &Path) -> PathBuf {
-    let folder = project.parent().unwrap_or(Path::new(""));
+    let folder = project.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let (file, folder) = (absolute(file), absolute(folder));
     file.strip_prefix(&folder).map_or_else(|_| file.clone(), Path::to_path_buf)

@@ -20,7 +20,7 @@ pub struct Philox {
 }
 
 impl Philox {
-    #[expect(clippy::cast_possible_truncation, reason = "the key is the two halves of the seed")]
+    /// The key is the two halves of the seed.
     pub fn new(seed: u64) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], stream: 0 }
     }
@@ -79,7 +79,7 @@ impl Philox {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the two halves of the product")]
+/// The two halves of the product, the low one first.
 fn multiply(a: u32, b: u32) -> (u32, u32) {
     let product = u64::from(a) * u64::from(b);
     (product as u32, (product >> 32) as u32)

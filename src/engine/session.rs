@@ -115,7 +115,7 @@ impl Session {
 
     /// Teaches `model` a concept and writes the adapter file.
     pub fn train(&self, model: &StableDiffusion, concept: &Concept, training: &Training, watch: &mut Watch<'_>) -> Result<Trained> {
-        let (method_settings, settings) = split_changes(training.method, &training.changes)?;
+        let (method_settings, settings) = self::settings(training.method, &training.changes)?;
         let class_word = training.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
         let trigger = Trigger::new(&training.token, &class_word)?;
         if class_word.is_empty() {
@@ -164,8 +164,9 @@ pub fn default_block(model: &StableDiffusion) -> usize {
     if config::is_small(model) { 8 } else { 16 }
 }
 
-/// Distributes changed fields to the method's table and the training table; a name that neither has is an error.
-fn split_changes(method: &Method, changes: &[(String, String)]) -> Result<(Settings, Settings)> {
+/// The settings of a method and of its training, with `changes` distributed to the table that knows them; a name that
+/// neither has is an error.
+pub fn settings(method: &Method, changes: &[(String, String)]) -> Result<(Settings, Settings)> {
     let of_method = |name: &str| method.fields.iter().any(|field| field.name == name);
     let (mine, rest): (Vec<_>, Vec<_>) = changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).partition(|(name, _)| of_method(name));
     let known = |name: &str| config::FIELDS.iter().any(|field| field.name == name);

@@ -121,8 +121,9 @@ impl Basis {
             let what = format!("Rank {rank} is impossible for a layer with {width} inputs");
             return Err(Error::new(what, format!("Choose a rank from 1 to {width}")));
         }
-        let number =
-            u32::try_from(slot).map_err(|_| Error::new(format!("There is no slot {slot}"), "Choose a lower slot"))?;
+        let Ok(number) = u32::try_from(slot) else {
+            return Err(Error::new(format!("There is no slot {slot}"), "Choose a lower slot"));
+        };
         if kind == BasisKind::Slots {
             if rank > block {
                 let what = format!("Rank {rank} does not fit into slots of {block} columns");

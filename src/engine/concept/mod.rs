@@ -7,6 +7,7 @@ mod caption;
 mod folder;
 pub mod latents;
 mod picture;
+pub mod shipped;
 
 pub use caption::{Trigger, caption, template_from_readme};
 pub use folder::{Picture, Skipped, open};

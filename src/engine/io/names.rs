@@ -15,7 +15,6 @@ const VAE_ATTENTION: [(&str, &str); 4] =
     [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
 
 /// Stored name of an autoencoder tensor → ours (diffusers, current).
-#[expect(clippy::unnecessary_wraps, reason = "one signature for all name tables")]
 pub fn vae(stored: &str) -> Option<String> {
     Some(VAE_ATTENTION.iter().fold(stored.to_owned(), |name, (old, new)| name.replace(old, new)))
 }

@@ -17,6 +17,7 @@ pub struct Linear {
 }
 
 impl Linear {
+    #[expect(clippy::needless_pass_by_value, reason = "tensors are handles, and burn's own layers take them so")]
     pub fn forward<const D: usize>(&self, x: Tensor<D>, mounts: &Mounts) -> Tensor<D> {
         let y = module::linear(x.clone(), self.weight_io.clone(), self.bias.clone());
         mounts.linear(self.id, &x, y)
@@ -49,6 +50,7 @@ pub struct Conv {
 }
 
 impl Conv {
+    #[expect(clippy::needless_pass_by_value, reason = "tensors are handles, and burn's own layers take them so")]
     pub fn forward(&self, x: Tensor<4>, mounts: &Mounts) -> Tensor<4> {
         let y = convolve(x.clone(), self.weight_oihw.clone(), Some(self.bias.clone()), self.shape);
         mounts.conv(self.id, self.shape, &x, y)

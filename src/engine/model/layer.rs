@@ -38,20 +38,20 @@ impl Layer {
 
     /// Shape of the weight in files.
     pub fn weight_shape(&self) -> Vec<usize> {
-        self.factor_shape(self.out, self.channels, self.kernel)
+        Self::factor_shape(self.out, self.channels, self.kernel)
     }
 
     /// Shape of `lora_down.weight` in files: `[rank, in]`, for convolutions `[rank, in, kh, kw]`.
     pub fn down_shape(&self, rank: usize) -> Vec<usize> {
-        self.factor_shape(rank, self.channels, self.kernel)
+        Self::factor_shape(rank, self.channels, self.kernel)
     }
 
     /// Shape of `lora_up.weight` in files: `[out, rank]`, for convolutions `[out, rank, 1, 1]`.
     pub fn up_shape(&self, rank: usize) -> Vec<usize> {
-        self.factor_shape(self.out, rank, self.kernel.map(|_| [1, 1]))
+        Self::factor_shape(self.out, rank, self.kernel.map(|_| [1, 1]))
     }
 
-    fn factor_shape(&self, rows: usize, columns: usize, kernel: Option<[usize; 2]>) -> Vec<usize> {
+    fn factor_shape(rows: usize, columns: usize, kernel: Option<[usize; 2]>) -> Vec<usize> {
         match kernel {
             None => vec![rows, columns],
             Some([h, w]) => vec![rows, columns, h, w],

@@ -70,14 +70,14 @@ impl<'a> Loader<'a> {
         .at(self.checkpoint.path()))
     }
 
-    fn tensor<const D: usize>(&self, name: String, shape: [usize; D]) -> Tensor<D> {
+    fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
         let zeros = || Tensor::zeros(shape, self.device);
         let fault = |text: String| self.state.borrow_mut().faults.push(text);
-        let Some(stored) = self.stored.get(&name) else {
+        let Some(stored) = self.stored.get(name) else {
             fault(format!("{name} is missing"));
             return zeros();
         };
-        self.state.borrow_mut().taken.insert(name.clone());
+        self.state.borrow_mut().taken.insert(name.to_owned());
         let found = self.checkpoint.shape(stored).unwrap_or_default();
         // Singleton axes are the only difference between a linear layer and a 1×1 convolution in files.
         let squeezed = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
@@ -109,7 +109,7 @@ impl Scope<'_> {
     }
 
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
-        self.loader.tensor(self.join(&name), shape)
+        self.loader.tensor(&self.join(&name), shape)
     }
 
     /// Whether any tensor lies below `name`.

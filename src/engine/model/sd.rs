@@ -136,12 +136,12 @@ impl StableDiffusion {
     /// Prompts → context `[b, 77, width]`; marked positions take their vector from `vectors` (one `[n, width]` a word).
     pub fn condition(&self, prompts: &[Encoded], vectors: &[Tensor<2>], mounts: &Mounts) -> Tensor<3> {
         let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-        let embedded = self.place(self.text.embed(&ids), prompts, vectors);
+        let embedded = Self::place(self.text.embed(&ids), prompts, vectors);
         self.text.forward(embedded, mounts)
     }
 
     /// Replaces the rows at marked positions. A product with a selection matrix, so that gradients reach the vectors.
-    fn place(&self, embedded: Tensor<3>, prompts: &[Encoded], vectors: &[Tensor<2>]) -> Tensor<3> {
+    fn place(embedded: Tensor<3>, prompts: &[Encoded], vectors: &[Tensor<2>]) -> Tensor<3> {
         if prompts.iter().all(|prompt| prompt.marks.is_empty()) {
             return embedded;
         }

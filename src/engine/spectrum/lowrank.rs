@@ -4,6 +4,7 @@
 //! Computations*, §5.4); norms and inner products follow from Gram matrices. Every result belongs to the product, so
 //! (up·G, G⁻¹·down) measures the same as (up, down).
 
+use faer::linalg::solvers::SvdError;
 use faer::{Mat, MatRef, Scale};
 use serde::Serialize;
 
@@ -99,14 +100,14 @@ impl LowRank {
     pub fn singular_values(&self) -> Result<Vec<f64>> {
         let (up, down) = (self.up.qr(), self.down.transpose().qr());
         let core = Scale(self.scale) * (up.thin_R() * down.thin_R().transpose());
-        core.singular_values().map_err(|_| no_convergence())
+        core.singular_values().map_err(no_convergence)
     }
 
     /// The thin SVD of ΔW, its signs fixed so that equal deltas give equal factors.
     pub fn svd(&self) -> Result<Svd> {
         let (up, down) = (self.up.qr(), self.down.transpose().qr());
         let core = Scale(self.scale) * (up.thin_R() * down.thin_R().transpose());
-        let small = core.thin_svd().map_err(|_| no_convergence())?;
+        let small = core.thin_svd().map_err(no_convergence)?;
         let mut u = up.compute_thin_Q() * small.U();
         let mut v = down.compute_thin_Q() * small.V();
         for k in 0..u.ncols() {
@@ -219,7 +220,7 @@ pub fn recover(delta: MatRef<'_, f64>, rows: MatRef<'_, f64>) -> Result<Mat<f64>
     Ok(delta * rows.transpose())
 }
 
-fn no_convergence() -> Error {
+fn no_convergence(SvdError::NoConvergence: SvdError) -> Error {
     Error::new(
         "The singular values of a layer could not be computed",
         "Export the adapter again; its numbers are extreme",

@@ -57,8 +57,10 @@ pub struct Job<'a> {
 /// What a run leaves.
 pub struct Trained {
     pub file: LoraFile,
-    /// One for each step.
+    /// One for each step; empty when the run was finished already.
     pub losses: Vec<f32>,
+    /// How many numbers were trained.
+    pub parameters: usize,
 }
 
 impl Job<'_> {
@@ -71,7 +73,7 @@ impl Job<'_> {
             let file = LoraFile::open(&self.out)?;
             if file.metadata.get(RUN) == Some(&fingerprint) {
                 watch(Event::note("The run is already finished"))?;
-                return Ok(Trained { file, losses: Vec::new() });
+                return Ok(Trained { file, losses: Vec::new(), parameters: 0 });
             }
         }
         let mut trainee = self.begin(&config, adapter.as_ref())?;
@@ -92,7 +94,8 @@ impl Job<'_> {
         checkpoint::remove(&self.out)?;
         watch(Event::Saved { path: self.out.clone() })?;
         // What was written, with the hashes that saving adds.
-        Ok(Trained { file: LoraFile::open(&self.out)?, losses })
+        let parameters = trainee.parameters.iter().map(|p| p.value.shape().num_elements()).sum();
+        Ok(Trained { file: LoraFile::open(&self.out)?, losses, parameters })
     }
 
     fn train(

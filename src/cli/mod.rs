@@ -1,0 +1,171 @@
+//! The command line: one file per command. Results go to stdout, everything said on the way to stderr.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+
+mod demo;
+mod inspect;
+mod merge;
+mod methods;
+mod overlap;
+mod progress;
+mod sample;
+mod spectrum;
+mod train;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::engine::adapter::mount::Strength;
+use crate::engine::device::Choice;
+use crate::engine::error::Kind;
+use crate::engine::{Error, Result};
+
+pub use progress::Progress;
+
+/// Teach an image model new concepts and combine them without the concepts spoiling each other.
+///
+/// Exit codes: 0 done, 1 failed with a sentence, 2 a wrong command, 130 stopped by Ctrl+C.
+#[derive(Parser)]
+#[command(name = "triptych", version, about, long_about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What computes: auto (a real GPU, else the CPU), cpu, gpu, or gpu:N
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: Choice,
+    /// Print one JSON object as the result, and progress as one JSON object a line, on stdout
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The main job, nothing asked: two concepts, orthogonal slots, a merge, pictures and a report
+    Demo(demo::Args),
+    /// Say what a file or folder is: a model, an adapter or a concept
+    Inspect(inspect::Args),
+    /// Make pictures from a prompt
+    Sample(sample::Args),
+    /// Teach a model a concept and write it as an adapter file
+    Train(train::Args),
+    /// Merge adapters into one file
+    Merge(merge::Args),
+    /// Singular values and effective ranks of an adapter, layer by layer
+    Spectrum(spectrum::Args),
+    /// How much adapters get in each other's way, pair by pair
+    Overlap(overlap::Args),
+    /// List the methods with all their fields
+    Methods(methods::Args),
+}
+
+/// What every command is given besides its own arguments.
+struct Shell {
+    device: Choice,
+    json: bool,
+}
+
+impl Cli {
+    pub fn run(self) -> ExitCode {
+        let shell = Shell { device: self.device, json: self.json };
+        let result = match self.command {
+            Command::Demo(args) => demo::run(&args, &shell),
+            Command::Inspect(args) => inspect::run(&args, &shell),
+            Command::Sample(args) => sample::run(&args, &shell),
+            Command::Train(args) => train::run(&args, &shell),
+            Command::Merge(args) => merge::run(&args, &shell),
+            Command::Spectrum(args) => spectrum::run(&args, &shell),
+            Command::Overlap(args) => overlap::run(&args, &shell),
+            Command::Methods(args) => methods::run(&args, &shell),
+        };
+        match result {
+            Ok(code) => code,
+            Err(error) => {
+                if shell.json {
+                    println!("{}", json!({ "error": { "what": error.what, "do": error.advice, "path": error.path } }));
+                }
+                eprintln!("{error}");
+                ExitCode::from(match error.kind {
+                    Kind::Failed => 1,
+                    Kind::Usage => 2,
+                    Kind::Cancelled => 130,
+                })
+            }
+        }
+    }
+}
+
+impl Shell {
+    /// The result: as JSON, or in words.
+    fn print(&self, result: &impl Serialize, words: impl FnOnce() -> String) -> Result<()> {
+        if self.json {
+            let text = serde_json::to_string(result).map_err(|e| Error::new(format!("The result cannot be written ({e})"), "Leave out --json"))?;
+            println!("{text}");
+        } else {
+            println!("{}", words().trim_end());
+        }
+        Ok(())
+    }
+}
+
+/// `FILE[:strength[:text-strength]]`.
+#[derive(Clone, Debug, PartialEq)]
+struct AdapterArg {
+    path: PathBuf,
+    strength: Strength,
+}
+
+impl std::str::FromStr for AdapterArg {
+    type Err = Error;
+
+    /// Cuts at the last colons, and only where a number follows: paths may hold colons themselves.
+    fn from_str(text: &str) -> Result<Self> {
+        let cut = |text: &str| -> Option<(String, f32)> {
+            let (rest, number) = text.rsplit_once(':')?;
+            let number = number.parse::<f32>().ok().filter(|x| x.is_finite())?;
+            Some((rest.to_owned(), number))
+        };
+        let (path, strength) = match cut(text) {
+            None => (text.to_owned(), Strength::default()),
+            Some((rest, last)) => match cut(&rest) {
+                None => (rest, Strength::uniform(last)),
+                Some((path, unet)) => (path, Strength { unet, text: last, ..Strength::default() }),
+            },
+        };
+        if path.is_empty() {
+            return Err(Error::usage(format!("“{text}” names no file"), "Write FILE, FILE:strength or FILE:strength:text-strength"));
+        }
+        Ok(Self { path: path.into(), strength })
+    }
+}
+
+/// `field=value`.
+fn field_value(text: &str) -> Result<(String, String)> {
+    let (name, value) = text.split_once('=').ok_or_else(|| Error::usage(format!("“{text}” is not field=value"), "Write for example --set rank=4"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn strengths_are_cut_off_the_end() {
+        let parse = |text: &str| text.parse::<AdapterArg>().unwrap();
+        assert_eq!(parse("a.safetensors").strength, Strength::default());
+        assert_eq!(parse("C:\\a:0.5"), AdapterArg { path: "C:\\a".into(), strength: Strength::uniform(0.5) });
+        let both = parse("a:b:-0.25:1e-1");
+        assert_eq!((both.path.to_str(), both.strength.unet, both.strength.text), (Some("a:b"), -0.25, 0.1));
+        assert_eq!(parse("a:nan").path.to_str(), Some("a:nan"));
+        assert!(":1".parse::<AdapterArg>().is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! `triptych sample`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use crate::cli::{AdapterArg, Progress, Shell};
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
+use crate::engine::io::png;
+use crate::engine::preview::{Pictures, Request, Start};
+use crate::engine::session::{Session, Used};
+use crate::engine::train::step::read;
+use crate::engine::{Error, Result};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A folder in diffusers layout, or `starter`
+    #[arg(long, default_value = "starter")]
+    model: String,
+    /// What the picture shows
+    #[arg(long)]
+    prompt: String,
+    /// What it should not show
+    #[arg(long, default_value = "")]
+    negative: String,
+    /// Adapter to use, with strengths on picture and text; may be repeated
+    #[arg(long, value_name = "F[:strength[:text-strength]]")]
+    adapter: Vec<AdapterArg>,
+    /// Sampler (`triptych methods samplers` lists them)
+    #[arg(long, default_value = "dpmpp_2m_karras")]
+    sampler: String,
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Guidance: how closely the prompt is followed
+    #[arg(long, default_value_t = 4.0)]
+    cfg: f64,
+    /// Seed of the first picture; the next take the numbers after it
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Width and height in pixels; the model's own if left out
+    #[arg(long, value_name = "WxH", value_parser = size)]
+    size: Option<[usize; 2]>,
+    /// How many pictures; from the second on, files are numbered
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// Start from the tensor `latents` [n, 4, h, w] of unit noise instead of the seed's
+    #[arg(long, value_name = "F.safetensors")]
+    latents: Option<PathBuf>,
+    /// Write final `latents` and `image` as tensors
+    #[arg(long, value_name = "F.safetensors")]
+    dump: Option<PathBuf>,
+    /// The picture to write
+    #[arg(long, value_name = "F.png")]
+    out: PathBuf,
+}
+
+pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
+    let mut progress = Progress::new(shell.json);
+    let session = Session::open(shell.device, &mut progress.watch())?;
+    let model = session.model(&args.model)?;
+    let used = args
+        .adapter
+        .iter()
+        .map(|adapter| Ok(Used { file: LoraFile::open(&adapter.path)?, strength: adapter.strength.clone() }))
+        .collect::<Result<Vec<_>>>()?;
+    let mounted = session.mount(&model, &used)?;
+    let request = Request {
+        prompt: args.prompt.clone(),
+        negative: args.negative.clone(),
+        sampler: args.sampler.clone(),
+        steps: args.steps,
+        cfg: args.cfg,
+        seed: args.seed,
+        size: args.size,
+        count: args.count,
+        start: args.latents.as_deref().map(start).transpose()?,
+    };
+    let begun = std::time::Instant::now();
+    let pictures = session.sample(&model, &mounted, &request, &mut progress.watch())?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let rgb = pictures.rgb()?;
+    let mut files = Vec::new();
+    for (i, picture) in rgb.iter().enumerate() {
+        let path = numbered(&args.out, i, rgb.len());
+        png::write(&path, picture, &text(args, &model.name, picture, i))?;
+        files.push(path);
+    }
+    if let Some(path) = &args.dump {
+        dump(path, &pictures)?;
+    }
+    let result = json!({ "files": files, "seconds": seconds, "seed": args.seed, "device": session.device.name });
+    shell.print(&result, || files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the PNG tells of itself: A1111's `parameters` line, which ComfyUI and the usual viewers read too.
+fn text(args: &Args, model: &str, picture: &image::RgbImage, i: usize) -> BTreeMap<String, String> {
+    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let adapters: String = args.adapter.iter().map(|a| format!(" <lora:{}:{}>", stem(&a.path), a.strength.unet)).collect();
+    let negative = if args.negative.is_empty() { String::new() } else { format!("\nNegative prompt: {}", args.negative) };
+    let parameters = format!(
+        "{}{adapters}{negative}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
+        args.prompt,
+        args.steps,
+        args.sampler,
+        args.cfg,
+        args.seed + i as u64,
+        picture.width(),
+        picture.height(),
+    );
+    BTreeMap::from([("parameters".to_owned(), parameters), ("Software".to_owned(), "Triptych".to_owned())])
+}
+
+fn numbered(out: &Path, i: usize, count: usize) -> PathBuf {
+    if count == 1 {
+        return out.to_path_buf();
+    }
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    out.with_file_name(format!("{stem}-{}.png", i + 1))
+}
+
+fn start(path: &Path) -> Result<Start> {
+    let file = Checkpoint::open(path)?;
+    let values = file.f32("latents")?;
+    let shape: [usize; 4] = file.shape("latents")?.try_into().map_err(|_: std::array::TryFromSliceError| {
+        Error::new("The tensor “latents” does not have four axes", "It must be [n, 4, height, width]").at(path)
+    })?;
+    if values.iter().any(|x| !x.is_finite()) {
+        return Err(Error::new("The given latents hold NaN or infinite numbers", "Make them anew").at(path));
+    }
+    Ok(Start { values, shape })
+}
+
+fn dump(path: &Path, pictures: &Pictures) -> Result<()> {
+    let tensor = |tensor: &burn::tensor::Tensor<4>| -> Result<safetensors::Tensor> {
+        Ok(safetensors::Tensor::new(Dtype::F32, &tensor.dims(), &read(tensor.clone())?))
+    };
+    let tensors = BTreeMap::from([
+        ("latents".to_owned(), tensor(&pictures.latents)?),
+        ("image".to_owned(), tensor(&pictures.pixels)?),
+    ]);
+    safetensors::save(path, &tensors, &BTreeMap::new())
+}
+
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let parse = || {
+        let (width, height) = text.split_once(['x', 'X', '×'])?;
+        Some([width.trim().parse().ok()?, height.trim().parse().ok()?])
+    };
+    parse().ok_or_else(|| "write width x height, such as 512x768".into())
+}

@@ -1,0 +1,116 @@
+//! What is this file or folder?
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::engine::adapter::target;
+use crate::engine::concept;
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::metadata as keys;
+use crate::engine::model::{Part, StableDiffusion};
+use crate::engine::session::{self, default_block};
+use crate::engine::{Error, Result};
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Report {
+    Model {
+        name: String,
+        sha256: String,
+        /// Parameters of each part.
+        parameters: BTreeMap<&'static str, usize>,
+        native_size: [usize; 2],
+        prediction: String,
+        caption: String,
+        /// Layers that each group of targets holds.
+        targets: BTreeMap<&'static str, usize>,
+        /// Columns of the shared basis a concept owns by default.
+        block: usize,
+        /// Concepts with disjoint slots that the default layers hold.
+        capacity: usize,
+    },
+    Adapter {
+        path: PathBuf,
+        method: Option<String>,
+        base: Option<String>,
+        basis: Option<String>,
+        slot: Option<String>,
+        tokens: BTreeMap<String, usize>,
+        layers: usize,
+        ranks: Vec<usize>,
+        dtype: String,
+        parameters: usize,
+        bytes: u64,
+        metadata: BTreeMap<String, String>,
+    },
+    Concept {
+        name: String,
+        class_word: Option<String>,
+        pictures: usize,
+        captioned: usize,
+        skipped: Vec<(PathBuf, String)>,
+    },
+}
+
+/// Looks at `path`: `starter`, a model folder, an adapter file or a folder of pictures.
+pub fn inspect(path: &str) -> Result<Report> {
+    let folder = Path::new(path);
+    let is_model = path == "starter" || folder.join("model_index.json").is_file() || folder.join("unet/config.json").is_file();
+    if is_model {
+        return model(path);
+    }
+    if folder.is_dir() {
+        let concept = concept::open(folder)?;
+        return Ok(Report::Concept {
+            class_word: concept.class_word,
+            pictures: concept.images.len(),
+            captioned: concept.images.iter().filter(|picture| picture.caption.is_some()).count(),
+            skipped: concept.skipped.into_iter().map(|skipped| (skipped.path, skipped.why)).collect(),
+            name: concept.name,
+        });
+    }
+    if !folder.exists() {
+        return Err(Error::new("There is nothing here", "Check that the path is spelled as on disk").at(folder));
+    }
+    adapter(folder)
+}
+
+fn model(path: &str) -> Result<Report> {
+    let model = StableDiffusion::open(&StableDiffusion::folder(path), &crate::engine::device::cpu())?;
+    let count = |part: Part| model.layers.iter().filter(|layer| layer.part == part).map(|layer| layer.out * layer.input()).sum();
+    let group = |name: &'static str| (name, target::select(name, &model.layers).map_or(0, |ids| ids.len()));
+    let block = default_block(&model);
+    let narrowest = target::select(target::DEFAULT, &model.layers)?.iter().map(|&id| model.layer(id).input()).min();
+    Ok(Report::Model {
+        name: model.name.clone(),
+        sha256: model.hash.clone(),
+        parameters: BTreeMap::from([("text encoder layers", count(Part::Text)), ("denoiser layers", count(Part::Unet))]),
+        native_size: model.native_size(),
+        prediction: model.schedule.prediction_type.clone(),
+        caption: session::template(&model),
+        targets: target::GROUPS.iter().map(|row| group(row.name)).collect(),
+        block,
+        capacity: narrowest.unwrap_or(0) / block,
+    })
+}
+
+fn adapter(path: &Path) -> Result<Report> {
+    let file = LoraFile::open(path)?;
+    let value = |key: &str| file.metadata.get(key).cloned();
+    Ok(Report::Adapter {
+        path: path.to_path_buf(),
+        method: value(keys::METHOD),
+        base: value(keys::BASE),
+        basis: value(keys::BASIS),
+        slot: value(keys::SLOT),
+        tokens: file.tokens.iter().map(|(token, vectors)| (token.clone(), vectors.len())).collect(),
+        layers: file.layers.len(),
+        ranks: file.ranks().into_iter().collect(),
+        dtype: file.dtype.map_or_else(String::new, |dtype| format!("{dtype:?}")),
+        parameters: file.layers.values().map(|layer| layer.down.len() + layer.up.len()).sum(),
+        bytes: std::fs::metadata(path).map_or(0, |m| m.len()),
+        metadata: file.metadata,
+    })
+}
