@@ -9,7 +9,8 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .without_time()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("TRIPTYCH_LOG").unwrap_or_else(|_| "triptych=warn,error".into()),
+            tracing_subscriber::EnvFilter::try_from_env("TRIPTYCH_LOG")
+                .unwrap_or_else(|_| "triptych=warn,error".into()),
         )
         .init();
     triptych::cli::Cli::parse().run()

@@ -48,14 +48,20 @@ fn text_encoder() {
 #[test]
 fn unet_square() {
     let (model, r) = (reference::model(), Reference::open("sd_reference"));
-    let out = model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &r.rows("text.last_hidden_state", &[0, 2]), &Mounts::none());
+    let out = model.unet.forward(
+        r.tensor("unet.x"),
+        &r.f32("unet.t"),
+        &r.rows("text.last_hidden_state", &[0, 2]),
+        &Mounts::none(),
+    );
     assert_close("unet", out, r.tensor("unet.out"), FORWARD);
 }
 
 #[test]
 fn unet_rectangular() {
     let (model, r) = (reference::model(), Reference::open("sd_reference"));
-    let out = model.unet.forward(r.tensor("unet_rect.x"), &[333.0], &r.rows("text.last_hidden_state", &[0]), &Mounts::none());
+    let out =
+        model.unet.forward(r.tensor("unet_rect.x"), &[333.0], &r.rows("text.last_hidden_state", &[0]), &Mounts::none());
     assert_close("unet_rect", out, r.tensor("unet_rect.out"), FORWARD);
 }
 
@@ -112,8 +118,13 @@ fn sample(name: &str, part: &str, prediction: Prediction) {
     let steps = schedule.steps(row.spacing, r.number("steps") as usize).unwrap();
     let timesteps: Vec<f32> = steps.timesteps.iter().map(|&t| t as f32).collect();
     assert_eq!(timesteps, r.f32(&format!("sample.{part}.timesteps")));
-    let mut denoiser =
-        Guided { model: &model, schedule: &schedule, steps: &steps, context: r.rows("text.last_hidden_state", &[1, 0]), scale: r.number("cfg") };
+    let mut denoiser = Guided {
+        model: &model,
+        schedule: &schedule,
+        steps: &steps,
+        context: r.rows("text.last_hidden_state", &[1, 0]),
+        scale: r.number("cfg"),
+    };
     let out = row.sample(&steps, r.tensor("sample.latents"), &mut denoiser).unwrap();
     assert_close(part, out, expected, SAMPLE);
 }
@@ -130,7 +141,12 @@ impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Tensor<4>, i: usize) -> Result<Tensor<4>> {
         let (sigma, t) = (self.steps.sigmas[i], self.steps.timesteps[i] as f32);
         let input = guidance::network_input(x.clone(), sigma);
-        let out = self.model.unet.forward(Tensor::cat(vec![input.clone(), input], 0), &[t, t], &self.context, &Mounts::none());
+        let out = self.model.unet.forward(
+            Tensor::cat(vec![input.clone(), input], 0),
+            &[t, t],
+            &self.context,
+            &Mounts::none(),
+        );
         let out = guidance::guided(out.clone().narrow(0, 0, 1), out.narrow(0, 1, 1), self.scale);
         Ok(guidance::denoised(x.clone(), out, sigma, self.schedule.prediction))
     }
@@ -162,7 +178,8 @@ fn lora_diffusers_file() {
 /// The text encoder's part is always at full strength; only the denoiser's follows `strength`.
 fn lora(file: &str, strength: f32, part: &str) {
     let (model, base, r) = (reference::model(), Reference::open("sd_reference"), Reference::open("lora_reference"));
-    let file = LoraFile::open(&reference::folder().join(format!("{file}.safetensors"))).unwrap_or_else(|e| panic!("{e}"));
+    let file =
+        LoraFile::open(&reference::folder().join(format!("{file}.safetensors"))).unwrap_or_else(|e| panic!("{e}"));
     let mut mounts = Mounts::none();
     mount(&mut mounts, &model, &file, &Strength { text: 1.0, unet: strength, ..Strength::default() }).unwrap();
     let prompts: Vec<_> = base.prompts().iter().map(|p| model.tokenizer.encode(p, &[]).unwrap()).collect();

@@ -102,7 +102,8 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let sheet_path = args.out.join("contact_sheet.png");
     png::write(&sheet_path, &sheet, &BTreeMap::new())?;
     let report_path = args.out.join("report.json");
-    let text = serde_json::to_string_pretty(&report).map_err(|e| Error::new(format!("The report cannot be written ({e})"), "Report this"))?;
+    let text = serde_json::to_string_pretty(&report)
+        .map_err(|e| Error::new(format!("The report cannot be written ({e})"), "Report this"))?;
     atomic::write(&report_path, |out| std::io::Write::write_all(out, text.as_bytes()))?;
 
     let verdict = Verdict::of(&report);
@@ -112,7 +113,12 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
             lines.push(format!("overlap of the {name} pair: {overlap:.1e}"));
         }
         lines.extend(report.certificate.iter().map(|certificate| certificate.sentence.clone()));
-        lines.push(format!("{:.0} s in all. Look at {} and {}", report.seconds["total"], sheet_path.display(), report_path.display()));
+        lines.push(format!(
+            "{:.0} s in all. Look at {} and {}",
+            report.seconds["total"],
+            sheet_path.display(),
+            report_path.display()
+        ));
         lines.join("\n")
     })?;
     for sentence in verdict.failures.iter().chain(&verdict.costs) {
@@ -150,7 +156,11 @@ impl Verdict {
             if s.solo.is_nan() || s.solo <= s.base {
                 failures.push(format!("{} was not learnt: alone it is no more like the concept than the untouched model. Train for more steps.", run.concept));
             } else if s.kept() < KEPT {
-                costs.push(format!("Merging cost {} {:.0} % of what it had gained.", run.concept, (1.0 - s.kept()) * 100.0));
+                costs.push(format!(
+                    "Merging cost {} {:.0} % of what it had gained.",
+                    run.concept,
+                    (1.0 - s.kept()) * 100.0
+                ));
             }
         }
         let overlap = report.overlap["orthogonal"];
@@ -219,12 +229,17 @@ impl Demo<'_> {
             let merged = self.mount(&[&merged])?;
             for (i, ((shipped, token), taught)) in CONCEPTS.iter().zip(taught).enumerate() {
                 let prompt = template.replace("{token}", token).replace("{class}", shipped.class_word);
-                let [alone, together, merged] = [&solo[i], &both, &merged].map(|mounted| self.pictures(mounted, &prompt));
+                let [alone, together, merged] =
+                    [&solo[i], &both, &merged].map(|mounted| self.pictures(mounted, &prompt));
                 let (alone, together, merged) = (alone?, together?, merged?);
                 self.row(format!("{method}, alone: {}", shipped.title), alone.rgb()?);
                 self.row(format!("{method}, both mounted: {}", shipped.title), together.rgb()?);
                 self.row(format!("{method}, merged file: {}", shipped.title), merged.rgb()?);
-                let similarity = Similarity { base: base[i], solo: self.similarity(&alone, taught)?, merged: self.similarity(&merged, taught)? };
+                let similarity = Similarity {
+                    base: base[i],
+                    solo: self.similarity(&alone, taught)?,
+                    merged: self.similarity(&merged, taught)?,
+                };
                 let (file, loss) = &trained[i];
                 let slot = certificate::identity(file)?.and_then(|(_, slots)| slots.first().copied());
                 runs.push(Run { method, concept: shipped.folder, slot, loss: *loss, similarity });
@@ -234,11 +249,24 @@ impl Demo<'_> {
             self.seconds.insert("total", begun.elapsed().as_secs_f64());
             self.seconds.clone()
         };
-        Ok(Report { version: env!("CARGO_PKG_VERSION"), device: self.session.device.name.clone(), seconds, runs, overlap, certificate: proof })
+        Ok(Report {
+            version: env!("CARGO_PKG_VERSION"),
+            device: self.session.device.name.clone(),
+            seconds,
+            runs,
+            overlap,
+            certificate: proof,
+        })
     }
 
     /// Trains one adapter with the default fields; returns its file and its first and last mean loss.
-    fn train(&mut self, method: &'static str, shipped: &Shipped, token: &str, taught: &Taught) -> Result<(LoraFile, [f32; 2])> {
+    fn train(
+        &mut self,
+        method: &'static str,
+        shipped: &Shipped,
+        token: &str,
+        taught: &Taught,
+    ) -> Result<(LoraFile, [f32; 2])> {
         let start = Instant::now();
         let changes = self.args.steps.iter().map(|steps| ("steps".to_owned(), steps.to_string())).collect();
         let training = Training {
@@ -267,7 +295,8 @@ impl Demo<'_> {
     fn merge(&mut self, method: &str, files: &[&LoraFile]) -> Result<LoraFile> {
         let start = Instant::now();
         let row = merge::method("sum")?;
-        let sources: Vec<Source> = files.iter().map(|&file| Source { file: file.clone(), strength: Strength::default() }).collect();
+        let sources: Vec<Source> =
+            files.iter().map(|&file| Source { file: file.clone(), strength: Strength::default() }).collect();
         let path = self.args.out.join(method).join("merged.safetensors");
         merge::merge(&sources, row, &Settings::new(row.fields, [])?)?.save(&path)?;
         *self.seconds.entry("merging").or_default() += start.elapsed().as_secs_f64();
@@ -275,7 +304,8 @@ impl Demo<'_> {
     }
 
     fn mount(&self, files: &[&LoraFile]) -> Result<Mounted> {
-        let used: Vec<Used> = files.iter().map(|&file| Used { file: file.clone(), strength: Strength::default() }).collect();
+        let used: Vec<Used> =
+            files.iter().map(|&file| Used { file: file.clone(), strength: Strength::default() }).collect();
         self.session.mount(&self.model, &used)
     }
 
@@ -305,7 +335,13 @@ mod tests {
     use serde_json::json;
 
     fn report(solo: f32, merged: f32, overlap: f64) -> Report {
-        let run = Run { method: "orthogonal", concept: "x", slot: Some(0), loss: [0.3, 0.1], similarity: Similarity { base: 0.5, solo, merged } };
+        let run = Run {
+            method: "orthogonal",
+            concept: "x",
+            slot: Some(0),
+            loss: [0.3, 0.1],
+            similarity: Similarity { base: 0.5, solo, merged },
+        };
         Report {
             version: "0",
             device: "CPU".into(),

@@ -20,17 +20,34 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
 
 fn words(report: &Report) -> String {
     match report {
-        Report::Model { name, sha256, parameters, native_size: [width, height], prediction, caption, targets, block, capacity } => {
-            let parameters = parameters.iter().map(|(part, n)| format!("{:.2} M in {part}", *n as f64 / 1e6)).collect::<Vec<_>>().join(", ");
+        Report::Model {
+            name,
+            sha256,
+            parameters,
+            native_size: [width, height],
+            prediction,
+            caption,
+            targets,
+            block,
+            capacity,
+        } => {
+            let parameters = parameters
+                .iter()
+                .map(|(part, n)| format!("{:.2} M in {part}", *n as f64 / 1e6))
+                .collect::<Vec<_>>()
+                .join(", ");
             let targets = targets.iter().map(|(name, n)| format!("\n    {name}: {n}")).collect::<String>();
             format!(
                 "Model {name}\n  weights: {parameters}\n  pictures: {width}×{height}\n  predicts: {prediction}\n  captions: {caption}\n  \
                  slots: room for {capacity} concepts of {block} columns each\n  layers to train, by group:{targets}\n  sha256: {sha256}"
             )
         }
-        Report::Adapter { path, method, base, basis, slot, tokens, layers, ranks, dtype, parameters, bytes, .. } => {
+        Report::Adapter {
+            path, method, base, basis, slot, tokens, layers, ranks, dtype, parameters, bytes, ..
+        } => {
             let unknown = || "not said".to_owned();
-            let tokens = tokens.iter().map(|(token, n)| format!("{token} ({n} vectors)")).collect::<Vec<_>>().join(", ");
+            let tokens =
+                tokens.iter().map(|(token, n)| format!("{token} ({n} vectors)")).collect::<Vec<_>>().join(", ");
             let ranks = ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let mut text = format!(
                 "Adapter {}\n  method: {}\n  made for: {}\n  words: {}\n  {layers} layers of rank {ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
@@ -45,7 +62,10 @@ fn words(report: &Report) -> String {
             text
         }
         Report::Concept { name, class_word, pictures, captioned, skipped } => {
-            let skipped = skipped.iter().map(|(path, why)| format!("\n  left out: {} — {why}", path.display())).collect::<String>();
+            let skipped = skipped
+                .iter()
+                .map(|(path, why)| format!("\n  left out: {} — {why}", path.display()))
+                .collect::<String>();
             let class = class_word.as_ref().map_or(String::new(), |word| format!(", class word “{word}”"));
             format!("Concept {name}: {pictures} pictures, {captioned} with captions{class}{skipped}")
         }

@@ -22,7 +22,7 @@ pub struct Args {
     /// Merge method (`triptych methods merges` lists them)
     #[arg(long, default_value = "sum", value_parser = merge::method)]
     method: &'static Method,
-    /// Strengths of single blocks: lines such as "down_blocks.0" = 0.5, for all adapters or under [1], [2] …
+    /// Strengths of single blocks: lines such as `"down_blocks.0" = 0.5`, for all adapters or under [1], [2] …
     #[arg(long, value_name = "F.toml")]
     blocks: Option<PathBuf>,
     /// Change a field of the method; may be repeated
@@ -34,7 +34,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let settings = Settings::new(args.method.fields, args.set.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
+    let settings =
+        Settings::new(args.method.fields, args.set.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
     let mut sources = args
         .adapters
         .iter()
@@ -92,8 +93,10 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
 fn set_blocks(path: &Path, sources: &mut [Source]) -> Result<()> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
     let broken = |what: String| Error::new(what, "Write lines such as \"down_blocks.0\" = 0.5").at(path);
-    let table: toml::Table = toml::from_str(&text).map_err(|e| broken(format!("The block strengths cannot be read: {}", e.message())))?;
-    let known: std::collections::BTreeSet<String> = sources.iter().flat_map(|source| source.file.layers.keys()).map(|module| names::block(module)).collect();
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|e| broken(format!("The block strengths cannot be read: {}", e.message())))?;
+    let known: std::collections::BTreeSet<String> =
+        sources.iter().flat_map(|source| source.file.layers.keys()).map(|module| names::block(module)).collect();
     let strength = |name: &str, value: &toml::Value| -> Result<f32> {
         if !known.contains(name) {
             let list = known.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -105,14 +108,18 @@ fn set_blocks(path: &Path, sources: &mut [Source]) -> Result<()> {
     let (mut common, mut single) = (BTreeMap::new(), Vec::new());
     for (name, value) in &table {
         match (value, name.parse::<usize>()) {
-            (toml::Value::Table(blocks), Ok(number)) if (1..=sources.len()).contains(&number) => single.push((number - 1, blocks)),
+            (toml::Value::Table(blocks), Ok(number)) if (1..=sources.len()).contains(&number) => {
+                single.push((number - 1, blocks));
+            }
             (toml::Value::Table(_), _) => return Err(broken(format!("[{name}] is not the number of an adapter"))),
             (value, _) => {
                 common.insert(name.clone(), strength(name, value)?);
             }
         }
     }
-    sources.iter_mut().for_each(|source| source.strength.blocks.clone_from(&common));
+    for source in &mut *sources {
+        source.strength.blocks.clone_from(&common);
+    }
     for (index, blocks) in single {
         for (name, value) in blocks {
             sources[index].strength.blocks.insert(name.clone(), strength(name, value)?);

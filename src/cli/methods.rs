@@ -28,8 +28,10 @@ enum What {
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let shows = |what: What| args.what.is_none_or(|only| only == what);
-    let samplers: Vec<_> =
-        SAMPLERS.iter().map(|row| json!({ "name": row.name, "title": row.title, "paper": row.paper, "help": row.help })).collect();
+    let samplers: Vec<_> = SAMPLERS
+        .iter()
+        .map(|row| json!({ "name": row.name, "title": row.title, "paper": row.paper, "help": row.help }))
+        .collect();
     let mut result = serde_json::Map::new();
     let mut text = String::new();
     if shows(What::Adapters) {
@@ -39,10 +41,14 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         heading(&mut text, "Adapter methods (train --method NAME --set field=value)");
         for row in adapter::METHODS {
             entry(&mut text, row.name, row.title, row.help, row.paper);
-            row.fields.iter().for_each(|field| field_line(&mut text, field));
+            for field in row.fields {
+                field_line(&mut text, field);
+            }
         }
         heading(&mut text, "Fields of every training (train --set field=value)");
-        config::FIELDS.iter().for_each(|field| field_line(&mut text, field));
+        for field in config::FIELDS {
+            field_line(&mut text, field);
+        }
         heading(&mut text, "Groups of layers (train --set targets=…)");
         for group in target::GROUPS {
             let _ = writeln!(text, "    {:<16} {}", group.name, group.help);
@@ -53,13 +59,17 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         heading(&mut text, "Merge methods (merge --method NAME --set field=value)");
         for row in merge::METHODS {
             entry(&mut text, row.name, row.title, row.help, row.paper);
-            row.fields.iter().for_each(|field| field_line(&mut text, field));
+            for field in row.fields {
+                field_line(&mut text, field);
+            }
         }
     }
     if shows(What::Samplers) {
         result.insert("samplers".into(), json!(samplers));
         heading(&mut text, "Samplers (sample --sampler NAME)");
-        SAMPLERS.iter().for_each(|row| entry(&mut text, row.name, row.title, row.help, row.paper));
+        for row in SAMPLERS {
+            entry(&mut text, row.name, row.title, row.help, row.paper);
+        }
     }
     shell.print(&result, || text)?;
     Ok(ExitCode::SUCCESS)

@@ -102,7 +102,8 @@ impl Shell {
     /// The result: as JSON, or in words.
     fn print(&self, result: &impl Serialize, words: impl FnOnce() -> String) -> Result<()> {
         if self.json {
-            let text = serde_json::to_string(result).map_err(|e| Error::new(format!("The result cannot be written ({e})"), "Leave out --json"))?;
+            let text = serde_json::to_string(result)
+                .map_err(|e| Error::new(format!("The result cannot be written ({e})"), "Leave out --json"))?;
             println!("{text}");
         } else {
             println!("{}", words().trim_end());
@@ -136,7 +137,10 @@ impl std::str::FromStr for AdapterArg {
             },
         };
         if path.is_empty() {
-            return Err(Error::usage(format!("“{text}” names no file"), "Write FILE, FILE:strength or FILE:strength:text-strength"));
+            return Err(Error::usage(
+                format!("“{text}” names no file"),
+                "Write FILE, FILE:strength or FILE:strength:text-strength",
+            ));
         }
         Ok(Self { path: path.into(), strength })
     }
@@ -144,7 +148,9 @@ impl std::str::FromStr for AdapterArg {
 
 /// `field=value`.
 fn field_value(text: &str) -> Result<(String, String)> {
-    let (name, value) = text.split_once('=').ok_or_else(|| Error::usage(format!("“{text}” is not field=value"), "Write for example --set rank=4"))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| Error::usage(format!("“{text}” is not field=value"), "Write for example --set rank=4"))?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 

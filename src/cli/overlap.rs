@@ -44,7 +44,12 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
                 pair.write.times_chance,
             ));
             if args.layers {
-                lines.extend(pair.layers.iter().map(|l| format!("    {}: cosine {:+.3}, product {:.1e}, write {:.3}", l.layer, l.cosine, l.product, l.write.observed)));
+                lines.extend(pair.layers.iter().map(|l| {
+                    format!(
+                        "    {}: cosine {:+.3}, product {:.1e}, write {:.3}",
+                        l.layer, l.cosine, l.product, l.write.observed
+                    )
+                }));
             }
             pairs.push(json!({ "first": args.adapters[i], "second": args.adapters[j], "overlap": pair }));
         }

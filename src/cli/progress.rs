@@ -84,7 +84,7 @@ impl Progress {
                 self.bar.set_position(*step as u64);
                 if step == total {
                     self.bar.finish_and_clear();
-                    self.line(&format!("{} steps, loss {smoothed:.4}", total));
+                    self.line(&format!("{total} steps, loss {smoothed:.4}"));
                 }
             }
         }

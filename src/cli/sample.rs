@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::cli::{AdapterArg, Progress, Shell};
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::io::png;
+use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::preview::{Pictures, Request, Start};
 use crate::engine::session::{Session, Used};
 use crate::engine::train::step::read;
@@ -99,8 +99,10 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
 /// What the PNG tells of itself: A1111's `parameters` line, which ComfyUI and the usual viewers read too.
 fn text(args: &Args, model: &str, picture: &image::RgbImage, i: usize) -> BTreeMap<String, String> {
     let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let adapters: String = args.adapter.iter().map(|a| format!(" <lora:{}:{}>", stem(&a.path), a.strength.unet)).collect();
-    let negative = if args.negative.is_empty() { String::new() } else { format!("\nNegative prompt: {}", args.negative) };
+    let adapters: String =
+        args.adapter.iter().map(|a| format!(" <lora:{}:{}>", stem(&a.path), a.strength.unet)).collect();
+    let negative =
+        if args.negative.is_empty() { String::new() } else { format!("\nNegative prompt: {}", args.negative) };
     let parameters = format!(
         "{}{adapters}{negative}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
         args.prompt,
@@ -125,13 +127,15 @@ fn numbered(out: &Path, i: usize, count: usize) -> PathBuf {
 fn start(path: &Path) -> Result<Start> {
     let file = Checkpoint::open(path)?;
     let values = file.f32("latents")?;
-    let shape: [usize; 4] = file.shape("latents")?.try_into().map_err(|_: std::array::TryFromSliceError| {
-        Error::new("The tensor “latents” does not have four axes", "It must be [n, 4, height, width]").at(path)
-    })?;
+    let &[n, c, h, w] = file.shape("latents")? else {
+        return Err(
+            Error::new("The tensor “latents” does not have four axes", "It must be [n, 4, height, width]").at(path)
+        );
+    };
     if values.iter().any(|x| !x.is_finite()) {
         return Err(Error::new("The given latents hold NaN or infinite numbers", "Make them anew").at(path));
     }
-    Ok(Start { values, shape })
+    Ok(Start { values, shape: [n, c, h, w] })
 }
 
 fn dump(path: &Path, pictures: &Pictures) -> Result<()> {

@@ -20,10 +20,15 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let spectra = adapter::spectra(&LoraFile::open(&args.adapter)?)?;
     let energy: f64 = spectra.iter().map(|layer| layer.energy).sum();
     // Weighted by energy: an idle layer says nothing about the adapter.
-    let effective = if energy > 0.0 { spectra.iter().map(|layer| layer.effective_rank * layer.energy).sum::<f64>() / energy } else { 0.0 };
+    let effective = if energy > 0.0 {
+        spectra.iter().map(|layer| layer.effective_rank * layer.energy).sum::<f64>() / energy
+    } else {
+        0.0
+    };
     let result = json!({ "energy": energy, "effective_rank": effective, "layers": spectra });
     shell.print(&result, || {
-        let mut lines = vec![format!("{} layers, ‖ΔW‖ {:.4}, effective rank {effective:.2}", spectra.len(), energy.sqrt())];
+        let mut lines =
+            vec![format!("{} layers, ‖ΔW‖ {:.4}, effective rank {effective:.2}", spectra.len(), energy.sqrt())];
         for layer in &spectra {
             let values = layer.singular_values.iter().map(|s| format!("{s:.3}")).collect::<Vec<_>>().join(" ");
             lines.push(format!(

@@ -120,14 +120,16 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
 fn config_file(path: &std::path::Path) -> Result<Vec<(String, String)>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| {
-        Error::new(format!("The configuration cannot be read: {}", e.message()), "Write lines such as rank = 4").at(path)
+        Error::new(format!("The configuration cannot be read: {}", e.message()), "Write lines such as rank = 4")
+            .at(path)
     })?;
     table
         .into_iter()
         .map(|(name, value)| match value {
             toml::Value::String(text) => Ok((name, text)),
             toml::Value::Table(_) | toml::Value::Array(_) | toml::Value::Datetime(_) => {
-                Err(Error::new(format!("The field {name} is not a plain value"), "Write lines such as rank = 4").at(path))
+                Err(Error::new(format!("The field {name} is not a plain value"), "Write lines such as rank = 4")
+                    .at(path))
             }
             plain => Ok((name, plain.to_string())),
         })

@@ -27,9 +27,11 @@ impl FromStr for Choice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "gpu" => Ok(Self::Gpu(0)),
-            _ => text.strip_prefix("gpu:").and_then(|n| n.parse().ok()).map(Self::Gpu).ok_or_else(|| {
-                Error::usage(format!("“{text}” is not a device"), "Choose auto, cpu, gpu or gpu:N")
-            }),
+            _ => text
+                .strip_prefix("gpu:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Gpu)
+                .ok_or_else(|| Error::usage(format!("“{text}” is not a device"), "Choose auto, cpu, gpu or gpu:N")),
         }
     }
 }
@@ -117,7 +119,8 @@ impl fmt::Debug for Adapter {
 ///
 /// burn tries the same APIs in the same order and counts each type of adapter on its own.
 pub fn adapters() -> Vec<Adapter> {
-    let chain = if cfg!(target_os = "macos") { &[Backend::Metal][..] } else { &[Backend::Vulkan, Backend::Dx12, Backend::Gl] };
+    let chain =
+        if cfg!(target_os = "macos") { &[Backend::Metal][..] } else { &[Backend::Vulkan, Backend::Dx12, Backend::Gl] };
     let mut best: Vec<AdapterInfo> = Vec::new();
     for &backend in chain {
         let found = probe(backend);

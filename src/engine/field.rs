@@ -123,9 +123,8 @@ fn parse(field: &Field, text: &str) -> Result<Value> {
         Kind::Choice(words) => words.contains(&text).then(|| Value::Text(text.into())),
         Kind::Text => Some(Value::Text(text.into())),
     };
-    value.ok_or_else(|| {
-        Error::usage(format!("{} cannot be “{text}”", field.name), format!("It must be {}", field.kind))
-    })
+    value
+        .ok_or_else(|| Error::usage(format!("{} cannot be “{text}”", field.name), format!("It must be {}", field.kind)))
 }
 
 #[cfg(test)]
@@ -133,9 +132,30 @@ mod tests {
     use super::*;
 
     const FIELDS: &[Field] = &[
-        Field { name: "rank", title: "Rank", help: "", unit: "", default: "8", kind: Kind::Integer { min: 1, max: 256 } },
-        Field { name: "scale", title: "Scale", help: "", unit: "", default: "alpha", kind: Kind::Choice(&["alpha", "rs"]) },
-        Field { name: "lr", title: "Rate", help: "", unit: "", default: "1e-3", kind: Kind::Number { min: 0.0, max: 1.0 } },
+        Field {
+            name: "rank",
+            title: "Rank",
+            help: "",
+            unit: "",
+            default: "8",
+            kind: Kind::Integer { min: 1, max: 256 },
+        },
+        Field {
+            name: "scale",
+            title: "Scale",
+            help: "",
+            unit: "",
+            default: "alpha",
+            kind: Kind::Choice(&["alpha", "rs"]),
+        },
+        Field {
+            name: "lr",
+            title: "Rate",
+            help: "",
+            unit: "",
+            default: "1e-3",
+            kind: Kind::Number { min: 0.0, max: 1.0 },
+        },
     ];
 
     #[test]

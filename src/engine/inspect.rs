@@ -57,7 +57,8 @@ pub enum Report {
 /// Looks at `path`: `starter`, a model folder, an adapter file or a folder of pictures.
 pub fn inspect(path: &str) -> Result<Report> {
     let folder = Path::new(path);
-    let is_model = path == "starter" || folder.join("model_index.json").is_file() || folder.join("unet/config.json").is_file();
+    let is_model =
+        path == "starter" || folder.join("model_index.json").is_file() || folder.join("unet/config.json").is_file();
     if is_model {
         return model(path);
     }
@@ -79,14 +80,19 @@ pub fn inspect(path: &str) -> Result<Report> {
 
 fn model(path: &str) -> Result<Report> {
     let model = StableDiffusion::open(&StableDiffusion::folder(path), &crate::engine::device::cpu())?;
-    let count = |part: Part| model.layers.iter().filter(|layer| layer.part == part).map(|layer| layer.out * layer.input()).sum();
+    let count = |part: Part| {
+        model.layers.iter().filter(|layer| layer.part == part).map(|layer| layer.out * layer.input()).sum()
+    };
     let group = |name: &'static str| (name, target::select(name, &model.layers).map_or(0, |ids| ids.len()));
     let block = default_block(&model);
     let narrowest = target::select(target::DEFAULT, &model.layers)?.iter().map(|&id| model.layer(id).input()).min();
     Ok(Report::Model {
         name: model.name.clone(),
         sha256: model.hash.clone(),
-        parameters: BTreeMap::from([("text encoder layers", count(Part::Text)), ("denoiser layers", count(Part::Unet))]),
+        parameters: BTreeMap::from([
+            ("text encoder layers", count(Part::Text)),
+            ("denoiser layers", count(Part::Unet)),
+        ]),
         native_size: model.native_size(),
         prediction: model.schedule.prediction_type.clone(),
         caption: session::template(&model),

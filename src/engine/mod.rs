@@ -16,8 +16,8 @@ pub mod ops;
 pub mod preview;
 pub mod project;
 pub mod random;
-pub mod similarity;
 pub mod session;
+pub mod similarity;
 pub mod spectrum;
 pub mod train;
 

@@ -95,7 +95,12 @@ impl Pictures {
 }
 
 /// Makes the pictures of a request.
-pub fn sample(model: &StableDiffusion, mounted: &Mounted, request: &Request, watch: &mut Watch<'_>) -> Result<Pictures> {
+pub fn sample(
+    model: &StableDiffusion,
+    mounted: &Mounted,
+    request: &Request,
+    watch: &mut Watch<'_>,
+) -> Result<Pictures> {
     let row = sampler::sampler(&request.sampler)?;
     let schedule = Schedule::new(&model.schedule)?;
     let steps = schedule.steps(row.spacing, request.steps)?;
@@ -117,7 +122,18 @@ pub fn sample(model: &StableDiffusion, mounted: &Mounted, request: &Request, wat
     let mut latents = Vec::new();
     for first in (0..n).step_by(chunk) {
         let count = chunk.min(n - first);
-        let mut run = Run { model, mounted, schedule: &schedule, steps: &steps, context: &context, request, first, total: n.div_ceil(chunk) * request.steps, before: first / chunk * request.steps, watch };
+        let mut run = Run {
+            model,
+            mounted,
+            schedule: &schedule,
+            steps: &steps,
+            context: &context,
+            request,
+            first,
+            total: n.div_ceil(chunk) * request.steps,
+            before: first / chunk * request.steps,
+            watch,
+        };
         let noise = run.start(count, shape);
         latents.push(row.sample(&steps, noise, &mut run)?);
     }
@@ -128,7 +144,10 @@ pub fn sample(model: &StableDiffusion, mounted: &Mounted, request: &Request, wat
         .collect::<Vec<_>>();
     let pixels = (Tensor::cat(pixels, 0) / 2.0 + 0.5).clamp(0.0, 1.0);
     if read(pixels.clone())?.iter().any(|x| !x.is_finite()) {
-        return Err(Error::new("The picture came out as NaN", "Lower the adapters' strengths or the guidance, or use --device cpu"));
+        return Err(Error::new(
+            "The picture came out as NaN",
+            "Lower the adapters' strengths or the guidance, or use --device cpu",
+        ));
     }
     Ok(Pictures { latents, pixels })
 }
@@ -148,7 +167,10 @@ fn latent_shape(model: &StableDiffusion, request: &Request) -> Result<[usize; 4]
     let factor = model.vae.factor();
     let [width, height] = request.size.unwrap_or(model.native_size());
     if width == 0 || height == 0 || !width.is_multiple_of(factor) || !height.is_multiple_of(factor) {
-        return Err(Error::usage(format!("Pictures of {width}×{height} cannot be made"), format!("Width and height must be multiples of {factor}")));
+        return Err(Error::usage(
+            format!("Pictures of {width}×{height} cannot be made"),
+            format!("Width and height must be multiples of {factor}"),
+        ));
     }
     if request.count == 0 {
         return Err(Error::usage("No picture was asked for", "Choose a count of at least 1"));
@@ -206,7 +228,8 @@ impl Denoiser for Run<'_, '_> {
         let out = if (self.request.cfg - 1.0).abs() < 1e-9 {
             forward(input, context(1))
         } else {
-            let both = forward(Tensor::cat(vec![input.clone(), input], 0), Tensor::cat(vec![context(0), context(1)], 0));
+            let both =
+                forward(Tensor::cat(vec![input.clone(), input], 0), Tensor::cat(vec![context(0), context(1)], 0));
             guidance::guided(both.clone().narrow(0, 0, n), both.narrow(0, n, n), self.request.cfg)
         };
         Ok(guidance::denoised(x.clone(), out, sigma, self.schedule.prediction))

@@ -40,7 +40,8 @@ impl Project {
         }
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
         let broken = |why: String| {
-            Error::new(format!("The project cannot be read: {why}"), "Mend it by hand, or name another with --project").at(path)
+            Error::new(format!("The project cannot be read: {why}"), "Mend it by hand, or name another with --project")
+                .at(path)
         };
         let project: Self = toml::from_str(&text).map_err(|e| broken(e.message().to_owned()))?;
         if project.block == 0 {
@@ -52,12 +53,21 @@ impl Project {
     /// Takes a slot for the adapter at `out`: the one it had, the `wanted` one, or the lowest free one, below `capacity`.
     ///
     /// Holds a lock from reading to writing, so that two trainings started together get two slots.
-    pub fn claim(path: &Path, block: usize, out: &Path, token: &str, wanted: Option<usize>, width: usize) -> Result<(Self, usize)> {
+    pub fn claim(
+        path: &Path,
+        block: usize,
+        out: &Path,
+        token: &str,
+        wanted: Option<usize>,
+        width: usize,
+    ) -> Result<(Self, usize)> {
         let _lock = Lock::take(path)?;
         let mut project = Self::open(path, block)?;
         let capacity = width / project.block;
         let file = relative(out, path);
-        let taken_by = |number: usize, project: &Self| project.slots.iter().find(|slot| slot.number == number && slot.file != file).cloned();
+        let taken_by = |number: usize, project: &Self| {
+            project.slots.iter().find(|slot| slot.number == number && slot.file != file).cloned()
+        };
         let mine = project.slots.iter().find(|slot| slot.file == file).map(|slot| slot.number);
         let number = match wanted {
             Some(number) => match taken_by(number, &project) {
@@ -95,7 +105,8 @@ impl Project {
     }
 
     fn save(&self, path: &Path) -> Result<()> {
-        let text = toml::to_string(self).map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
+        let text = toml::to_string(self)
+            .map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
         atomic::write(path, |out| out.write_all(text.as_bytes()))
     }
 }
@@ -134,7 +145,9 @@ mod tests {
     fn slots_are_handed_out_from_the_lowest_and_run_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.toml");
-        let claim = |name: &str, wanted| Project::claim(&path, 8, &folder.path().join(name), "<a>", wanted, 24).map(|(_, slot)| slot);
+        let claim = |name: &str, wanted| {
+            Project::claim(&path, 8, &folder.path().join(name), "<a>", wanted, 24).map(|(_, slot)| slot)
+        };
         assert_eq!(claim("a", None).unwrap(), 0);
         assert_eq!(claim("b", Some(2)).unwrap(), 2);
         assert_eq!(claim("c", None).unwrap(), 1);
@@ -144,7 +157,10 @@ mod tests {
         assert!(claim("d", Some(7)).unwrap_err().what.contains("no slot 7"));
         let project = Project::open(&path, 99).unwrap();
         assert_eq!(project.block, 8, "the project's own block counts");
-        assert_eq!(project.slots.iter().map(|s| s.file.clone()).collect::<Vec<_>>(), ["a", "c", "b"].map(PathBuf::from));
+        assert_eq!(
+            project.slots.iter().map(|s| s.file.clone()).collect::<Vec<_>>(),
+            ["a", "c", "b"].map(PathBuf::from)
+        );
     }
 
     #[test]

@@ -66,7 +66,9 @@ impl Session {
                 device = device::open(device::Choice::Cpu)?;
                 watch(Event::warning(format!("{text}; the CPU is used instead. A newer driver may help")))?;
             } else {
-                watch(Event::warning(format!("{text}; it is used because it was asked for. Compare with --device cpu")))?;
+                watch(Event::warning(format!(
+                    "{text}; it is used because it was asked for. Compare with --device cpu"
+                )))?;
             }
         }
         watch(Event::note(format!("Device: {}", device.reason)))?;
@@ -109,17 +111,31 @@ impl Session {
         Ok(mounted)
     }
 
-    pub fn sample(&self, model: &StableDiffusion, mounted: &Mounted, request: &Request, watch: &mut Watch<'_>) -> Result<Pictures> {
+    pub fn sample(
+        &self,
+        model: &StableDiffusion,
+        mounted: &Mounted,
+        request: &Request,
+        watch: &mut Watch<'_>,
+    ) -> Result<Pictures> {
         preview::sample(model, mounted, request, watch)
     }
 
     /// Teaches `model` a concept and writes the adapter file.
-    pub fn train(&self, model: &StableDiffusion, concept: &Concept, training: &Training, watch: &mut Watch<'_>) -> Result<Trained> {
+    pub fn train(
+        &self,
+        model: &StableDiffusion,
+        concept: &Concept,
+        training: &Training,
+        watch: &mut Watch<'_>,
+    ) -> Result<Trained> {
         let (method_settings, settings) = self::settings(training.method, &training.changes)?;
         let class_word = training.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
         let trigger = Trigger::new(&training.token, &class_word)?;
         if class_word.is_empty() {
-            watch(Event::warning("No class word was given (--class): the concept will be learnt more slowly and kept apart less well"))?;
+            watch(Event::warning(
+                "No class word was given (--class): the concept will be learnt more slowly and kept apart less well",
+            ))?;
         }
         let mut context = adapter::Context { seed: training.seed, slot: 0, block: default_block(model) };
         if training.method.takes_slot {
@@ -168,7 +184,8 @@ pub fn default_block(model: &StableDiffusion) -> usize {
 /// neither has is an error.
 pub fn settings(method: &Method, changes: &[(String, String)]) -> Result<(Settings, Settings)> {
     let of_method = |name: &str| method.fields.iter().any(|field| field.name == name);
-    let (mine, rest): (Vec<_>, Vec<_>) = changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).partition(|(name, _)| of_method(name));
+    let (mine, rest): (Vec<_>, Vec<_>) =
+        changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).partition(|(name, _)| of_method(name));
     let known = |name: &str| config::FIELDS.iter().any(|field| field.name == name);
     if let Some((name, _)) = rest.iter().find(|(name, _)| !known(name)) {
         let names = method.fields.iter().chain(config::FIELDS).map(|field| field.name).collect::<Vec<_>>().join(", ");

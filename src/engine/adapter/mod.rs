@@ -14,7 +14,6 @@ use crate::engine::model::Layer;
 use crate::engine::random::Philox;
 use crate::engine::{Error, Result};
 
-
 /// A method's row: what forms, help, README and errors read.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Method {

@@ -63,7 +63,8 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
 }
 
 fn branch(layer: &LoraLayer, strength: f32, model: &StableDiffusion) -> Branch {
-    let tensor = |values: &[f32], shape: [usize; 2]| Tensor::from_data(TensorData::new(values.to_vec(), shape), &model.device);
+    let tensor =
+        |values: &[f32], shape: [usize; 2]| Tensor::from_data(TensorData::new(values.to_vec(), shape), &model.device);
     Branch {
         down: tensor(&layer.down, [layer.rank, layer.input()]),
         up: tensor(&layer.up, [layer.out(), layer.rank]),

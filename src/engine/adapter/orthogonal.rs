@@ -80,7 +80,13 @@ impl Adapter for Orthogonal {
     /// `down` = the slot's rows of the basis of this width, frozen; `up = 0`.
     fn init(&self, layer: &Layer, _: &Philox) -> Result<Factors> {
         let down = self.basis.rows(layer.input(), self.slot, self.rank)?;
-        Ok(Factors { down, up: vec![0.0; layer.out * self.rank], rank: self.rank, alpha: self.alpha, train_down: false })
+        Ok(Factors {
+            down,
+            up: vec![0.0; layer.out * self.rank],
+            rank: self.rank,
+            alpha: self.alpha,
+            train_down: false,
+        })
     }
 
     fn basis(&self) -> Option<(Basis, usize)> {

@@ -16,16 +16,48 @@ pub struct Group {
 }
 
 pub const GROUPS: &[Group] = &[
-    Group { name: "attention", help: "queries, keys, values and outputs of all attention", contains: |l| unet(l, &[".attn1.", ".attn2."]) },
+    Group {
+        name: "attention",
+        help: "queries, keys, values and outputs of all attention",
+        contains: |l| unet(l, &[".attn1.", ".attn2."]),
+    },
     Group { name: "self_attention", help: "attention of the picture to itself", contains: |l| unet(l, &[".attn1."]) },
-    Group { name: "cross_attention", help: "attention of the picture to the prompt", contains: |l| unet(l, &[".attn2."]) },
-    Group { name: "keys_values", help: "keys and values of the attention to the prompt", contains: |l| unet(l, &[".attn2.to_k", ".attn2.to_v"]) },
-    Group { name: "feed_forward", help: "the feed-forward layers between attentions", contains: |l| unet(l, &[".ff."]) },
-    Group { name: "projections", help: "in- and outlet of each transformer (proj_in, proj_out)", contains: |l| unet(l, &[".proj_in", ".proj_out"]) },
-    Group { name: "resnet", help: "convolutions of the residual blocks", contains: |l| unet(l, &[".conv1", ".conv2", ".conv_shortcut"]) },
+    Group {
+        name: "cross_attention",
+        help: "attention of the picture to the prompt",
+        contains: |l| unet(l, &[".attn2."]),
+    },
+    Group {
+        name: "keys_values",
+        help: "keys and values of the attention to the prompt",
+        contains: |l| unet(l, &[".attn2.to_k", ".attn2.to_v"]),
+    },
+    Group {
+        name: "feed_forward",
+        help: "the feed-forward layers between attentions",
+        contains: |l| unet(l, &[".ff."]),
+    },
+    Group {
+        name: "projections",
+        help: "in- and outlet of each transformer (proj_in, proj_out)",
+        contains: |l| unet(l, &[".proj_in", ".proj_out"]),
+    },
+    Group {
+        name: "resnet",
+        help: "convolutions of the residual blocks",
+        contains: |l| unet(l, &[".conv1", ".conv2", ".conv_shortcut"]),
+    },
     Group { name: "resample", help: "down- and up-sampling convolutions", contains: |l| unet(l, &["samplers."]) },
-    Group { name: "time", help: "what the residual blocks read of the timestep", contains: |l| unet(l, &[".time_emb_proj"]) },
-    Group { name: "text", help: "the text encoder's attention and feed-forward layers", contains: |l| l.part == Part::Text },
+    Group {
+        name: "time",
+        help: "what the residual blocks read of the timestep",
+        contains: |l| unet(l, &[".time_emb_proj"]),
+    },
+    Group {
+        name: "text",
+        help: "the text encoder's attention and feed-forward layers",
+        contains: |l| l.part == Part::Text,
+    },
 ];
 
 /// Where concepts are learnt best in Stable Diffusion.
@@ -44,13 +76,22 @@ pub fn select(targets: &str, layers: &[Layer]) -> Result<Vec<LayerId>> {
         let group = GROUPS.iter().find(|group| group.name == entry);
         let pattern = match group {
             Some(_) => None,
-            None => Some(GlobBuilder::new(entry).build().map_err(|e| {
-                Error::usage(format!("The target “{entry}” is not a pattern ({e})"), "Use * and ? as in file names")
-            })?.compile_matcher()),
+            None => Some(
+                GlobBuilder::new(entry)
+                    .build()
+                    .map_err(|e| {
+                        Error::usage(
+                            format!("The target “{entry}” is not a pattern ({e})"),
+                            "Use * and ? as in file names",
+                        )
+                    })?
+                    .compile_matcher(),
+            ),
         };
         let mut any = false;
         for (layer, chosen) in layers.iter().zip(&mut chosen) {
-            let hit = group.is_some_and(|group| (group.contains)(layer)) || pattern.as_ref().is_some_and(|p| p.is_match(&layer.path));
+            let hit = group.is_some_and(|group| (group.contains)(layer))
+                || pattern.as_ref().is_some_and(|p| p.is_match(&layer.path));
             *chosen |= hit;
             any |= hit;
         }
@@ -74,9 +115,13 @@ mod tests {
     use super::*;
 
     fn layers() -> Vec<Layer> {
-        ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.attentions.0.proj_in", "mid_block.resnets.0.conv1"]
-            .map(|path| Layer { part: Part::Unet, path: path.into(), out: 4, channels: 4, kernel: None })
-            .to_vec()
+        [
+            "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+            "mid_block.attentions.0.proj_in",
+            "mid_block.resnets.0.conv1",
+        ]
+        .map(|path| Layer { part: Part::Unet, path: path.into(), out: 4, channels: 4, kernel: None })
+        .to_vec()
     }
 
     #[test]

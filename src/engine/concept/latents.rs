@@ -27,7 +27,12 @@ pub struct Preparation {
 ///
 /// `cache` is a folder; a result is found there again by the content of the picture, the preparation and the
 /// autoencoder.
-pub fn latents(model: &StableDiffusion, pictures: &[Picture], how: Preparation, cache: Option<&Path>) -> Result<Tensor<4>> {
+pub fn latents(
+    model: &StableDiffusion,
+    pictures: &[Picture],
+    how: Preparation,
+    cache: Option<&Path>,
+) -> Result<Tensor<4>> {
     let mirrors: &[bool] = if how.flip { &[false, true] } else { &[false] };
     let mut all = Vec::new();
     for &mirror in mirrors {
@@ -38,10 +43,21 @@ pub fn latents(model: &StableDiffusion, pictures: &[Picture], how: Preparation, 
     Ok(Tensor::cat(all, 0))
 }
 
-fn one(model: &StableDiffusion, path: &Path, how: Preparation, mirror: bool, cache: Option<&Path>) -> Result<Tensor<4>> {
+fn one(
+    model: &StableDiffusion,
+    path: &Path,
+    how: Preparation,
+    mirror: bool,
+    cache: Option<&Path>,
+) -> Result<Tensor<4>> {
     let [width, height] = how.size.map(|side| side / model.vae.factor());
     let shape = [1, model.vae.config.latent_channels, height, width];
-    let text = format!("{} {:?} {mirror} {}", concept::content_hash(path)?, Preparation { flip: false, ..how }, model.vae_hash);
+    let text = format!(
+        "{} {:?} {mirror} {}",
+        concept::content_hash(path)?,
+        Preparation { flip: false, ..how },
+        model.vae_hash
+    );
     let key = safetensors::hex(&Sha256::digest(text.as_bytes()));
     let kept = cache.map(|folder| folder.join(format!("{}.safetensors", &key[..32])));
     if let Some(file) = kept.as_deref().filter(|file| file.is_file())
@@ -57,12 +73,16 @@ fn one(model: &StableDiffusion, path: &Path, how: Preparation, mirror: bool, cac
     let latents = mean * model.vae.config.scaling_factor;
     let values = latents.clone().into_data().try_to_vec::<f32>().unwrap_or_default();
     if values.iter().any(|x| !x.is_finite()) {
-        return Err(Error::new("The autoencoder turned this picture into NaN", "Use --device cpu, or another picture").at(path));
+        return Err(
+            Error::new("The autoencoder turned this picture into NaN", "Use --device cpu, or another picture").at(path)
+        );
     }
     if let Some(file) = kept {
         let tensor = safetensors::Tensor::new(Dtype::F32, &shape, &values);
         // A cache that cannot be written costs time, nothing else.
-        if let Err(error) = safetensors::save(&file, &BTreeMap::from([("latents".to_owned(), tensor)]), &BTreeMap::new()) {
+        if let Err(error) =
+            safetensors::save(&file, &BTreeMap::from([("latents".to_owned(), tensor)]), &BTreeMap::new())
+        {
             tracing::warn!("{error}");
         }
     }

@@ -20,8 +20,8 @@ pub struct Shipped {
 
 pub const SHIPPED: &[Shipped] = &[
     Shipped { folder: "kenney_robot", title: "blue robot", class_word: "robot" },
-    Shipped { folder: "dicebear_big-smile", title: "clown", class_word: "person" },
     Shipped { folder: "dicebear_adventurer", title: "red-haired head", class_word: "person" },
+    Shipped { folder: "dicebear_big-smile", title: "clown", class_word: "person" },
     Shipped { folder: "dicebear_pixel-art", title: "pixel-art head", class_word: "person" },
     Shipped { folder: "kenney_female_adventurer", title: "adventurer", class_word: "woman" },
     Shipped { folder: "kenney_male_person", title: "man in an orange jacket", class_word: "man" },
@@ -37,7 +37,8 @@ pub fn unpack(shipped: &Shipped, folder: &Path) -> Result<(PathBuf, PathBuf)> {
     let dir = CONCEPTS.get_dir(shipped.folder).ok_or_else(|| {
         Error::new(format!("The concept {} is not part of this program", shipped.folder), "Install the program again")
     })?;
-    let mut pictures: Vec<&Path> = dir.files().map(include_dir::File::path).filter(|path| path.extension().is_some_and(|e| e == "png")).collect();
+    let mut pictures: Vec<&Path> =
+        dir.files().map(include_dir::File::path).filter(|path| path.extension().is_some_and(|e| e == "png")).collect();
     pictures.sort_unstable();
     let (train, held_out) = (folder.join("train"), folder.join("held-out"));
     for (i, picture) in pictures.into_iter().enumerate() {

@@ -103,27 +103,34 @@ impl Schedule {
     pub fn steps(&self, spacing: Spacing, n: usize) -> Result<Steps> {
         let train = self.len();
         if n == 0 || n > train {
-            return Err(Error::usage(format!("{n} sampling steps cannot be taken"), format!("Choose 1 to {train} steps")));
+            return Err(Error::usage(
+                format!("{n} sampling steps cannot be taken"),
+                format!("Choose 1 to {train} steps"),
+            ));
         }
         let last = (train - 1) as f64;
         let mut steps = match spacing {
             Spacing::Leading => {
-                let timesteps: Vec<f64> = (0..n).rev().map(|i| (i * (train / n) + self.steps_offset).min(train - 1) as f64).collect();
+                let timesteps: Vec<f64> =
+                    (0..n).rev().map(|i| (i * (train / n) + self.steps_offset).min(train - 1) as f64).collect();
                 Steps { sigmas: timesteps.iter().map(|&t| self.sigma(t)).collect(), timesteps }
             }
             Spacing::Linspace => {
-                let timesteps: Vec<f64> = (0..n).rev().map(|i| if n == 1 { 0.0 } else { last * i as f64 / (n - 1) as f64 }).collect();
+                let timesteps: Vec<f64> =
+                    (0..n).rev().map(|i| if n == 1 { 0.0 } else { last * i as f64 / (n - 1) as f64 }).collect();
                 Steps { sigmas: timesteps.iter().map(|&t| self.sigma(t)).collect(), timesteps }
             }
             Spacing::LinspaceWhole => {
-                let timesteps: Vec<f64> = (1..=n).rev().map(|i| (last * i as f64 / n as f64).round_ties_even()).collect();
+                let timesteps: Vec<f64> =
+                    (1..=n).rev().map(|i| (last * i as f64 / n as f64).round_ties_even()).collect();
                 Steps { sigmas: timesteps.iter().map(|&t| self.sigma(t)).collect(), timesteps }
             }
             Spacing::Karras => {
                 const RHO: f64 = 7.0;
                 let (high, low) = (self.sigma(last).powf(1.0 / RHO), self.sigma(0.0).powf(1.0 / RHO));
-                let sigmas: Vec<f64> =
-                    (0..n).map(|i| (high + if n == 1 { 0.0 } else { i as f64 / (n - 1) as f64 } * (low - high)).powf(RHO)).collect();
+                let sigmas: Vec<f64> = (0..n)
+                    .map(|i| (high + if n == 1 { 0.0 } else { i as f64 / (n - 1) as f64 } * (low - high)).powf(RHO))
+                    .collect();
                 Steps { timesteps: sigmas.iter().map(|&s| self.timestep(s).round_ties_even()).collect(), sigmas }
             }
         };

@@ -15,11 +15,8 @@ pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::
     if path.is_dir() {
         return Err(Error::new("The output is a folder, but a file is to be written", "Name a file inside it").at(path));
     }
-    let temporary = tempfile::Builder::new()
-        .prefix(".triptych-")
-        .suffix(".part")
-        .tempfile_in(folder)
-        .map_err(failed)?;
+    let temporary =
+        tempfile::Builder::new().prefix(".triptych-").suffix(".part").tempfile_in(folder).map_err(failed)?;
     let mut out = BufWriter::new(temporary.as_file());
     write(&mut out).and_then(|()| out.flush()).map_err(failed)?;
     drop(out);

@@ -12,7 +12,10 @@ use crate::engine::{Error, Result};
 pub enum Folder {
     Disk(PathBuf),
     /// `name` is what messages call it.
-    Embedded { name: &'static str, dir: &'static Dir<'static> },
+    Embedded {
+        name: &'static str,
+        dir: &'static Dir<'static>,
+    },
 }
 
 impl Folder {

@@ -87,7 +87,11 @@ impl LoraFile {
             .into_iter()
             .map(|(module, parts)| {
                 let layer = layer(&file, &parts).map_err(|why| {
-                    Error::new(format!("The layer {module} cannot be used: {why}"), "The file is damaged: export it again").at(path)
+                    Error::new(
+                        format!("The layer {module} cannot be used: {why}"),
+                        "The file is damaged: export it again",
+                    )
+                    .at(path)
                 })?;
                 Ok((module, layer))
             })
@@ -133,7 +137,8 @@ fn layer(file: &Checkpoint, parts: &BTreeMap<&str, &String>) -> std::result::Res
     let part = |role: &str| parts.get(role).copied().ok_or_else(|| format!("its {role} side is missing"));
     let (down_name, up_name) = (part("down")?, part("up")?);
     let sentence = |e: Error| e.what;
-    let (down_shape, up_shape) = (file.shape(down_name).map_err(sentence)?.to_vec(), file.shape(up_name).map_err(sentence)?.to_vec());
+    let (down_shape, up_shape) =
+        (file.shape(down_name).map_err(sentence)?.to_vec(), file.shape(up_name).map_err(sentence)?.to_vec());
     let fits = matches!(
         (&down_shape[..], &up_shape[..]),
         ([rank, _], [_, r]) | ([rank, _, _, _], [_, r, 1, 1]) if rank == r && *rank > 0
@@ -148,7 +153,9 @@ fn layer(file: &Checkpoint, parts: &BTreeMap<&str, &String>) -> std::result::Res
     let rank = down_shape[0];
     let alpha = match parts.get("alpha") {
         // kohya reads 0 as the rank, others as no effect: nobody writes it on purpose.
-        Some(name) => file.f32(name).map_err(sentence)?.first().copied().filter(|&alpha| alpha != 0.0).unwrap_or(rank as f32),
+        Some(name) => {
+            file.f32(name).map_err(sentence)?.first().copied().filter(|&alpha| alpha != 0.0).unwrap_or(rank as f32)
+        }
         None => rank as f32,
     };
     if !alpha.is_finite() {
@@ -161,7 +168,9 @@ fn vectors(file: &Checkpoint, name: &str) -> Result<Vec<Vec<f32>>> {
     let values = file.f32(name)?;
     let width = file.shape(name)?.last().copied().unwrap_or(0);
     if width == 0 || values.iter().any(|x| !x.is_finite()) {
-        return Err(Error::new(format!("The token vectors {name} are damaged"), "Export the file again").at(file.path()));
+        return Err(
+            Error::new(format!("The token vectors {name} are damaged"), "Export the file again").at(file.path())
+        );
     }
     Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
 }
@@ -179,11 +188,17 @@ const OTHER_KINDS: [(&str, &str); 6] = [
 fn not_lora(key: &str, nothing_else: bool) -> Error {
     let other = OTHER_KINDS.iter().find(|(piece, _)| key.contains(piece));
     match other {
-        Some((_, kind)) => Error::new(format!("This is {kind} (it holds {key})"), "Only plain LoRA files can be read so far"),
-        None if nothing_else => {
-            Error::new(format!("This is not an adapter: it holds {key}"), "Name a LoRA file; a model belongs after --model")
+        Some((_, kind)) => {
+            Error::new(format!("This is {kind} (it holds {key})"), "Only plain LoRA files can be read so far")
         }
-        None => Error::new(format!("The file holds {key}, which is no part of a LoRA"), "Export it again from the tool that made it"),
+        None if nothing_else => Error::new(
+            format!("This is not an adapter: it holds {key}"),
+            "Name a LoRA file; a model belongs after --model",
+        ),
+        None => Error::new(
+            format!("The file holds {key}, which is no part of a LoRA"),
+            "Export it again from the tool that made it",
+        ),
     }
 }
 
@@ -226,11 +241,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.safetensors");
         let module = "lora_unet_mid_block_attentions_0_proj_in";
-        let one = |name: &str, shape: &[usize], values: &[f32]| (format!("{module}.{name}"), Tensor::new(Dtype::F32, shape, values));
+        let one = |name: &str, shape: &[usize], values: &[f32]| {
+            (format!("{module}.{name}"), Tensor::new(Dtype::F32, shape, values))
+        };
         let cases = [
             (vec![one("hada_w1_a", &[1], &[0.0])], "a LoHa"),
             (vec![one("lora_down.weight", &[1, 2], &[0.0; 2])], "up side is missing"),
-            (vec![one("lora_down.weight", &[1, 2], &[0.0; 2]), one("lora_up.weight", &[2, 2], &[0.0; 4])], "do not belong"),
+            (
+                vec![one("lora_down.weight", &[1, 2], &[0.0; 2]), one("lora_up.weight", &[2, 2], &[0.0; 4])],
+                "do not belong",
+            ),
             (vec![one("lora_down.weight", &[1, 2], &[f32::NAN; 2]), one("lora_up.weight", &[2, 1], &[0.0; 2])], "NaN"),
             (vec![("conv_in.weight".into(), Tensor::new(Dtype::F32, &[1], &[0.0]))], "not an adapter"),
         ];

@@ -95,10 +95,22 @@ mod tests {
             ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.alpha", unet, Role::Alpha),
             ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight", unet, Role::Down),
             ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora.up.weight", unet, Role::Up),
-            ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight", unet, Role::Down),
-            ("base_model.model.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.weight", unet, Role::Up),
+            (
+                "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight",
+                unet,
+                Role::Down,
+            ),
+            (
+                "base_model.model.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.weight",
+                unet,
+                Role::Up,
+            ),
             ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight", text, Role::Up),
-            ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight", text, Role::Down),
+            (
+                "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight",
+                text,
+                Role::Down,
+            ),
             ("text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight", text, Role::Down),
         ] {
             assert_eq!(lora_key(stored), Some((module.to_owned(), role)), "{stored}");

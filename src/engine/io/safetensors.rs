@@ -86,7 +86,11 @@ impl Checkpoint {
         let start = header + 8;
         if start + parsed.data_len() != map.len() {
             return Err(Error::new(
-                format!("The file holds {} bytes of tensors where its header promises {}", map.len() - start, parsed.data_len()),
+                format!(
+                    "The file holds {} bytes of tensors where its header promises {}",
+                    map.len() - start,
+                    parsed.data_len()
+                ),
                 "The file is cut short: fetch or export it again",
             )
             .at(path));
@@ -123,7 +127,8 @@ impl Checkpoint {
 
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.entries.get(name).ok_or_else(|| {
-            Error::new(format!("The tensor “{name}” is missing"), "The file is of another kind than expected").at(&self.path)
+            Error::new(format!("The tensor “{name}” is missing"), "The file is of another kind than expected")
+                .at(&self.path)
         })
     }
 
@@ -220,7 +225,11 @@ fn header(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+    bytes
+        .iter()
+        .flat_map(|b| [b >> 4, b & 15])
+        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+        .collect()
 }
 
 #[cfg(test)]
@@ -261,7 +270,8 @@ mod tests {
         save(&path, &sample(), &BTreeMap::new()).unwrap();
         let whole = std::fs::read(&path).unwrap();
         let huge_header = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
-        let cases: [&[u8]; 6] = [b"", b"short", &whole[..whole.len() - 1], &whole[..20], &huge_header, b"PK\x03\x04 a zip of pickles"];
+        let cases: [&[u8]; 6] =
+            [b"", b"short", &whole[..whole.len() - 1], &whole[..20], &huge_header, b"PK\x03\x04 a zip of pickles"];
         for bytes in cases {
             std::fs::write(&path, bytes).unwrap();
             let error = Checkpoint::open(&path).unwrap_err();

@@ -1,5 +1,6 @@
 //! Proof that orthogonal adapters do not meet: from the identities in their files, checked against what is stored.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -30,9 +31,14 @@ pub fn identity(file: &LoraFile) -> Result<Option<(Basis, Vec<usize>)>> {
     let Some(text) = file.metadata.get(metadata::BASIS) else { return Ok(None) };
     let basis = text.parse::<Basis>().map_err(|e| e.at(&file.path))?;
     let slots = file.metadata.get(metadata::SLOT).map_or("", String::as_str);
-    let slots = slots.split(',').map(|slot| slot.trim().parse().ok()).collect::<Option<Vec<usize>>>().ok_or_else(|| {
-        Error::new(format!("The file claims the slot “{slots}” of a shared basis"), "Its metadata is damaged: export it again").at(&file.path)
-    })?;
+    let slots =
+        slots.split(',').map(|slot| slot.trim().parse().ok()).collect::<Option<Vec<usize>>>().ok_or_else(|| {
+            Error::new(
+                format!("The file claims the slot “{slots}” of a shared basis"),
+                "Its metadata is damaged: export it again",
+            )
+            .at(&file.path)
+        })?;
     Ok(Some((basis, slots)))
 }
 
@@ -55,14 +61,18 @@ pub fn certify(files: &[&LoraFile]) -> Result<Option<Certificate>> {
     let shared = shared_columns(files, &basis, &slots)?;
     let disjoint = basis.kind != BasisKind::Gaussian && shared.is_none();
     let sentence = match (&basis.kind, shared) {
-        (BasisKind::Gaussian, _) => "A gaussian basis is orthogonal only on average: look at the measured overlap".to_owned(),
+        (BasisKind::Gaussian, _) => {
+            "A gaussian basis is orthogonal only on average: look at the measured overlap".to_owned()
+        }
         (_, Some((i, j))) => format!(
             "{} and {} share columns of the basis: train {} again in a free slot",
             files[i].path.display(),
             files[j].path.display(),
             files[j].path.display()
         ),
-        (_, None) => "Every adapter reads columns of the basis that no other reads: the sum keeps them apart exactly".to_owned(),
+        (_, None) => {
+            "Every adapter reads columns of the basis that no other reads: the sum keeps them apart exactly".to_owned()
+        }
     };
     Ok(Some(Certificate { basis: basis.to_string(), slots, disjoint, outside, sentence }))
 }
@@ -81,7 +91,11 @@ fn refuse_mixture(files: &[&LoraFile], known: &[(Basis, Vec<usize>)]) -> Result<
         match seen {
             Some((first, other)) if other != basis => {
                 return Err(Error::new(
-                    format!("{} uses the basis “{other}” and {} uses “{basis}”", first.path.display(), file.path.display()),
+                    format!(
+                        "{} uses the basis “{other}” and {} uses “{basis}”",
+                        first.path.display(),
+                        file.path.display()
+                    ),
                     "Slots of different bases are not orthogonal to each other: train one of them again in the other's project",
                 ));
             }
@@ -98,12 +112,14 @@ fn shared_columns(files: &[&LoraFile], basis: &Basis, slots: &[Vec<usize>]) -> R
     }
     for j in 1..files.len() {
         for i in 0..j {
-            let common = files[i].layers.iter().filter_map(|(module, layer)| Some((layer, files[j].layers.get(module)?)));
+            let common =
+                files[i].layers.iter().filter_map(|(module, layer)| Some((layer, files[j].layers.get(module)?)));
             let shapes: BTreeSet<(usize, usize, usize)> = common.map(|(a, b)| (a.input(), a.rank, b.rank)).collect();
             for (width, rank_i, rank_j) in shapes {
                 let columns = |slots: &[usize], rank: usize| -> Result<BTreeSet<usize>> {
                     let each = rank / slots.len().max(1);
-                    let columns = slots.iter().map(|&slot| basis.columns(width, slot, each)).collect::<Result<Vec<_>>>()?;
+                    let columns =
+                        slots.iter().map(|&slot| basis.columns(width, slot, each)).collect::<Result<Vec<_>>>()?;
                     Ok(columns.into_iter().flatten().collect())
                 };
                 if !columns(&slots[i], rank_i)?.is_disjoint(&columns(&slots[j], rank_j)?) {
@@ -126,12 +142,14 @@ fn outside_of_slots(file: &LoraFile, basis: &Basis, slots: &[usize]) -> Result<f
     let mut rows_of: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let width = layer.input();
-        if !rows_of.contains_key(&width) {
-            let rank = basis.block.min(width);
-            let rows = slots.iter().map(|&slot| basis.rows(width, slot, rank)).collect::<Result<Vec<_>>>();
-            rows_of.insert(width, rows.map_err(|e| e.at(&file.path))?.concat());
-        }
-        let rows = &rows_of[&width];
+        let rows = match rows_of.entry(width) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let rank = basis.block.min(width);
+                let rows = slots.iter().map(|&slot| basis.rows(width, slot, rank)).collect::<Result<Vec<_>>>();
+                new.insert(rows.map_err(|e| e.at(&file.path))?.concat())
+            }
+        };
         for stored in layer.down.chunks_exact(width) {
             let share = outside_share(stored, rows);
             if share > tolerance {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::engine::adapter::mount::Strength;
 use crate::engine::field::{Field, Settings};
+use crate::engine::io::Dtype;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::{Error, Result};
 
@@ -23,10 +24,13 @@ pub struct Method {
     pub help: &'static str,
     pub fields: &'static [Field],
     #[serde(skip)]
-    pub run: fn(&[Source], &Settings) -> Result<BTreeMap<String, LoraLayer>>,
+    pub run: Run,
 }
 
 pub const METHODS: &[Method] = &[sum::METHOD];
+
+/// Sources and settings → the merged layers, by kohya's module name.
+pub type Run = fn(&[Source], &Settings) -> Result<BTreeMap<String, LoraLayer>>;
 
 /// An adapter and how strongly it goes in.
 #[derive(Clone, Debug)]
@@ -52,6 +56,6 @@ pub fn merge(sources: &[Source], method: &Method, settings: &Settings) -> Result
     let layers = (method.run)(sources, settings)?;
     let metadata = recipe::metadata(sources, method, settings)?;
     // The most exact of the sources' number formats: a merge should not round what was exact.
-    let dtype = sources.iter().filter_map(|source| source.file.dtype).max_by_key(|dtype| dtype.bitsize());
+    let dtype = sources.iter().filter_map(|source| source.file.dtype).max_by_key(Dtype::bitsize);
     Ok(LoraFile { layers, tokens, metadata, dtype, ..LoraFile::default() })
 }

@@ -75,12 +75,14 @@ pub fn metadata(sources: &[Source], method: &Method, settings: &Settings) -> Res
         }
     }
     // A sum of slots is itself a citizen of the basis: it can be merged again and taken apart.
-    let identities = sources.iter().map(|source| certificate::identity(&source.file)).collect::<Result<Option<Vec<_>>>>()?;
+    let identities =
+        sources.iter().map(|source| certificate::identity(&source.file)).collect::<Result<Option<Vec<_>>>>()?;
     if let Some(identities) = identities
         && let Some((basis, _)) = identities.first()
         && identities.iter().all(|(other, _)| other == basis)
     {
-        let slots = identities.iter().flat_map(|(_, slots)| slots).map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let slots =
+            identities.iter().flat_map(|(_, slots)| slots).map(ToString::to_string).collect::<Vec<_>>().join(",");
         metadata.insert(keys::BASIS.to_owned(), basis.to_string());
         metadata.insert(keys::SLOT.to_owned(), slots);
     }

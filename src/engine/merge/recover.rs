@@ -37,7 +37,10 @@ fn read_through(layer: &LoraLayer, rows: &[f32], rank: usize) -> Vec<f32> {
     let core: Vec<f64> = layer
         .down
         .chunks_exact(width)
-        .flat_map(|down| rows.chunks_exact(width).map(move |row| down.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()))
+        .flat_map(|down| {
+            rows.chunks_exact(width)
+                .map(move |row| down.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum())
+        })
         .collect();
     let scale = f64::from(layer.scale());
     layer
@@ -45,7 +48,9 @@ fn read_through(layer: &LoraLayer, rows: &[f32], rank: usize) -> Vec<f32> {
         .chunks_exact(layer.rank)
         .flat_map(|up| {
             let core = &core;
-            (0..rank).map(move |k| (scale * up.iter().enumerate().map(|(j, &x)| f64::from(x) * core[j * rank + k]).sum::<f64>()) as f32)
+            (0..rank).map(move |k| {
+                (scale * up.iter().enumerate().map(|(j, &x)| f64::from(x) * core[j * rank + k]).sum::<f64>()) as f32
+            })
         })
         .collect()
 }

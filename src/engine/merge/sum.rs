@@ -40,11 +40,15 @@ fn run(sources: &[Source], settings: &Settings) -> Result<BTreeMap<String, LoraL
         .map(|module| {
             let terms: Vec<Term<'_>> = sources
                 .iter()
-                .filter_map(|source| Some(Term { layer: source.file.layers.get(module)?, w: source.strength.of(module) }))
+                .filter_map(|source| {
+                    Some(Term { layer: source.file.layers.get(module)?, w: source.strength.of(module) })
+                })
                 .filter(|term| term.w != 0.0)
                 .collect();
             let Some(first) = terms.first() else { return Ok(None) };
-            if terms.iter().any(|term| (term.layer.out(), &term.layer.down_shape[1..]) != (first.layer.out(), &first.layer.down_shape[1..])) {
+            if terms.iter().any(|term| {
+                (term.layer.out(), &term.layer.down_shape[1..]) != (first.layer.out(), &first.layer.down_shape[1..])
+            }) {
                 return Err(Error::new(
                     format!("The adapters are for different models: layer {module} has another size in each"),
                     "Merge adapters of one model family only",
@@ -61,7 +65,9 @@ fn run(sources: &[Source], settings: &Settings) -> Result<BTreeMap<String, LoraL
     }
     let ratio = |target: f64, norm: f64| if norm > 0.0 { target / norm } else { 1.0 };
     let whole = {
-        let sum = |value: fn(&(String, LoraLayer, f64, f64)) -> f64| merged.iter().map(|row| value(row).powi(2)).sum::<f64>().sqrt();
+        let sum = |value: fn(&(String, LoraLayer, f64, f64)) -> f64| {
+            merged.iter().map(|row| value(row).powi(2)).sum::<f64>().sqrt()
+        };
         ratio(sum(|row| row.2), sum(|row| row.3))
     };
     let normalise = settings.text("normalise").to_owned();

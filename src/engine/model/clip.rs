@@ -82,9 +82,12 @@ impl TextEncoder {
                 .at(file.path()));
             }
         };
-        let Config { vocab_size, hidden_size: width, num_attention_heads: heads, max_position_embeddings: length, .. } = config;
+        let Config {
+            vocab_size, hidden_size: width, num_attention_heads: heads, max_position_embeddings: length, ..
+        } = config;
         if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json").at(file.path()));
+            return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json")
+                .at(file.path()));
         }
         let loader = Loader::new(file, crate::engine::io::names::text_encoder, device, Part::Text, layers);
         let root = loader.root().sub("text_model");

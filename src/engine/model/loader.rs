@@ -56,7 +56,12 @@ impl<'a> Loader<'a> {
     /// The table of layers, or every missing, extra and misshapen tensor in one error.
     pub fn finish(self) -> Result<Vec<Layer>> {
         let State { taken, mut faults, layers } = self.state.into_inner();
-        faults.extend(self.stored.keys().filter(|name| !taken.contains(*name)).map(|name| format!("{name} is not part of this model")));
+        faults.extend(
+            self.stored
+                .keys()
+                .filter(|name| !taken.contains(*name))
+                .map(|name| format!("{name} is not part of this model")),
+        );
         if faults.is_empty() {
             return Ok(layers);
         }

@@ -80,9 +80,15 @@ impl StableDiffusion {
             && !path.is_dir()
         {
             let what = if path.exists() { "This is a file, not a model folder" } else { "There is no model here" };
-            return Err(Error::new(what, "Name a folder in diffusers layout, or `starter` for the model that comes with the program").at(path));
+            return Err(Error::new(
+                what,
+                "Name a folder in diffusers layout, or `starter` for the model that comes with the program",
+            )
+            .at(path));
         }
-        let part = |name: &str, weights: [&str; 2]| folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str));
+        let part = |name: &str, weights: [&str; 2]| {
+            folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str))
+        };
         let config: clip::Config = folder.json("text_encoder/config.json")?;
         let (text, layers) = clip::TextEncoder::load(config, &part("text_encoder", TEXT_WEIGHTS)?, device, Vec::new())?;
         let unet_file = part("unet", WEIGHTS)?;
@@ -93,7 +99,10 @@ impl StableDiffusion {
         let vae = Vae::load(config, &vae_file, device)?;
         if unet.config.cross_attention_dim != text.config.hidden_size {
             return Err(Error::new(
-                format!("The denoiser expects text of width {}, the text encoder gives {}", unet.config.cross_attention_dim, text.config.hidden_size),
+                format!(
+                    "The denoiser expects text of width {}, the text encoder gives {}",
+                    unet.config.cross_attention_dim, text.config.hidden_size
+                ),
                 "The parts belong to different models",
             )
             .at(folder.path()));
@@ -111,7 +120,11 @@ impl StableDiffusion {
             text,
             unet,
             vae,
-            schedule: if folder.has("scheduler/scheduler_config.json") { folder.json("scheduler/scheduler_config.json")? } else { ScheduleConfig::default() },
+            schedule: if folder.has("scheduler/scheduler_config.json") {
+                folder.json("scheduler/scheduler_config.json")?
+            } else {
+                ScheduleConfig::default()
+            },
             readme,
             layers,
             device: device.clone(),
@@ -146,7 +159,8 @@ impl StableDiffusion {
             return embedded;
         }
         let [b, n, width] = embedded.dims();
-        let starts: Vec<usize> = vectors.iter().scan(0, |start, v| Some(std::mem::replace(start, *start + v.dims()[0]))).collect();
+        let starts: Vec<usize> =
+            vectors.iter().scan(0, |start, v| Some(std::mem::replace(start, *start + v.dims()[0]))).collect();
         let total: usize = vectors.iter().map(|v| v.dims()[0]).sum();
         let mut select = vec![0.0_f32; b * n * total];
         let mut keep = vec![1.0_f32; b * n];

@@ -70,9 +70,9 @@ impl Tokenizer {
     /// The full CLIP vocabulary, built in.
     pub fn clip(length: usize) -> Result<Self> {
         let mut text = String::new();
-        flate2::read::GzDecoder::new(CLIP_MERGES)
-            .read_to_string(&mut text)
-            .map_err(|e| Error::new(format!("The built-in vocabulary cannot be read ({e})"), "Install the program again"))?;
+        flate2::read::GzDecoder::new(CLIP_MERGES).read_to_string(&mut text).map_err(|e| {
+            Error::new(format!("The built-in vocabulary cannot be read ({e})"), "Install the program again")
+        })?;
         let merges: Vec<(String, String)> = text.lines().skip(1).filter_map(pair).take(CLIP_MERGE_COUNT).collect();
         let bytes = byte_letters();
         let words = bytes.iter().map(|&c| c.to_string()).chain(bytes.iter().map(|c| format!("{c}</w>")));
@@ -81,7 +81,8 @@ impl Tokenizer {
     }
 
     fn new(vocabulary: AHashMap<String, u32>, merges: Vec<(String, String)>, length: usize) -> Result<Self> {
-        let broken = |e: tokenizers::Error| Error::new(format!("The vocabulary is not CLIP's ({e})"), "Fetch the model again");
+        let broken =
+            |e: tokenizers::Error| Error::new(format!("The vocabulary is not CLIP's ({e})"), "Fetch the model again");
         let id = |word: &str| {
             let found = vocabulary.get(word).copied();
             found.ok_or_else(|| Error::new(format!("The vocabulary lacks {word}"), "Fetch the model again"))
@@ -98,7 +99,8 @@ impl Tokenizer {
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(broken)?;
         let normalizers: Vec<NormalizerWrapper> = vec![NFC.into(), spaces.into(), Lowercase.into()];
         inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(broken)?;
-        let split = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(broken)?;
+        let split =
+            Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(broken)?;
         let steps: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, true).into()];
         inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
         inner.add_special_tokens([START, END].map(|word| AddedToken::from(word, true))).map_err(broken)?;
@@ -108,9 +110,9 @@ impl Tokenizer {
     /// The ids of `text` alone, without ends or filling.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false);
-        encoding
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|e| Error::new(format!("The prompt cannot be tokenised ({e})"), "Remove unusual characters from it"))
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|e| {
+            Error::new(format!("The prompt cannot be tokenised ({e})"), "Remove unusual characters from it")
+        })
     }
 
     /// A prompt with both ends, cut or filled to length, in which each of `words` stands for its own vectors.

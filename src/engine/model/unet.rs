@@ -76,7 +76,9 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let levels = self.block_out_channels.len();
         if let Some(kind) = &self.addition_embed_type {
-            return Err(format!("it takes “{kind}” conditioning, as SDXL does, and only the SD 1.x shape can be loaded"));
+            return Err(format!(
+                "it takes “{kind}” conditioning, as SDXL does, and only the SD 1.x shape can be loaded"
+            ));
         }
         if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
             return Err(format!("{levels} channel counts do not match its lists of blocks"));
@@ -153,7 +155,10 @@ struct Attention {
 
 impl Unet {
     pub fn load(config: Config, file: &Checkpoint, device: &Device, layers: Vec<Layer>) -> Result<(Self, Vec<Layer>)> {
-        config.check().map_err(|why| Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the SD 1.x family").at(file.path()))?;
+        config.check().map_err(|why| {
+            Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the SD 1.x family")
+                .at(file.path())
+        })?;
         let loader = Loader::new(file, |name| Some(name.to_owned()), device, Part::Unet, layers);
         let root = loader.root();
         let channels = &config.block_out_channels;
@@ -174,7 +179,12 @@ impl Unet {
             for j in 0..config.layers_per_block {
                 stage.resnets.push(resnet(&scope.sub(format!("resnets.{j}")), input, out));
                 if cross {
-                    stage.transformers.push(Transformer::load(&scope.sub(format!("attentions.{j}")), out, level, &config));
+                    stage.transformers.push(Transformer::load(
+                        &scope.sub(format!("attentions.{j}")),
+                        out,
+                        level,
+                        &config,
+                    ));
                 }
                 input = out;
                 skips.push(out);
@@ -204,7 +214,12 @@ impl Unet {
                 let skip = skips.pop().unwrap_or(first);
                 stage.resnets.push(resnet(&scope.sub(format!("resnets.{j}")), input + skip, out));
                 if cross {
-                    stage.transformers.push(Transformer::load(&scope.sub(format!("attentions.{j}")), out, level, &config));
+                    stage.transformers.push(Transformer::load(
+                        &scope.sub(format!("attentions.{j}")),
+                        out,
+                        level,
+                        &config,
+                    ));
                 }
                 input = out;
             }
@@ -287,7 +302,14 @@ impl Transformer {
             norm: scope.norm("norm", channels, 1e-6),
             proj_in: projection("proj_in"),
             blocks: (0..config.transformer_layers_per_block.at(level))
-                .map(|i| TransformerBlock::load(&scope.sub(format!("transformer_blocks.{i}")), channels, config.heads(level), config.cross_attention_dim))
+                .map(|i| {
+                    TransformerBlock::load(
+                        &scope.sub(format!("transformer_blocks.{i}")),
+                        channels,
+                        config.heads(level),
+                        config.cross_attention_dim,
+                    )
+                })
                 .collect(),
             proj_out: projection("proj_out"),
             groups: config.norm_num_groups,

@@ -74,8 +74,15 @@ struct Attention {
 impl Vae {
     pub fn load(config: Config, file: &Checkpoint, device: &Device) -> Result<Self> {
         let groups = config.norm_num_groups;
-        if config.block_out_channels.is_empty() || groups == 0 || config.block_out_channels.iter().any(|c| !c.is_multiple_of(groups)) {
-            return Err(Error::new("The autoencoder's channels do not divide into its groups", "Check vae/config.json").at(file.path()));
+        if config.block_out_channels.is_empty()
+            || groups == 0
+            || config.block_out_channels.iter().any(|c| !c.is_multiple_of(groups))
+        {
+            return Err(Error::new(
+                "The autoencoder's channels do not divide into its groups",
+                "Check vae/config.json",
+            )
+            .at(file.path()));
         }
         let loader = Loader::new(file, crate::engine::io::names::vae, device, Part::Vae, Vec::new());
         let root = loader.root();
@@ -143,8 +150,17 @@ impl Half {
         let stages = (0..channels.len())
             .map(|i| {
                 let (input, out) = (channels[i.saturating_sub(1)], channels[i]);
-                Stage::load(&scope.sub(format!("down_blocks.{i}")), input, out, config.layers_per_block, config.norm_num_groups)
-                    .resampled(scope, (i + 1 < channels.len()).then(|| (format!("down_blocks.{i}.downsamplers.0.conv"), out, halve)))
+                Stage::load(
+                    &scope.sub(format!("down_blocks.{i}")),
+                    input,
+                    out,
+                    config.layers_per_block,
+                    config.norm_num_groups,
+                )
+                .resampled(
+                    scope,
+                    (i + 1 < channels.len()).then(|| (format!("down_blocks.{i}.downsamplers.0.conv"), out, halve)),
+                )
             })
             .collect();
         Self::load(scope, config, [config.in_channels, channels[0]], stages, last, [last, 2 * config.latent_channels])
@@ -155,15 +171,39 @@ impl Half {
         let stages = (0..channels.len())
             .map(|i| {
                 let (input, out) = (channels[i.saturating_sub(1)], channels[i]);
-                Stage::load(&scope.sub(format!("up_blocks.{i}")), input, out, config.layers_per_block + 1, config.norm_num_groups)
-                    .resampled(scope, (i + 1 < channels.len()).then(|| (format!("up_blocks.{i}.upsamplers.0.conv"), out, ConvShape::SAME3)))
+                Stage::load(
+                    &scope.sub(format!("up_blocks.{i}")),
+                    input,
+                    out,
+                    config.layers_per_block + 1,
+                    config.norm_num_groups,
+                )
+                .resampled(
+                    scope,
+                    (i + 1 < channels.len())
+                        .then(|| (format!("up_blocks.{i}.upsamplers.0.conv"), out, ConvShape::SAME3)),
+                )
             })
             .collect();
         let first = channels[channels.len() - 1];
-        Self::load(scope, config, [config.latent_channels, channels[0]], stages, channels[0], [first, config.out_channels])
+        Self::load(
+            scope,
+            config,
+            [config.latent_channels, channels[0]],
+            stages,
+            channels[0],
+            [first, config.out_channels],
+        )
     }
 
-    fn load(scope: &Scope<'_>, config: &Config, conv_in: [usize; 2], stages: Vec<Stage>, middle: usize, conv_out: [usize; 2]) -> Self {
+    fn load(
+        scope: &Scope<'_>,
+        config: &Config,
+        conv_in: [usize; 2],
+        stages: Vec<Stage>,
+        middle: usize,
+        conv_out: [usize; 2],
+    ) -> Self {
         let groups = config.norm_num_groups;
         let resnet = |name| Resnet::load(&scope.sub(name), middle, middle, None, groups, EPS);
         Self {
@@ -195,7 +235,16 @@ impl Half {
 impl Stage {
     fn load(scope: &Scope<'_>, input: usize, out: usize, count: usize, groups: usize) -> Self {
         let resnets = (0..count)
-            .map(|j| Resnet::load(&scope.sub(format!("resnets.{j}")), if j == 0 { input } else { out }, out, None, groups, EPS))
+            .map(|j| {
+                Resnet::load(
+                    &scope.sub(format!("resnets.{j}")),
+                    if j == 0 { input } else { out },
+                    out,
+                    None,
+                    groups,
+                    EPS,
+                )
+            })
             .collect();
         Self { resnets, resample: None }
     }

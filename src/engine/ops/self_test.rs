@@ -26,13 +26,16 @@ const OPS: &[(&str, Op)] = &[
     ("3×3 convolution", |d| flat(convolve(d, 1))),
     ("3×3 convolution of stride 2", |d| flat(convolve(d, 2))),
     ("softmax", |d| flat(activation::softmax(input::<4>([2, 4, 64, 77], 1, d) * 4.0, 3))),
-    ("layer norm", |d| flat(module::layer_norm(input::<3>([2, 64, 96], 1, d), input([96], 2, d), Some(input([96], 3, d)), 1e-5))),
+    ("layer norm", |d| {
+        flat(module::layer_norm(input::<3>([2, 64, 96], 1, d), input([96], 2, d), Some(input([96], 3, d)), 1e-5))
+    }),
     ("group mean", |d| flat(input::<3>([2, 32, 768], 1, d).powi_scalar(2).mean_dim(2))),
     ("GELU", |d| activation::gelu(input([64, 96], 1, d) * 3.0)),
     ("SiLU", |d| activation::silu(input([64, 96], 1, d) * 3.0)),
     ("gradient of a convolution", |d| {
         let x = input::<4>([1, 32, 8, 8], 1, d).autodiff().require_grad();
-        let y = module::conv2d(x.clone(), input([32, 32, 3, 3], 2, d), None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
+        let y =
+            module::conv2d(x.clone(), input([32, 32, 3, 3], 2, d), None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
         let gradients = (y * input([1, 32, 8, 8], 3, d)).sum().backward();
         flat(x.grad(&gradients).unwrap_or_else(|| input([1, 32, 8, 8], 1, d)))
     }),
@@ -40,7 +43,12 @@ const OPS: &[(&str, Op)] = &[
 
 fn convolve(device: &Device, stride: usize) -> Tensor<4> {
     let options = ConvOptions::new([stride; 2], [1, 1], [1, 1], 1);
-    module::conv2d(input([2, 64, 8, 8], 1, device), input([96, 64, 3, 3], 2, device), Some(input([96], 3, device)), options)
+    module::conv2d(
+        input([2, 64, 8, 8], 1, device),
+        input([96, 64, 3, 3], 2, device),
+        Some(input([96], 3, device)),
+        options,
+    )
 }
 
 fn input<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
@@ -57,10 +65,15 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
 pub fn run(device: &Device) -> Result<(), String> {
     let cpu = crate::engine::device::cpu();
     for (name, op) in OPS {
-        let values = |device: &Device| op(device).inner().into_data().try_to_vec::<f32>().map_err(|e| format!("{name}: {e:?}"));
+        let values =
+            |device: &Device| op(device).inner().into_data().try_to_vec::<f32>().map_err(|e| format!("{name}: {e:?}"));
         let (expected, found) = (values(&cpu)?, values(device)?);
         let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let difference = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0_f32, |m, x| if x > m || x.is_nan() { x } else { m });
+        let difference = expected
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0_f32, |m, x| if x > m || x.is_nan() { x } else { m });
         if difference.is_nan() || difference > TOLERANCE * largest || found.len() != expected.len() {
             return Err(format!("{name} is off by {difference} of {largest}"));
         }

@@ -24,13 +24,20 @@ fn file(out: &Path) -> PathBuf {
 pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for parameter in &trainee.parameters {
-        let parts = [("value", &parameter.value), ("mean", &parameter.moments.mean), ("square", &parameter.moments.square)];
+        let parts =
+            [("value", &parameter.value), ("mean", &parameter.moments.mean), ("square", &parameter.moments.square)];
         for (part, tensor) in parts {
             let values = read(tensor.clone())?;
             if values.iter().any(|x| !x.is_finite()) {
-                return Err(Error::new(format!("{} holds NaN or infinite numbers", parameter.name), "Lower the learning rates"));
+                return Err(Error::new(
+                    format!("{} holds NaN or infinite numbers", parameter.name),
+                    "Lower the learning rates",
+                ));
             }
-            tensors.insert(format!("{part}.{}", parameter.name), safetensors::Tensor::new(Dtype::F32, &tensor.dims(), &values));
+            tensors.insert(
+                format!("{part}.{}", parameter.name),
+                safetensors::Tensor::new(Dtype::F32, &tensor.dims(), &values),
+            );
         }
     }
     tensors.insert("losses".into(), safetensors::Tensor::new(Dtype::F32, &[losses.len()], losses));
@@ -54,10 +61,16 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
     }
     for parameter in &mut trainee.parameters {
         let restore = |part: &str, like: &Tensor<2>| -> Result<Tensor<2>> {
-            Ok(Tensor::from_data(TensorData::new(state.f32(&format!("{part}.{}", parameter.name))?, like.dims()), device))
+            Ok(Tensor::from_data(
+                TensorData::new(state.f32(&format!("{part}.{}", parameter.name))?, like.dims()),
+                device,
+            ))
         };
-        let (value, mean, square) =
-            (restore("value", &parameter.value)?, restore("mean", &parameter.value)?, restore("square", &parameter.value)?);
+        let (value, mean, square) = (
+            restore("value", &parameter.value)?,
+            restore("mean", &parameter.value)?,
+            restore("square", &parameter.value)?,
+        );
         (parameter.value, parameter.moments.mean, parameter.moments.square) = (value, mean, square);
     }
     Ok(Some(state.f32("losses")?))

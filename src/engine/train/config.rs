@@ -9,32 +9,187 @@ use crate::engine::model::StableDiffusion;
 use crate::engine::{Error, Result};
 
 pub const FIELDS: &[Field] = &[
-    Field { name: "steps", title: "Steps", help: "How often the adapter is corrected", unit: "steps", default: "150", kind: Kind::Integer { min: 1, max: 10_000_000 } },
-    Field { name: "batch", title: "Batch", help: "Pictures looked at in each step", unit: "pictures", default: "4", kind: Kind::Integer { min: 1, max: 1024 } },
-    Field { name: "lr", title: "Learning rate", help: "How far each step moves the adapter; 0 chooses by the model's size", unit: "", default: "0", kind: Kind::Number { min: 0.0, max: 1.0 } },
-    Field { name: "token_lr", title: "Token rate", help: "How far each step moves the trigger token; 0 chooses by the model's size", unit: "", default: "0", kind: Kind::Number { min: 0.0, max: 1.0 } },
-    Field { name: "decay", title: "Weight decay", help: "Pull of the adapter towards zero", unit: "", default: "0.01", kind: Kind::Number { min: 0.0, max: 1.0 } },
-    Field { name: "schedule", title: "Rate schedule", help: "linear: full rate for the first half, then down to nothing. cosine: down along a cosine. constant: never down", unit: "", default: "linear", kind: Kind::Choice(&["linear", "cosine", "constant"]) },
-    Field { name: "warmup", title: "Warm-up", help: "Steps over which the rates rise from zero", unit: "steps", default: "10", kind: Kind::Integer { min: 0, max: 1_000_000 } },
-    Field { name: "clip", title: "Gradient clipping", help: "Largest joint length of all gradients; 0 does not clip", unit: "", default: "1", kind: Kind::Number { min: 0.0, max: 1e6 } },
-    Field { name: "min_snr", title: "Min-SNR γ", help: "Evens out the pull of clean and noisy steps (5 is usual); 0 does not", unit: "", default: "0", kind: Kind::Number { min: 0.0, max: 100.0 } },
-    Field { name: "prior", title: "Prior preservation", help: "Weight of keeping the model's answers to other prompts; 0 lets the concept leak into every prompt, and merging then fails", unit: "", default: "0.5", kind: Kind::Number { min: 0.0, max: 100.0 } },
-    Field { name: "prior_batch", title: "Prior pictures", help: "Pictures per step on which other prompts are kept; 0 takes as many as the batch", unit: "pictures", default: "0", kind: Kind::Integer { min: 0, max: 1024 } },
-    Field { name: "prior_prompts", title: "Prior prompts", help: "What else must stay as it is, separated by semicolons; empty takes the class word and everyday things", unit: "", default: "", kind: Kind::Text },
-    Field { name: "strangers", title: "Strange words", help: "Share of the prior pictures whose prompt has a made-up word in the token's place: the concept learns to answer to its own token alone, which is what keeps merged concepts apart", unit: "", default: "0.5", kind: Kind::Number { min: 0.0, max: 1.0 } },
-    Field { name: "targets", title: "Layers", help: "Which layers change: groups or patterns, separated by commas (`triptych methods` lists the groups)", unit: "", default: target::DEFAULT, kind: Kind::Text },
-    Field { name: "vectors", title: "Token vectors", help: "How many vectors the trigger token stands for", unit: "vectors", default: "1", kind: Kind::Integer { min: 1, max: 16 } },
-    Field { name: "flip", title: "Mirror", help: "Adds each picture's mirror image; turn off for lettering and one-sided subjects", unit: "", default: "true", kind: Kind::Flag },
-    Field { name: "fit", title: "Fit", help: "pad: the whole picture with background beside it. crop: the middle of the picture, filling the frame", unit: "", default: "pad", kind: Kind::Choice(&["pad", "crop"]) },
-    Field { name: "background", title: "Background", help: "Colour behind transparency, as RRGGBB", unit: "", default: "ffffff", kind: Kind::Text },
-    Field { name: "resolution", title: "Resolution", help: "Side of the training pictures; 0 takes the model's own", unit: "pixels", default: "0", kind: Kind::Integer { min: 0, max: 4096 } },
-    Field { name: "save_every", title: "Save every", help: "Steps between saved states; 0 saves by time alone", unit: "steps", default: "0", kind: Kind::Integer { min: 0, max: 1_000_000 } },
-    Field { name: "save_minutes", title: "Save after", help: "Time between saved states: what a crash costs at most", unit: "minutes", default: "2", kind: Kind::Number { min: 0.0, max: 1440.0 } },
-    Field { name: "dtype", title: "Number format", help: "How exactly the file keeps its numbers; f16 halves the size", unit: "", default: "f32", kind: Kind::Choice(&["f32", "f16", "bf16"]) },
+    Field {
+        name: "steps",
+        title: "Steps",
+        help: "How often the adapter is corrected",
+        unit: "steps",
+        default: "150",
+        kind: Kind::Integer { min: 1, max: 10_000_000 },
+    },
+    Field {
+        name: "batch",
+        title: "Batch",
+        help: "Pictures looked at in each step",
+        unit: "pictures",
+        default: "4",
+        kind: Kind::Integer { min: 1, max: 1024 },
+    },
+    Field {
+        name: "lr",
+        title: "Learning rate",
+        help: "How far each step moves the adapter; 0 chooses by the model's size",
+        unit: "",
+        default: "0",
+        kind: Kind::Number { min: 0.0, max: 1.0 },
+    },
+    Field {
+        name: "token_lr",
+        title: "Token rate",
+        help: "How far each step moves the trigger token; 0 chooses by the model's size",
+        unit: "",
+        default: "0",
+        kind: Kind::Number { min: 0.0, max: 1.0 },
+    },
+    Field {
+        name: "decay",
+        title: "Weight decay",
+        help: "Pull of the adapter towards zero",
+        unit: "",
+        default: "0.01",
+        kind: Kind::Number { min: 0.0, max: 1.0 },
+    },
+    Field {
+        name: "schedule",
+        title: "Rate schedule",
+        help: "linear: full rate for the first half, then down to nothing. cosine: down along a cosine. constant: never down",
+        unit: "",
+        default: "linear",
+        kind: Kind::Choice(&["linear", "cosine", "constant"]),
+    },
+    Field {
+        name: "warmup",
+        title: "Warm-up",
+        help: "Steps over which the rates rise from zero",
+        unit: "steps",
+        default: "10",
+        kind: Kind::Integer { min: 0, max: 1_000_000 },
+    },
+    Field {
+        name: "clip",
+        title: "Gradient clipping",
+        help: "Largest joint length of all gradients; 0 does not clip",
+        unit: "",
+        default: "1",
+        kind: Kind::Number { min: 0.0, max: 1e6 },
+    },
+    Field {
+        name: "min_snr",
+        title: "Min-SNR γ",
+        help: "Evens out the pull of clean and noisy steps (5 is usual); 0 does not",
+        unit: "",
+        default: "0",
+        kind: Kind::Number { min: 0.0, max: 100.0 },
+    },
+    Field {
+        name: "prior",
+        title: "Prior preservation",
+        help: "Weight of keeping the model's answers to other prompts; 0 lets the concept leak into every prompt, and merging then fails",
+        unit: "",
+        default: "2",
+        kind: Kind::Number { min: 0.0, max: 100.0 },
+    },
+    Field {
+        name: "prior_batch",
+        title: "Prior pictures",
+        help: "Pictures per step on which other prompts are kept; 0 takes as many as the batch",
+        unit: "pictures",
+        default: "0",
+        kind: Kind::Integer { min: 0, max: 1024 },
+    },
+    Field {
+        name: "prior_prompts",
+        title: "Prior prompts",
+        help: "What else must stay as it is, separated by semicolons; empty takes the class word and everyday things",
+        unit: "",
+        default: "",
+        kind: Kind::Text,
+    },
+    Field {
+        name: "strangers",
+        title: "Strange words",
+        help: "Share of the prior pictures whose prompt has a made-up word in the token's place: the concept learns to answer to its own token alone, which is what keeps merged concepts apart",
+        unit: "",
+        default: "0.5",
+        kind: Kind::Number { min: 0.0, max: 1.0 },
+    },
+    Field {
+        name: "targets",
+        title: "Layers",
+        help: "Which layers change: groups or patterns, separated by commas (`triptych methods` lists the groups)",
+        unit: "",
+        default: target::DEFAULT,
+        kind: Kind::Text,
+    },
+    Field {
+        name: "vectors",
+        title: "Token vectors",
+        help: "How many vectors the trigger token stands for",
+        unit: "vectors",
+        default: "1",
+        kind: Kind::Integer { min: 1, max: 16 },
+    },
+    Field {
+        name: "flip",
+        title: "Mirror",
+        help: "Adds each picture's mirror image; turn off for lettering and one-sided subjects",
+        unit: "",
+        default: "true",
+        kind: Kind::Flag,
+    },
+    Field {
+        name: "fit",
+        title: "Fit",
+        help: "pad: the whole picture with background beside it. crop: the middle of the picture, filling the frame",
+        unit: "",
+        default: "pad",
+        kind: Kind::Choice(&["pad", "crop"]),
+    },
+    Field {
+        name: "background",
+        title: "Background",
+        help: "Colour behind transparency, as RRGGBB",
+        unit: "",
+        default: "ffffff",
+        kind: Kind::Text,
+    },
+    Field {
+        name: "resolution",
+        title: "Resolution",
+        help: "Side of the training pictures; 0 takes the model's own",
+        unit: "pixels",
+        default: "0",
+        kind: Kind::Integer { min: 0, max: 4096 },
+    },
+    Field {
+        name: "save_every",
+        title: "Save every",
+        help: "Steps between saved states; 0 saves by time alone",
+        unit: "steps",
+        default: "0",
+        kind: Kind::Integer { min: 0, max: 1_000_000 },
+    },
+    Field {
+        name: "save_minutes",
+        title: "Save after",
+        help: "Time between saved states: what a crash costs at most",
+        unit: "minutes",
+        default: "2",
+        kind: Kind::Number { min: 0.0, max: 1440.0 },
+    },
+    Field {
+        name: "dtype",
+        title: "Number format",
+        help: "How exactly the file keeps its numbers; f16 halves the size",
+        unit: "",
+        default: "f32",
+        kind: Kind::Choice(&["f32", "f16", "bf16"]),
+    },
 ];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
-const PRIOR_WORDS: [&str; 8] = ["man walking", "woman", "grinning face", "boy", "girl", "old man", "robot", "automobile"];
+const PRIOR_WORDS: [&str; 8] =
+    ["man walking", "woman", "grinning face", "boy", "girl", "old man", "robot", "automobile"];
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -133,11 +288,10 @@ impl Config {
         let warm = if self.warmup == 0 { 1.0 } else { ((step + 1) as f64 / self.warmup as f64).min(1.0) };
         let (step, total) = (step as f64, self.steps as f64);
         let rest = match self.schedule {
-            Decay::Constant => 1.0,
             Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * step / total).cos()),
             // A twentieth at the end: the last steps still do something.
             Decay::Linear if step >= total / 2.0 => ((total - step) / (total / 2.0)).max(0.05),
-            Decay::Linear => 1.0,
+            Decay::Linear | Decay::Constant => 1.0,
         };
         warm * rest
     }
@@ -169,7 +323,10 @@ fn colour(text: &str) -> Result<[u8; 3]> {
     let byte = |i: usize| digits.get(2 * i..2 * i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     match (digits.len(), byte(0), byte(1), byte(2)) {
         (6, Some(r), Some(g), Some(b)) => Ok([r, g, b]),
-        _ => Err(Error::usage(format!("background cannot be “{text}”"), "It must be six hexadecimal digits, such as ffffff")),
+        _ => Err(Error::usage(
+            format!("background cannot be “{text}”"),
+            "It must be six hexadecimal digits, such as ffffff",
+        )),
     }
 }
 

@@ -10,10 +10,17 @@ use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE,
 use crate::engine::train::config::Config;
 use crate::engine::train::run::Job;
 
-pub fn of(job: &Job<'_>, file: &LoraFile, config: &Config, basis: Option<(Basis, usize)>, run: &str) -> BTreeMap<String, String> {
+pub fn of(
+    job: &Job<'_>,
+    file: &LoraFile,
+    config: &Config,
+    basis: Option<(Basis, usize)>,
+    run: &str,
+) -> BTreeMap<String, String> {
     let [width, height] = config.preparation.size;
     let ranks = file.ranks();
-    let (dim, alpha) = (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
+    let (dim, alpha) =
+        (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
     let is_v = job.model.schedule.prediction_type == "v_prediction";
     let recipe = json!({
         "method": job.method_settings,

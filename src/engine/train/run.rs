@@ -117,7 +117,12 @@ impl Job<'_> {
             let batch = self.batch(config, data, &schedule, trainee, step);
             let mut outcome = trainee.gradients(self.model, &schedule, &batch);
             let rate = config.rate(step);
-            let rates = Rates { adapter: config.lr * rate, token: config.token_lr * rate, decay: config.decay, clip: config.clip };
+            let rates = Rates {
+                adapter: config.lr * rate,
+                token: config.token_lr * rate,
+                decay: config.decay,
+                clip: config.clip,
+            };
             trainee.update(std::mem::take(&mut outcome.gradients), step + 1, rates);
             unread.push(outcome);
 
@@ -127,7 +132,7 @@ impl Job<'_> {
             let mut go_on = Ok(());
             if due || done == config.steps || unread.len() >= readback {
                 for outcome in unread.drain(..) {
-                    let event = self.report(&outcome, &mut losses, trainee, config)?;
+                    let event = report(&outcome, &mut losses, trainee, config)?;
                     go_on = go_on.and(watch(event));
                 }
             }
@@ -142,18 +147,6 @@ impl Job<'_> {
             Some(name) => Err(unstable(losses.len(), name)),
             None => Ok(losses),
         }
-    }
-
-    fn report(&self, outcome: &Outcome, losses: &mut Vec<f32>, trainee: &Trainee, config: &Config) -> Result<Event> {
-        let first = |tensor: &Tensor<1>| read(tensor.clone()).map(|values| values.first().copied().unwrap_or(f32::NAN));
-        let (loss, prior) = (first(&outcome.loss)?, outcome.prior.as_ref().map(first).transpose()?);
-        let step = losses.len() + 1;
-        if !loss.is_finite() || prior.is_some_and(|prior| !prior.is_finite()) {
-            let name = trainee.first_not_finite()?.unwrap_or("the loss").to_owned();
-            return Err(unstable(step, &name));
-        }
-        losses.push(loss);
-        Ok(Event::Step { step, total: config.steps, loss, prior, rate: config.lr * config.rate(step - 1) })
     }
 
     /// Factors and token before the first step.
@@ -204,7 +197,8 @@ impl Job<'_> {
         let prior = match config.prior > 0.0 {
             true => {
                 let texts = config.prior_prompts(&self.template, &self.trigger.class_word);
-                let encoded = texts.iter().map(|text| self.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
+                let encoded =
+                    texts.iter().map(|text| self.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
                 Some(self.model.condition(&encoded, &[], &Mounts::none()))
             }
             false => None,
@@ -219,7 +213,8 @@ impl Job<'_> {
         let offset = u32::try_from(step).unwrap_or(u32::MAX);
         let [_, c, h, w] = data.latents.dims();
         let images: Vec<usize> = (step * b..(step + 1) * b).map(|at| data.item(&random, at)).collect();
-        let timesteps: Vec<usize> = (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
+        let timesteps: Vec<usize> =
+            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
         let noise = random.stream(NOISE).normal(offset, b * c * h * w);
         let index = |rows: Vec<usize>| {
             let n = rows.len();
@@ -266,7 +261,8 @@ impl Job<'_> {
         let words: Vec<Tensor<2>> = noise
             .chunks_exact(vectors * width)
             .map(|noise| {
-                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &self.model.device);
+                let noise =
+                    Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &self.model.device);
                 let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
                 data.start.clone() + noise / length * distance.clone()
             })
@@ -302,7 +298,8 @@ impl Job<'_> {
             let values = read(parameter.value.clone())?;
             tokens.insert(parameter.name.clone(), values.chunks(width).map(<[f32]>::to_vec).collect());
         }
-        let mut file = LoraFile { path: self.out.clone(), layers, tokens, dtype: Some(config.dtype), ..LoraFile::default() };
+        let mut file =
+            LoraFile { path: self.out.clone(), layers, tokens, dtype: Some(config.dtype), ..LoraFile::default() };
         file.metadata = metadata::of(self, &file, config, adapter.basis(), fingerprint);
         Ok(file)
     }
@@ -356,6 +353,19 @@ impl Data {
         let epoch = u32::try_from(at / n).unwrap_or(u32::MAX);
         self.items[random.stream(ORDER).permutation(epoch, n)[at % n]]
     }
+}
+
+/// Reads a step's losses back and keeps them.
+fn report(outcome: &Outcome, losses: &mut Vec<f32>, trainee: &Trainee, config: &Config) -> Result<Event> {
+    let first = |tensor: &Tensor<1>| read(tensor.clone()).map(|values| values.first().copied().unwrap_or(f32::NAN));
+    let (loss, prior) = (first(&outcome.loss)?, outcome.prior.as_ref().map(first).transpose()?);
+    let step = losses.len() + 1;
+    if !loss.is_finite() || prior.is_some_and(|prior| !prior.is_finite()) {
+        let name = trainee.first_not_finite()?.unwrap_or("the loss").to_owned();
+        return Err(unstable(step, &name));
+    }
+    losses.push(loss);
+    Ok(Event::Step { step, total: config.steps, loss, prior, rate: config.lr * config.rate(step - 1) })
 }
 
 fn unstable(step: usize, name: &str) -> Error {

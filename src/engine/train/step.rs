@@ -36,6 +36,7 @@ pub struct TrainedLayer {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each layer: a few hundred in all")]
 pub enum Side {
     Frozen(Tensor<2>),
     Trained(usize),
@@ -74,6 +75,7 @@ pub struct Batch {
 }
 
 /// The prompts of a batch.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Text {
     /// Distinct prompts, and which of them each image takes; encoded with the token's vectors as they are now.
     Prompts(Vec<Encoded>, Vec<usize>),
@@ -101,7 +103,8 @@ impl Trainee {
     /// Adds a layer with its starting factors.
     pub fn add_layer(&mut self, id: LayerId, name: &str, factors: Factors, model: &StableDiffusion) {
         let layer = model.layer(id);
-        let tensor = |values: Vec<f32>, shape: [usize; 2]| Tensor::from_data(TensorData::new(values, shape), &model.device);
+        let tensor =
+            |values: Vec<f32>, shape: [usize; 2]| Tensor::from_data(TensorData::new(values, shape), &model.device);
         let (rank, scale) = (factors.rank, factors.scale());
         let down = tensor(factors.down, [rank, layer.input()]);
         let down = match factors.train_down {
@@ -138,7 +141,8 @@ impl Trainee {
 
     /// Loss and gradients of a batch.
     pub fn gradients(&self, model: &StableDiffusion, schedule: &Schedule, batch: &Batch) -> Outcome {
-        let leaves: Vec<Tensor<2>> = self.parameters.iter().map(|p| p.value.clone().autodiff().require_grad()).collect();
+        let leaves: Vec<Tensor<2>> =
+            self.parameters.iter().map(|p| p.value.clone().autodiff().require_grad()).collect();
         let mounts = self.mounts(&leaves);
         let context = match &batch.text {
             Text::Context(context) => context.clone(),
@@ -220,6 +224,9 @@ impl Trainee {
 /// A tensor's values on the host. Waits for the device.
 pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     tensor.into_data().try_to_vec::<f32>().map_err(|e| {
-        crate::engine::Error::new(format!("The device did not return its result ({e:?})"), "Try again, or use --device cpu")
+        crate::engine::Error::new(
+            format!("The device did not return its result ({e:?})"),
+            "Try again, or use --device cpu",
+        )
     })
 }
