@@ -3,6 +3,8 @@
 //! Without any adapter each test says *skipped*; with `TRIPTYCH_REQUIRE_GPU=1` it fails instead. One test binary, one
 //! lock: software rasterisers gain nothing from running two at once.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly and shows what it measured")]
+
 mod reference;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

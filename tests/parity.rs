@@ -3,6 +3,8 @@
 //! Every shape and number comes from `tests/reference` (made by `make_reference.py` there), or from the folder that
 //! `TRIPTYCH_REFERENCE` names. f32 on the CPU.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly and shows what it measured")]
+
 mod reference;
 
 use burn::tensor::Tensor;

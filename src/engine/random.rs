@@ -101,6 +101,15 @@ mod tests {
         assert_eq!(zero.block(0, 0), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
     }
 
+    /// `torch.manual_seed(0); torch.randn(8, device="cuda")`, as A1111's `rng_philox.py` documents it.
+    #[test]
+    fn matches_pytorch_on_cuda() {
+        let expected = [-0.9247, -0.4253, -2.6438, 0.1452, -0.1209, -0.5797, -0.6229, -0.3284];
+        for (found, expected) in Philox::new(0).normal(0, 8).into_iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-4, "{found} instead of {expected}");
+        }
+    }
+
     #[test]
     fn normal_values_have_unit_moments() {
         let x = Philox::new(7).normal(3, 100_000);

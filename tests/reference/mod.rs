@@ -1,6 +1,7 @@
 //! Reads the reference folder.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::print_stdout, reason = "a test shows what it measured")]
 
 pub mod training;
 

@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 use sha2::{Digest as _, Sha256};
 
@@ -25,6 +25,14 @@ const OPS: &[(&str, Op)] = &[
     ("batched matrix product", |d| flat(input::<3>([1, 96, 64], 1, d).matmul(input([2, 64, 256], 2, d)))),
     ("3×3 convolution", |d| flat(convolve(d, 1))),
     ("3×3 convolution of stride 2", |d| flat(convolve(d, 2))),
+    ("3×3 convolution of each channel", |d| {
+        let options = ConvOptions::new([2, 2], [1, 1], [1, 1], 48);
+        flat(module::conv2d(input([1, 48, 9, 9], 1, d), input([48, 1, 3, 3], 2, d), None, options))
+    }),
+    ("bicubic resize", |d| {
+        let options = InterpolateOptions::new(InterpolateMode::Bicubic).with_output_size([24, 24]).with_align_corners(false);
+        flat(module::interpolate(input([1, 3, 8, 8], 1, d), options))
+    }),
     ("softmax", |d| flat(activation::softmax(input::<4>([2, 4, 64, 77], 1, d) * 4.0, 3))),
     ("layer norm", |d| {
         flat(module::layer_norm(input::<3>([2, 64, 96], 1, d), input([96], 2, d), Some(input([96], 3, d)), 1e-5))

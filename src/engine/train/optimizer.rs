@@ -45,7 +45,7 @@ mod tests {
     fn clipping_leaves_short_gradients_and_shortens_long_ones() {
         let device = crate::engine::device::cpu();
         let g = Tensor::<2>::from_data(TensorData::new(vec![3.0_f32, 4.0], [1, 2]), &device);
-        let factor = |limit: f64| clip_factor(&[g.clone()], limit).unwrap().into_scalar::<f32>();
+        let factor = |limit: f64| clip_factor(std::slice::from_ref(&g), limit).unwrap().into_scalar::<f32>();
         assert!((factor(10.0) - 1.0).abs() < 1e-6);
         assert!((factor(1.0) - 0.2).abs() < 1e-6);
     }

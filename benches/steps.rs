@@ -1,0 +1,104 @@
+//! Seconds per training step and per sampling step of the starter model on the CPU, as JSON.
+//!
+//! `cargo bench --profile dev --bench steps`; `benches/compare/steps.py` does the same work with PyTorch, diffusers and
+//! PEFT and prints both.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
+
+use std::time::Instant;
+
+use burn::tensor::{Tensor, TensorData};
+use serde_json::json;
+use triptych::engine::adapter::{self, Context, target};
+use triptych::engine::device;
+use triptych::engine::diffusion::Schedule;
+use triptych::engine::field::Settings;
+use triptych::engine::model::tokenizer::Word;
+use triptych::engine::model::{Mounts, StableDiffusion};
+use triptych::engine::random::Philox;
+use triptych::engine::train::step::{Batch, Group, Prior, Rates, Text, Trainee, read};
+
+const WARM_UP: usize = 3;
+const RUNS: usize = 15;
+const RATES: Rates = Rates { adapter: 1e-3, token: 1e-3, decay: 1e-2, clip: 1.0 };
+
+fn main() {
+    let device = device::cpu();
+    let begun = Instant::now();
+    let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device).unwrap();
+    let load = begun.elapsed().as_secs_f64();
+    let result = json!({
+        "load": load,
+        "train_b4": train(&model, "lora", 4, 0),
+        "train_b4_prior4": train(&model, "lora", 4, 4),
+        "train_b8": train(&model, "lora", 8, 0),
+        "train_orthogonal_b4_prior4": train(&model, "orthogonal", 4, 4),
+        "sample_b1": sample(&model, 1),
+        "sample_b6": sample(&model, 6),
+    });
+    println!("{result}");
+}
+
+/// Median seconds of one call.
+fn median(mut call: impl FnMut()) -> f64 {
+    let mut seconds: Vec<f64> = (0..WARM_UP + RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            call();
+            start.elapsed().as_secs_f64()
+        })
+        .skip(WARM_UP)
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[RUNS / 2]
+}
+
+fn noise(model: &StableDiffusion, shape: [usize; 4]) -> Tensor<4> {
+    Tensor::from_data(TensorData::new(Philox::new(1).normal(0, shape.iter().product()), shape), &model.device)
+}
+
+fn context(model: &StableDiffusion, rows: usize) -> Tensor<3> {
+    let prompt = model.tokenizer.encode("a 3d emoji of robot", &[]).unwrap();
+    model.condition(&vec![prompt; rows], &[], &Mounts::none())
+}
+
+/// One step on rank 8, with a trained token and `p` pictures of prior preservation.
+fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
+    let schedule = Schedule::new(&model.schedule).unwrap();
+    let row = adapter::method(method).unwrap();
+    let settings = Settings::new(row.fields, []).unwrap();
+    let adapter = (row.build)(&settings, &Context { seed: 0, slot: 0, block: 8 }).unwrap();
+    let mut trainee = Trainee { parameters: Vec::new(), layers: Vec::new(), token: None };
+    for id in target::select(target::DEFAULT, &model.layers).unwrap() {
+        let layer = model.layer(id);
+        trainee.add_layer(id, &layer.module(), adapter.init(layer, &Philox::new(0)).unwrap(), model);
+    }
+    let start = model.text.embed(&[vec![5]]).squeeze_dim(0);
+    trainee.token = Some(trainee.add("<sks>".into(), start, Group::Token));
+    let word = Word { text: "<sks>".into(), vectors: 1 };
+    let prompt = model.tokenizer.encode("a 3d emoji of <sks> robot", &[word]).unwrap();
+    let (latents, prior) = (noise(model, [b, 4, 16, 16]), (p > 0).then(|| context(model, p)));
+    let mut t = 0;
+    median(|| {
+        t += 1;
+        let batch = Batch {
+            latents: latents.clone(),
+            noise: latents.clone(),
+            timesteps: vec![500; b],
+            text: Text::Prompts(vec![prompt.clone()], vec![0; b]),
+            weights: vec![1.0; b],
+            prior: prior.clone().map(|context| Prior { context, weight: 2.0 }),
+        };
+        let outcome = trainee.gradients(model, &schedule, &batch);
+        trainee.update(outcome.gradients, t, RATES);
+        read(outcome.loss).unwrap();
+    })
+}
+
+/// One guided step: the network on `2n` latents.
+fn sample(model: &StableDiffusion, n: usize) -> f64 {
+    let (x, context) = (noise(model, [2 * n, 4, 16, 16]), context(model, 2 * n));
+    median(|| {
+        read(model.unet.forward(x.clone(), &vec![500.0; 2 * n], &context, &Mounts::none())).unwrap();
+    })
+}
