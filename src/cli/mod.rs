@@ -12,6 +12,7 @@ mod sample;
 mod spectrum;
 mod train;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -85,7 +86,7 @@ impl Cli {
             Ok(code) => code,
             Err(error) => {
                 if shell.json {
-                    println!("{}", json!({ "error": { "what": error.what, "do": error.advice, "path": error.path } }));
+                    say(&json!({ "error": { "what": error.what, "do": error.advice, "path": error.path } }).to_string());
                 }
                 eprintln!("{error}");
                 ExitCode::from(match error.kind {
@@ -104,12 +105,17 @@ impl Shell {
         if self.json {
             let text = serde_json::to_string(result)
                 .map_err(|e| Error::new(format!("The result cannot be written ({e})"), "Leave out --json"))?;
-            println!("{text}");
+            say(&text);
         } else {
-            println!("{}", words().trim_end());
+            say(words().trim_end());
         }
         Ok(())
     }
+}
+
+/// A line on stdout. That nobody reads it any more (`| head`) is no fault, where `println!` would panic.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// `FILE[:strength[:text-strength]]`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::say;
 use crate::engine::event::Event;
 use crate::engine::{Error, Result};
 
@@ -44,7 +45,7 @@ impl Progress {
     fn on(&mut self, event: &Event) -> Result<()> {
         if self.json {
             if let Ok(line) = serde_json::to_string(event) {
-                println!("{line}");
+                say(&line);
             }
         } else {
             self.draw(event);

@@ -7,6 +7,7 @@ use crate::engine::diffusion::schedule::Steps;
 use crate::engine::diffusion::{Schedule, guidance};
 use crate::engine::event::{Event, Watch};
 use crate::engine::model::tokenizer::{self, Word};
+use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::model::{Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::step::read;
@@ -156,10 +157,10 @@ fn latent_shape(model: &StableDiffusion, request: &Request) -> Result<[usize; 4]
     let channels = model.vae.config.latent_channels;
     if let Some(start) = &request.start {
         let [n, c, h, w] = start.shape;
-        if c != channels || n == 0 || h == 0 || w == 0 {
+        if c != channels || n == 0 || h == 0 || w == 0 || h * w > MOST_PIXELS {
             return Err(Error::new(
                 format!("The given latents have the shape {:?}", start.shape),
-                format!("They must be [n, {channels}, height, width]"),
+                format!("They must be [n, {channels}, height, width], of at most {MOST_PIXELS} pixels each"),
             ));
         }
         return Ok(start.shape);
@@ -170,6 +171,12 @@ fn latent_shape(model: &StableDiffusion, request: &Request) -> Result<[usize; 4]
         return Err(Error::usage(
             format!("Pictures of {width}×{height} cannot be made"),
             format!("Width and height must be multiples of {factor}"),
+        ));
+    }
+    if (width / factor).saturating_mul(height / factor) > MOST_PIXELS {
+        return Err(Error::usage(
+            format!("Pictures of {width}×{height} are too large for this model"),
+            format!("Choose a size of at most {} pixels, width times height", MOST_PIXELS * factor * factor),
         ));
     }
     if request.count == 0 {

@@ -68,7 +68,7 @@ impl Project {
         let taken_by = |number: usize, project: &Self| {
             project.slots.iter().find(|slot| slot.number == number && slot.file != file).cloned()
         };
-        let mine = project.slots.iter().find(|slot| slot.file == file).map(|slot| slot.number);
+        let mine = project.slot_of(out, path).map(|slot| slot.number);
         let number = match wanted {
             Some(number) => match taken_by(number, &project) {
                 Some(other) => {
@@ -102,6 +102,12 @@ impl Project {
         project.slots.sort_by_key(|slot| slot.number);
         project.save(path)?;
         Ok((project, number))
+    }
+
+    /// The slot that the adapter at `out` has in the project at `path`.
+    pub fn slot_of(&self, out: &Path, path: &Path) -> Option<&Slot> {
+        let file = relative(out, path);
+        self.slots.iter().find(|slot| slot.file == file)
     }
 
     fn save(&self, path: &Path) -> Result<()> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 
+use crate::engine::adapter::basis::BasisKind;
 use crate::engine::adapter::mount::{self, Strength};
 use crate::engine::adapter::{self, Method, target};
 use crate::engine::concept::{self, Concept, Trigger};
@@ -17,7 +18,7 @@ use crate::engine::model::tokenizer::Word;
 use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
-use crate::engine::train::config;
+use crate::engine::train::config::{self, Config};
 use crate::engine::train::run::{Job, Trained};
 use crate::engine::{Error, Result};
 
@@ -130,6 +131,8 @@ impl Session {
         watch: &mut Watch<'_>,
     ) -> Result<Trained> {
         let (method_settings, settings) = self::settings(training.method, &training.changes)?;
+        // A wrong setting is told before a slot is taken for it.
+        Config::new(&settings, model)?;
         let class_word = training.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
         let trigger = Trigger::new(&training.token, &class_word)?;
         if class_word.is_empty() {
@@ -138,15 +141,24 @@ impl Session {
             ))?;
         }
         let mut context = adapter::Context { seed: training.seed, slot: 0, block: default_block(model) };
+        let mut before = None;
         if training.method.takes_slot {
             let targets = target::select(settings.text("targets"), &model.layers)?;
             let narrowest = targets.iter().map(|&id| model.layer(id).input()).min().unwrap_or(0);
             let path = training.project.clone().unwrap_or_else(|| project::beside(&training.out));
+            // Random columns are drawn anew for every number, so only slots run out.
+            let basis = (training.method.build)(&method_settings, &context)?.basis();
+            let runs_out = basis.is_some_and(|(basis, _)| basis.kind == BasisKind::Slots);
+            let width = if runs_out { narrowest } else { usize::MAX };
+            let old = Project::open(&path, context.block)?.slot_of(&training.out, &path).cloned();
             let (project, slot) =
-                Project::claim(&path, context.block, &training.out, &training.token, training.slot, narrowest)?;
+                Project::claim(&path, context.block, &training.out, &training.token, training.slot, width)?;
             (context.slot, context.block) = (slot, project.block);
-            watch(Event::note(format!("Slot {slot} of {} in {}", narrowest / project.block, path.display())))?;
+            let of = if runs_out { format!(" of {}", narrowest / project.block) } else { String::new() };
+            watch(Event::note(format!("Slot {slot}{of} in {}", path.display())))?;
+            before = old.map(|old| (path, old));
         }
+        let block = context.block;
         let job = Job {
             model,
             concept,
@@ -161,7 +173,12 @@ impl Session {
             stamp: training.stamp,
             cache: self.cache.as_ref().map(|folder| folder.join("latents")),
         };
-        job.run(watch)
+        let trained = job.run(watch);
+        if let (Err(_), Some((path, old))) = (&trained, before) {
+            // The file and the saved state are still those of the old slot. The first error is the one to tell.
+            let _ = Project::claim(&path, block, &training.out, &old.token, Some(old.number), usize::MAX);
+        }
+        trained
     }
 
     /// Reads a folder of pictures.

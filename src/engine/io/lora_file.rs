@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use half::{bf16, f16};
+
 use crate::engine::io::names::{self, Role};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::engine::{Error, Result};
@@ -64,7 +66,9 @@ impl LoraFile {
         let mut tokens = BTreeMap::new();
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
-            if let Some(token) = stored.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.strip_suffix(TOKEN_SUFFIX)) {
+            let token = stored.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.strip_suffix(TOKEN_SUFFIX));
+            // An empty word would be found everywhere in a prompt.
+            if let Some(token) = token.filter(|token| !token.is_empty()) {
                 tokens.insert(token.to_owned(), vectors(&file, stored)?);
             } else if let Some((module, role)) = names::lora_key(stored) {
                 let slot = match role {
@@ -107,7 +111,7 @@ impl LoraFile {
         for (module, layer) in &self.layers {
             tensors.insert(format!("{module}.lora_down.weight"), Tensor::new(dtype, &layer.down_shape, &layer.down));
             tensors.insert(format!("{module}.lora_up.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
-            tensors.insert(format!("{module}.alpha"), Tensor::new(dtype, &[], &[layer.alpha]));
+            tensors.insert(format!("{module}.alpha"), Tensor::new(exact(dtype, layer.alpha), &[], &[layer.alpha]));
         }
         for (token, vectors) in &self.tokens {
             let width = vectors.first().map_or(0, Vec::len);
@@ -131,6 +135,17 @@ impl LoraFile {
     pub fn ranks(&self) -> BTreeSet<usize> {
         self.layers.values().map(|layer| layer.rank).collect()
     }
+}
+
+/// `dtype` if it holds `alpha` exactly: a factor of the whole layer is worth four bytes. f16 ends at 65504, where a
+/// rank-stabilised alpha need not.
+fn exact(dtype: Dtype, alpha: f32) -> Dtype {
+    let kept = match dtype {
+        Dtype::F16 => f16::from_f32(alpha).to_f32(),
+        Dtype::BF16 => bf16::from_f32(alpha).to_f32(),
+        _ => alpha,
+    };
+    if kept.to_bits() == alpha.to_bits() { dtype } else { Dtype::F32 }
 }
 
 fn layer(file: &Checkpoint, parts: &BTreeMap<&str, &String>) -> std::result::Result<LoraLayer, String> {

@@ -6,6 +6,8 @@ pub const METHOD: &str = "triptych.method";
 /// Identity of the shared basis, e.g. `slots v1 seed 0 block 8`.
 pub const BASIS: &str = "triptych.basis";
 pub const SLOT: &str = "triptych.slot";
+/// The coarsest number format that parts of a merged file went through: `f16` or `bf16`.
+pub const ROUNDED: &str = "triptych.rounded";
 pub const TOKEN: &str = "triptych.token";
 pub const CLASS: &str = "triptych.class";
 /// Name and hash of the model it was trained on.

@@ -117,7 +117,7 @@ fn shared_columns(files: &[&LoraFile], basis: &Basis, slots: &[Vec<usize>]) -> R
             let shapes: BTreeSet<(usize, usize, usize)> = common.map(|(a, b)| (a.input(), a.rank, b.rank)).collect();
             for (width, rank_i, rank_j) in shapes {
                 let columns = |slots: &[usize], rank: usize| -> Result<BTreeSet<usize>> {
-                    let each = rank / slots.len().max(1);
+                    let each = most_columns(basis, width, rank);
                     let columns =
                         slots.iter().map(|&slot| basis.columns(width, slot, each)).collect::<Result<Vec<_>>>()?;
                     Ok(columns.into_iter().flatten().collect())
@@ -131,27 +131,56 @@ fn shared_columns(files: &[&LoraFile], basis: &Basis, slots: &[Vec<usize>]) -> R
     Ok(None)
 }
 
+/// How many columns of one slot a layer of this rank may read. A merged file does not say which of its slots gave how
+/// many, but none gave more than all, nor more than the slot has.
+fn most_columns(basis: &Basis, width: usize, rank: usize) -> usize {
+    match basis.kind {
+        BasisKind::Slots => basis.block.min(width),
+        BasisKind::RandomSubset | BasisKind::Gaussian => rank.min(width),
+    }
+}
+
+/// A number format, and how far its rounding may move a row out of its slot.
+pub struct Format {
+    /// As [`metadata::ROUNDED`] has it.
+    pub name: &'static str,
+    dtype: Dtype,
+    outside: f64,
+}
+
+/// The coarsest first.
+const FORMATS: [Format; 2] = [
+    Format { name: "bf16", dtype: Dtype::BF16, outside: 1e-2 },
+    Format { name: "f16", dtype: Dtype::F16, outside: 1e-3 },
+];
+/// What f32 needs.
+const OUTSIDE: f64 = 1e-5;
+
+/// The coarsest format below f32 that any of the files, or a part they were merged from, went through.
+pub fn coarsest(files: &[&LoraFile]) -> Option<&'static Format> {
+    let went_through = |file: &LoraFile, format: &Format| {
+        file.dtype == Some(format.dtype) || file.metadata.get(metadata::ROUNDED).is_some_and(|name| name == format.name)
+    };
+    FORMATS.iter().find(|format| files.iter().any(|file| went_through(file, format)))
+}
+
 /// Largest share of any stored row outside the span of its slots; more than rounding explains is refused.
 fn outside_of_slots(file: &LoraFile, basis: &Basis, slots: &[usize]) -> Result<f64> {
-    let tolerance = match file.dtype {
-        Some(Dtype::F16) => 1e-3,
-        Some(Dtype::BF16) => 1e-2,
-        _ => 1e-5,
-    };
+    let tolerance = coarsest(&[file]).map_or(OUTSIDE, |format| format.outside);
     let mut worst: f64 = 0.0;
-    let mut rows_of: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+    let mut span_of: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let width = layer.input();
-        let rows = match rows_of.entry(width) {
+        let each = most_columns(basis, width, layer.rank);
+        let span = match span_of.entry((width, each)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
-                let rank = basis.block.min(width);
-                let rows = slots.iter().map(|&slot| basis.rows(width, slot, rank)).collect::<Result<Vec<_>>>();
-                new.insert(rows.map_err(|e| e.at(&file.path))?.concat())
+                let rows = slots.iter().map(|&slot| basis.rows(width, slot, each)).collect::<Result<Vec<_>>>();
+                new.insert(span(&rows.map_err(|e| e.at(&file.path))?.concat(), width))
             }
         };
         for stored in layer.down.chunks_exact(width) {
-            let share = outside_share(stored, rows);
+            let share = outside_share(stored, span);
             if share > tolerance {
                 return Err(Error::new(
                     format!("The read side of {} is not in the slot it claims ({share:.1e} of it lies outside)", names::block(module)),
@@ -165,13 +194,37 @@ fn outside_of_slots(file: &LoraFile, basis: &Basis, slots: &[usize]) -> Result<f
     Ok(worst)
 }
 
-/// `‖x − RᵀR x‖ / ‖x‖` for orthonormal rows R.
-fn outside_share(x: &[f32], rows: &[f32]) -> f64 {
-    let norm = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-    let mut rest: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
-    for row in rows.chunks_exact(x.len()) {
-        let along: f64 = x.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-        rest.iter_mut().zip(row).for_each(|(r, &b)| *r -= along * f64::from(b));
+/// Orthonormal rows with the span of `rows`: Gaussian rows are not orthogonal, and random slots may share columns.
+fn span(rows: &[f32], width: usize) -> Vec<f64> {
+    let mut span = Vec::with_capacity(rows.len());
+    for row in rows.chunks_exact(width) {
+        let mut rest: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+        // The second pass removes what rounding left in the first.
+        (0..2).for_each(|_| project_out(&mut rest, &span));
+        let length = norm(&rest);
+        // All rows are about 1 long; less than this is the rounding of one that is in the span already.
+        if length > OUTSIDE {
+            span.extend(rest.iter().map(|x| x / length));
+        }
     }
-    if norm > 0.0 { (rest.iter().map(|r| r * r).sum::<f64>() / norm).sqrt() } else { 0.0 }
+    span
+}
+
+/// `‖x − RᵀR x‖ / ‖x‖` for orthonormal rows R.
+fn outside_share(x: &[f32], rows: &[f64]) -> f64 {
+    let mut rest: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let whole = norm(&rest);
+    project_out(&mut rest, rows);
+    if whole > 0.0 { norm(&rest) / whole } else { 0.0 }
+}
+
+fn project_out(x: &mut [f64], rows: &[f64]) {
+    for row in rows.chunks_exact(x.len()) {
+        let along: f64 = x.iter().zip(row).map(|(a, b)| a * b).sum();
+        x.iter_mut().zip(row).for_each(|(x, b)| *x -= along * b);
+    }
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }

@@ -39,6 +39,13 @@ pub struct Source {
     pub strength: Strength,
 }
 
+impl Source {
+    /// Whether every layer's strength is 0.
+    pub fn is_silent(&self) -> bool {
+        self.file.layers.keys().all(|module| self.strength.of(module) == 0.0)
+    }
+}
+
 /// The row of a name.
 pub fn method(name: &str) -> Result<&'static Method> {
     METHODS.iter().find(|row| row.name == name).ok_or_else(|| {
@@ -55,7 +62,9 @@ pub fn merge(sources: &[Source], method: &Method, settings: &Settings) -> Result
     let tokens = recipe::tokens(sources)?;
     let layers = (method.run)(sources, settings)?;
     let metadata = recipe::metadata(sources, method, settings)?;
-    // The most exact of the sources' number formats: a merge should not round what was exact.
-    let dtype = sources.iter().filter_map(|source| source.file.dtype).max_by_key(Dtype::bitsize);
+    let format = |source: &Source| source.file.dtype.unwrap_or(Dtype::F32);
+    // Neither f16 nor bf16 holds the other: where formats differ, only f32 rounds nothing.
+    let same = sources.iter().all(|source| format(source) == format(&sources[0]));
+    let dtype = Some(if same { format(&sources[0]) } else { Dtype::F32 });
     Ok(LoraFile { layers, tokens, metadata, dtype, ..LoraFile::default() })
 }

@@ -1,6 +1,6 @@
 //! A merge written down: what went in, how strongly, by which method.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
@@ -74,17 +74,22 @@ pub fn metadata(sources: &[Source], method: &Method, settings: &Settings) -> Res
             metadata.insert(key.to_owned(), value);
         }
     }
-    // A sum of slots is itself a citizen of the basis: it can be merged again and taken apart.
+    // A sum of slots is itself a citizen of the basis: it can be merged again and taken apart. What is silent leaves
+    // its slot free.
+    let heard: Vec<&Source> = sources.iter().filter(|source| !source.is_silent()).collect();
     let identities =
-        sources.iter().map(|source| certificate::identity(&source.file)).collect::<Result<Option<Vec<_>>>>()?;
+        heard.iter().map(|source| certificate::identity(&source.file)).collect::<Result<Option<Vec<_>>>>()?;
     if let Some(identities) = identities
         && let Some((basis, _)) = identities.first()
         && identities.iter().all(|(other, _)| other == basis)
     {
-        let slots =
-            identities.iter().flat_map(|(_, slots)| slots).map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let slots: BTreeSet<&usize> = identities.iter().flat_map(|(_, slots)| slots).collect();
+        let slots = slots.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         metadata.insert(keys::BASIS.to_owned(), basis.to_string());
         metadata.insert(keys::SLOT.to_owned(), slots);
+        if let Some(format) = certificate::coarsest(&heard.iter().map(|source| &source.file).collect::<Vec<_>>()) {
+            metadata.insert(keys::ROUNDED.to_owned(), format.name.to_owned());
+        }
     }
     Ok(metadata)
 }

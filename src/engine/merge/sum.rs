@@ -2,6 +2,7 @@
 //! 2023, arXiv 2212.04089). Products are added, never factors: `(Σ up)(Σ down)` would have cross terms.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use rayon::prelude::*;
 
@@ -27,10 +28,14 @@ pub const METHOD: Method = Method {
     run,
 };
 
+/// Deltas that cancel leave rounding: less than this share of their mean strength is not brought back to it.
+const CANCELLED: f64 = 1e-5;
+
 /// One adapter's share of a layer: `c = w·alpha/rank`.
 struct Term<'a> {
     layer: &'a LoraLayer,
     w: f32,
+    path: &'a Path,
 }
 
 fn run(sources: &[Source], settings: &Settings) -> Result<BTreeMap<String, LoraLayer>> {
@@ -41,21 +46,22 @@ fn run(sources: &[Source], settings: &Settings) -> Result<BTreeMap<String, LoraL
             let terms: Vec<Term<'_>> = sources
                 .iter()
                 .filter_map(|source| {
-                    Some(Term { layer: source.file.layers.get(module)?, w: source.strength.of(module) })
+                    let Source { file, strength } = source;
+                    Some(Term { layer: file.layers.get(module)?, w: strength.of(module), path: &file.path })
                 })
                 .filter(|term| term.w != 0.0)
                 .collect();
             let Some(first) = terms.first() else { return Ok(None) };
-            if terms.iter().any(|term| {
-                (term.layer.out(), &term.layer.down_shape[1..]) != (first.layer.out(), &first.layer.down_shape[1..])
-            }) {
+            let size = |layer: &LoraLayer| (layer.out(), inputs(layer).to_vec());
+            if terms.iter().any(|term| size(term.layer) != size(first.layer)) {
                 return Err(Error::new(
                     format!("The adapters are for different models: layer {module} has another size in each"),
                     "Merge adapters of one model family only",
                 ));
             }
             let layer = concatenated(&terms);
-            let (target, norm) = norms(&terms, &layer)?;
+            let (target, norm) =
+                norms(&terms, &layer).map_err(|e| Error { what: format!("{} (layer {module})", e.what), ..e })?;
             Ok(Some((module.clone(), layer, target, norm)))
         })
         .filter_map(Result::transpose)
@@ -63,7 +69,7 @@ fn run(sources: &[Source], settings: &Settings) -> Result<BTreeMap<String, LoraL
     if merged.is_empty() {
         return Err(Error::usage("Every strength is 0, so nothing is left to merge", "Raise at least one strength"));
     }
-    let ratio = |target: f64, norm: f64| if norm > 0.0 { target / norm } else { 1.0 };
+    let ratio = |target: f64, norm: f64| if norm > CANCELLED * target { target / norm } else { 1.0 };
     let whole = {
         let sum = |value: fn(&(String, LoraLayer, f64, f64)) -> f64| {
             merged.iter().map(|row| value(row).powi(2)).sum::<f64>().sqrt()
@@ -87,13 +93,21 @@ fn run(sources: &[Source], settings: &Settings) -> Result<BTreeMap<String, LoraL
         .collect())
 }
 
+/// Shape of the inputs. Tools disagree on whether `proj_in` is a 1×1 convolution or a linear layer: the same here.
+fn inputs(layer: &LoraLayer) -> &[usize] {
+    match &layer.down_shape[1..] {
+        [channels, 1, 1] => std::slice::from_ref(channels),
+        shape => shape,
+    }
+}
+
 /// Rows of all `down`, columns of all `c·up`, alpha = rank. `√|c|` goes to each side, which keeps f16 in range.
 fn concatenated(terms: &[Term<'_>]) -> LoraLayer {
     let (out, rank) = (terms[0].layer.out(), terms.iter().map(|term| term.layer.rank).sum::<usize>());
     let mut down = Vec::with_capacity(rank * terms[0].layer.input());
     let mut up = vec![0.0; out * rank];
     let mut column = 0;
-    for Term { layer, w } in terms {
+    for Term { layer, w, .. } in terms {
         let c = w * layer.scale();
         let (read, write) = (c.abs().sqrt(), c.abs().sqrt() * c.signum());
         down.extend(layer.down.iter().map(|x| x * read));
@@ -104,7 +118,9 @@ fn concatenated(terms: &[Term<'_>]) -> LoraLayer {
         }
         column += layer.rank;
     }
-    let (mut down_shape, mut up_shape) = (terms[0].layer.down_shape.clone(), terms[0].layer.up_shape.clone());
+    // The convolution's shape where there is one: every reader takes it.
+    let like = terms.iter().map(|term| term.layer).find(|layer| layer.down_shape.len() == 4).unwrap_or(terms[0].layer);
+    let (mut down_shape, mut up_shape) = (like.down_shape.clone(), like.up_shape.clone());
     (down_shape[0], up_shape[1]) = (rank, rank);
     LoraLayer { down, up, rank, alpha: rank as f32, down_shape, up_shape }
 }
@@ -117,9 +133,9 @@ fn norms(terms: &[Term<'_>], merged: &LoraLayer) -> Result<(f64, f64)> {
         Ok(LowRank::new(&layer.up, &layer.down, shape, f64::from(layer.scale()))?.energy().sqrt())
     };
     let (mut weighted, mut total) = (0.0, 0.0);
-    for Term { layer, w } in terms {
+    for Term { layer, w, path } in terms {
         let w = f64::from(*w);
-        weighted += w * w * norm(layer)?;
+        weighted += w * w * norm(layer).map_err(|e| e.at(path))?;
         total += w.abs();
     }
     Ok((weighted / total, norm(merged)?))

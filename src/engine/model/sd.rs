@@ -107,10 +107,26 @@ impl StableDiffusion {
             )
             .at(folder.path()));
         }
+        let (latent, given, taken) = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels);
+        if given != latent || taken != latent {
+            return Err(Error::new(
+                format!("The denoiser turns {given} channels into {taken}, the autoencoder has {latent}"),
+                "Models for inpainting or editing cannot be used: choose a plain one of the SD 1.x family",
+            )
+            .at(folder.path()));
+        }
         let tokenizer = match folder.has("tokenizer/vocab.json") {
             true => Tokenizer::open(folder, text.length())?,
             false => Tokenizer::clip(text.length())?,
         };
+        let (words, vectors) = (tokenizer.words(), text.config.vocab_size);
+        if words > vectors {
+            return Err(Error::new(
+                format!("The vocabulary has {words} entries, the text encoder knows {vectors}"),
+                "Put the model's own tokenizer (vocab.json and merges.txt) into its folder",
+            )
+            .at(folder.path().join("tokenizer")));
+        }
         let readme = if folder.has("README.md") { folder.text("README.md").ok() } else { None };
         Ok(Self {
             name: folder.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()),

@@ -107,6 +107,11 @@ impl Tokenizer {
         Ok(Self { inner, start, end, length })
     }
 
+    /// One more than the highest id.
+    pub fn words(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
     /// The ids of `text` alone, without ends or filling.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false);

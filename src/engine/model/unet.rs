@@ -9,6 +9,10 @@ use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::{Layer, Mounts, Part};
 use crate::engine::{Error, Result};
 
+/// Most latent pixels of a picture. The scores of one attention already fill 34 GB here (8 heads, every pixel with every
+/// other, f32), and a failed allocation ends the program without a sentence.
+pub const MOST_PIXELS: usize = 32_768;
+
 /// `unet/config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {

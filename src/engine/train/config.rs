@@ -6,6 +6,7 @@ use crate::engine::concept::latents::Preparation;
 use crate::engine::field::{Field, Kind, Settings};
 use crate::engine::io::Dtype;
 use crate::engine::model::StableDiffusion;
+use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::{Error, Result};
 
 pub const FIELDS: &[Field] = &[
@@ -234,6 +235,15 @@ impl Config {
         let factor = model.vae.factor() << (model.unet.config.block_out_channels.len() - 1);
         let size = match settings.integer("resolution") {
             0 => model.native_size(),
+            side if (side / model.vae.factor()).pow(2) > MOST_PIXELS => {
+                return Err(Error::usage(
+                    format!("resolution cannot be “{side}”"),
+                    format!(
+                        "It can be at most {} for this model",
+                        MOST_PIXELS.isqrt() * model.vae.factor() / factor * factor
+                    ),
+                ));
+            }
             side if side.is_multiple_of(factor) => [side; 2],
             side => {
                 return Err(Error::usage(

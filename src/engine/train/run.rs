@@ -66,12 +66,18 @@ pub struct Trained {
 impl Job<'_> {
     /// Trains, and writes `out` when it is whole. Returns at once if `resume` finds the finished file.
     pub fn run(&self, watch: &mut Watch<'_>) -> Result<Trained> {
+        if self.out.is_dir() {
+            return Err(Error::new("The output is a folder, but a file is to be written", "Name a file inside it")
+                .at(&self.out));
+        }
         let config = Config::new(&self.settings, self.model)?;
         let adapter = (self.method.build)(&self.method_settings, &self.context)?;
         let fingerprint = self.fingerprint()?;
         if self.resume && self.out.is_file() {
             let file = LoraFile::open(&self.out)?;
             if file.metadata.get(RUN) == Some(&fingerprint) {
+                // Left where the run was killed between its last two acts.
+                checkpoint::remove(&self.out)?;
                 watch(Event::note("The run is already finished"))?;
                 return Ok(Trained { file, losses: Vec::new(), parameters: 0 });
             }
