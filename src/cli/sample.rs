@@ -43,7 +43,7 @@ pub struct Args {
     /// Width and height in pixels; the model's own if left out
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<[usize; 2]>,
-    /// How many pictures; from the second on, files are numbered
+    /// How many pictures; several become F-1.png, F-2.png …
     #[arg(long, default_value_t = 1)]
     count: usize,
     /// Start from the tensor `latents` [n, 4, h, w] of unit noise instead of the seed's

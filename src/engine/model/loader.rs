@@ -92,7 +92,13 @@ impl<'a> Loader<'a> {
             return stand_in();
         }
         match self.checkpoint.f32(stored) {
-            Ok(values) => Tensor::from_data(TensorData::new(values, shape), self.device),
+            Ok(values) if values.iter().all(|x| x.is_finite()) => {
+                Tensor::from_data(TensorData::new(values, shape), self.device)
+            }
+            Ok(_) => {
+                fault(format!("{name} holds NaN or infinite numbers"));
+                stand_in()
+            }
             Err(error) => {
                 fault(error.what);
                 stand_in()

@@ -30,7 +30,8 @@ const OPS: &[(&str, Op)] = &[
         flat(module::conv2d(input([1, 48, 9, 9], 1, d), input([48, 1, 3, 3], 2, d), None, options))
     }),
     ("bicubic resize", |d| {
-        let options = InterpolateOptions::new(InterpolateMode::Bicubic).with_output_size([24, 24]).with_align_corners(false);
+        let options =
+            InterpolateOptions::new(InterpolateMode::Bicubic).with_output_size([24, 24]).with_align_corners(false);
         flat(module::interpolate(input([1, 3, 8, 8], 1, d), options))
     }),
     ("softmax", |d| flat(activation::softmax(input::<4>([2, 4, 64, 77], 1, d) * 4.0, 3))),

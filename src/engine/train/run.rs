@@ -122,6 +122,20 @@ impl Job<'_> {
         for step in losses.len()..config.steps {
             let batch = self.batch(config, data, &schedule, trainee, step);
             let mut outcome = trainee.gradients(self.model, &schedule, &batch);
+            let gradients = std::mem::take(&mut outcome.gradients);
+            unread.push(outcome);
+
+            let done = step + 1;
+            let due = config.save_every > 0 && done % config.save_every == 0
+                || last_save.elapsed() > Duration::from_secs_f64(config.save_minutes * 60.0);
+            let mut go_on = Ok(());
+            // Before the update, which would spread a NaN to every layer and hide where it came from.
+            if due || done == config.steps || unread.len() >= readback {
+                for outcome in unread.drain(..) {
+                    let event = report(&outcome, &mut losses, trainee, config)?;
+                    go_on = go_on.and(watch(event));
+                }
+            }
             let rate = config.rate(step);
             let rates = Rates {
                 adapter: config.lr * rate,
@@ -129,19 +143,7 @@ impl Job<'_> {
                 decay: config.decay,
                 clip: config.clip,
             };
-            trainee.update(std::mem::take(&mut outcome.gradients), step + 1, rates);
-            unread.push(outcome);
-
-            let done = step + 1;
-            let due = config.save_every > 0 && done % config.save_every == 0
-                || last_save.elapsed() > Duration::from_secs_f64(config.save_minutes * 60.0);
-            let mut go_on = Ok(());
-            if due || done == config.steps || unread.len() >= readback {
-                for outcome in unread.drain(..) {
-                    let event = report(&outcome, &mut losses, trainee, config)?;
-                    go_on = go_on.and(watch(event));
-                }
-            }
+            trainee.update(gradients, done, rates);
             if done < config.steps && (due || go_on.is_err()) {
                 checkpoint::save(&self.out, trainee, &losses, fingerprint)?;
                 last_save = Instant::now();
@@ -149,9 +151,9 @@ impl Job<'_> {
             go_on?;
         }
         // The last losses were finite, but the update after them may not have been.
-        match trainee.first_not_finite()? {
-            Some(name) => Err(unstable(losses.len(), name)),
-            None => Ok(losses),
+        match trainee.largest()? {
+            (name, largest) if !largest.is_finite() => Err(unstable(losses.len(), name)),
+            _ => Ok(losses),
         }
     }
 
@@ -367,8 +369,7 @@ fn report(outcome: &Outcome, losses: &mut Vec<f32>, trainee: &Trainee, config: &
     let (loss, prior) = (first(&outcome.loss)?, outcome.prior.as_ref().map(first).transpose()?);
     let step = losses.len() + 1;
     if !loss.is_finite() || prior.is_some_and(|prior| !prior.is_finite()) {
-        let name = trainee.first_not_finite()?.unwrap_or("the loss").to_owned();
-        return Err(unstable(step, &name));
+        return Err(unstable(step, trainee.largest()?.0));
     }
     losses.push(loss);
     Ok(Event::Step { step, total: config.steps, loss, prior, rate: config.lr * config.rate(step - 1) })
@@ -376,7 +377,7 @@ fn report(outcome: &Outcome, losses: &mut Vec<f32>, trainee: &Trainee, config: &
 
 fn unstable(step: usize, name: &str) -> Error {
     Error::new(
-        format!("Training became unstable at step {step}: {name} holds NaN or infinite numbers"),
+        format!("Training became unstable at step {step}: the numbers ran away, furthest in {name}"),
         "Lower lr and token_lr; the last saved state and any earlier file are untouched",
     )
 }

@@ -209,15 +209,18 @@ impl Trainee {
         }
     }
 
-    /// The first parameter that holds NaN or infinity. Reads every value back: not for every step.
-    pub fn first_not_finite(&self) -> Result<Option<&str>> {
+    /// The parameter with the largest number, and that number; NaN or infinity counts as infinite and the first such
+    /// parameter wins. Reads every value back: not for every step.
+    pub fn largest(&self) -> Result<(&str, f32)> {
+        let mut found = ("nothing", 0.0);
         for parameter in &self.parameters {
-            let values = read(parameter.value.clone())?;
-            if values.iter().any(|x| !x.is_finite()) {
-                return Ok(Some(&parameter.name));
+            let size = |x: &f32| if x.is_finite() { x.abs() } else { f32::INFINITY };
+            let largest = read(parameter.value.clone())?.iter().map(size).fold(0.0, f32::max);
+            if largest > found.1 {
+                found = (&parameter.name, largest);
             }
         }
-        Ok(None)
+        Ok(found)
     }
 }
 
