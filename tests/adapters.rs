@@ -29,7 +29,7 @@ use triptych::engine::random::Philox;
 use triptych::engine::session;
 use triptych::engine::spectrum::{LowRank, Shape};
 use triptych::engine::train::config;
-use triptych::engine::train::run::Job;
+use triptych::engine::train::job::Job;
 use triptych::engine::train::step::{Batch, Group, Rates, Side, Text, Trainee, read};
 
 /// Two slots of this width fit into the narrowest layer of the small model.

@@ -19,7 +19,8 @@ use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
 use crate::engine::train::config::{self, Config};
-use crate::engine::train::run::{Job, Trained};
+use crate::engine::train::job::Job;
+use crate::engine::train::run::Trained;
 use crate::engine::{Error, Result};
 
 /// Caption of a concept without caption files where the model's README gives no template.

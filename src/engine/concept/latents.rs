@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::concept::{self, Fit, Image, Picture};
+use crate::engine::event::{Event, Watch};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::model::StableDiffusion;
 use crate::engine::{Error, Result};
@@ -32,12 +33,16 @@ pub fn latents(
     pictures: &[Picture],
     how: Preparation,
     cache: Option<&Path>,
+    watch: &mut Watch<'_>,
 ) -> Result<Tensor<4>> {
     let mirrors: &[bool] = if how.flip { &[false, true] } else { &[false] };
+    let total = mirrors.len() * pictures.len();
+    watch(Event::Stage { name: "preparing pictures".into(), total })?;
     let mut all = Vec::new();
     for &mirror in mirrors {
         for picture in pictures {
             all.push(one(model, &picture.path, how, mirror, cache)?);
+            watch(Event::Progress { done: all.len(), total })?;
         }
     }
     Ok(Tensor::cat(all, 0))

@@ -6,6 +6,7 @@ pub mod layer;
 pub mod loader;
 pub mod mobilenet;
 pub mod mount;
+pub mod residual;
 pub mod sd;
 pub mod tokenizer;
 pub mod unet;

@@ -4,8 +4,9 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::Deserialize;
 
 use crate::engine::io::Checkpoint;
-use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, Resnet, attention, timestep_embedding, upsample};
+use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, timestep_embedding, upsample};
 use crate::engine::model::loader::{Loader, Scope};
+use crate::engine::model::residual::Resnet;
 use crate::engine::model::{Layer, Mounts, Part};
 use crate::engine::{Error, Result};
 

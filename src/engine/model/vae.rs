@@ -4,8 +4,9 @@ use burn::tensor::{Device, Tensor, activation};
 use serde::Deserialize;
 
 use crate::engine::io::Checkpoint;
-use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, Resnet, attention, upsample};
+use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, upsample};
 use crate::engine::model::loader::{Loader, Scope};
+use crate::engine::model::residual::Resnet;
 use crate::engine::model::{Mounts, Part};
 use crate::engine::{Error, Result};
 

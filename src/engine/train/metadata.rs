@@ -8,7 +8,7 @@ use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, TOKEN};
 use crate::engine::train::config::Config;
-use crate::engine::train::run::Job;
+use crate::engine::train::job::Job;
 
 pub fn of(
     job: &Job<'_>,

@@ -2,6 +2,8 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod data;
+pub mod job;
 pub mod metadata;
 pub mod optimizer;
 pub mod run;

@@ -1,58 +1,28 @@
 //! The training loop: pictures in, adapter file out; saves, resumes, stops.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Int, Tensor, TensorData};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
+use burn::tensor::Tensor;
 
-use crate::engine::adapter::{self, Adapter, Method, target};
-use crate::engine::concept::{self, Concept, Trigger, latents};
-use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::adapter::{Adapter, target};
+use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
-use crate::engine::field::Settings;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::metadata::RUN;
-use crate::engine::io::safetensors;
-use crate::engine::model::tokenizer::{Encoded, Word};
-use crate::engine::model::{Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
-use crate::engine::train::step::{Batch, Group, Outcome, Prior, Rates, Side, Text, Trainee, read};
+use crate::engine::train::data::{self, Data};
+use crate::engine::train::job::Job;
+use crate::engine::train::step::{Group, Outcome, Rates, Side, Trainee, read};
 use crate::engine::train::{checkpoint, metadata};
 use crate::engine::{Error, Result};
 
-// Independent streams of random numbers; 0 belongs to sampling.
-const NOISE: u32 = 1;
-const TIMESTEPS: u32 = 2;
-const ORDER: u32 = 3;
-const PRIOR: u32 = 4;
-const STRANGERS: u32 = 5;
+/// Stream of the first layer's random numbers; those below belong to sampling and to the batches.
 const INIT: u32 = 1 << 16;
 
 /// Steps between readbacks of the loss on a GPU: each waits for the queue to drain.
 const GPU_READBACK: usize = 10;
-
-/// Everything a run depends on.
-pub struct Job<'a> {
-    pub model: &'a StableDiffusion,
-    pub concept: &'a Concept,
-    pub trigger: Trigger,
-    /// How captions read: `a 3d emoji of {token} {class}`.
-    pub template: String,
-    pub method: &'static Method,
-    pub method_settings: Settings,
-    pub settings: Settings,
-    pub context: adapter::Context,
-    pub out: PathBuf,
-    pub resume: bool,
-    /// Writes when and by what version the file was made.
-    pub stamp: bool,
-    /// Folder in which latents are kept.
-    pub cache: Option<PathBuf>,
-}
 
 /// What a run leaves.
 pub struct Trained {
@@ -92,7 +62,7 @@ impl Job<'_> {
             (None, true) => watch(Event::note("There is no saved state to resume from: starting afresh"))?,
             (None, false) => checkpoint::remove(&self.out)?,
         }
-        let data = self.data(&config, watch)?;
+        let data = Data::prepare(self, &config, watch)?;
         let losses = self.train(&config, &data, &mut trainee, restored.unwrap_or_default(), &fingerprint, watch)?;
 
         let file = self.file(&config, &trainee, adapter.as_ref(), &fingerprint)?;
@@ -120,7 +90,7 @@ impl Job<'_> {
         let mut unread: Vec<Outcome> = Vec::new();
         watch(Event::Stage { name: "training".into(), total: config.steps })?;
         for step in losses.len()..config.steps {
-            let batch = self.batch(config, data, &schedule, trainee, step);
+            let batch = data.batch(self, config, &schedule, trainee, step);
             let mut outcome = trainee.gradients(self.model, &schedule, &batch);
             let gradients = std::mem::take(&mut outcome.gradients);
             unread.push(outcome);
@@ -167,122 +137,8 @@ impl Job<'_> {
             let factors = adapter.init(layer, &random.stream(stream))?;
             trainee.add_layer(id, &layer.module(), factors, self.model);
         }
-        trainee.token = Some(trainee.add(self.trigger.token.clone(), self.start(config)?, Group::Token));
+        trainee.token = Some(trainee.add(self.trigger.token.clone(), data::start(self, config)?, Group::Token));
         Ok(trainee)
-    }
-
-    /// The token's vectors before training: the class word's, or anything's where there is none.
-    fn start(&self, config: &Config) -> Result<Tensor<2>> {
-        let word = if self.trigger.class_word.is_empty() { "thing" } else { &self.trigger.class_word };
-        let ids = self.model.tokenizer.ids(word)?;
-        let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
-        Ok(self.model.text.embed(&[ids]).squeeze_dim(0))
-    }
-
-    fn data(&self, config: &Config, watch: &mut Watch<'_>) -> Result<Data> {
-        for skipped in &self.concept.skipped {
-            watch(Event::warning(format!("{} was left out: {}", skipped.path.display(), skipped.why)))?;
-        }
-        let pictures = &self.concept.images;
-        watch(Event::Stage { name: "preparing pictures".into(), total: pictures.len() })?;
-        let latents = latents::latents(self.model, pictures, config.preparation, self.cache.as_deref())?;
-        let words = [Word { text: self.trigger.token.clone(), vectors: config.vectors }];
-        let mut prompts: Vec<Encoded> = Vec::new();
-        let mut prompt_of = Vec::new();
-        for picture in pictures {
-            let text = concept::caption(picture.caption.as_deref(), &self.template, &self.trigger);
-            let encoded = self.model.tokenizer.encode(&text, &words)?;
-            let index = prompts.iter().position(|known| *known == encoded).unwrap_or(prompts.len());
-            if index == prompts.len() {
-                prompts.push(encoded);
-            }
-            prompt_of.push(index);
-        }
-        let mirrors = if config.preparation.flip { 2 } else { 1 };
-        let items = (0..mirrors * pictures.len())
-            .flat_map(|i| std::iter::repeat_n(i, pictures[i % pictures.len()].repeats))
-            .collect();
-        let prior = match config.prior > 0.0 {
-            true => {
-                let texts = config.prior_prompts(&self.template, &self.trigger.class_word);
-                let encoded =
-                    texts.iter().map(|text| self.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
-                Some(self.model.condition(&encoded, &[], &Mounts::none()))
-            }
-            false => None,
-        };
-        let stranger = self.model.tokenizer.encode(&concept::caption(None, &self.template, &self.trigger), &words)?;
-        Ok(Data { latents, prompts, prompt_of, items, prior, stranger, start: self.start(config)? })
-    }
-
-    /// The batch of a step: a function of the seed, the step and the token as it stands.
-    fn batch(&self, config: &Config, data: &Data, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
-        let (device, random, b) = (&self.model.device, Philox::new(self.context.seed), config.batch);
-        let offset = u32::try_from(step).unwrap_or(u32::MAX);
-        let [_, c, h, w] = data.latents.dims();
-        let images: Vec<usize> = (step * b..(step + 1) * b).map(|at| data.item(&random, at)).collect();
-        let timesteps: Vec<usize> =
-            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
-        let noise = random.stream(NOISE).normal(offset, b * c * h * w);
-        let index = |rows: Vec<usize>| {
-            let n = rows.len();
-            let rows: Vec<i32> = rows.into_iter().map(|i| i32::try_from(i).unwrap_or(0)).collect();
-            Tensor::<1, Int>::from_data(TensorData::new(rows, [n]), device)
-        };
-        let weights = timesteps
-            .iter()
-            .map(|&t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32))
-            .collect();
-        let prior = data.prior.as_ref().map(|contexts| {
-            let [n, _, _] = contexts.dims();
-            let known = config.prior_batch - config.strangers;
-            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
-            let mut parts = Vec::new();
-            if known > 0 {
-                parts.push(contexts.clone().select(0, index(drawn)));
-            }
-            if config.strangers > 0 {
-                parts.push(self.strangers(config.strangers, data, trainee, &random, offset));
-            }
-            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
-        });
-        let prompts = images.iter().map(|&i| data.prompt_of[i % data.prompt_of.len()]).collect();
-        Batch {
-            latents: data.latents.clone().select(0, index(images)),
-            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
-            timesteps,
-            text: Text::Prompts(data.prompts.clone(), prompts),
-            weights,
-            prior,
-        }
-    }
-
-    /// The caption with a made-up word in the token's place: as far from the class word as the token has come, in a
-    /// random direction. What the concept leaves alone there, it leaves alone under another concept's token.
-    fn strangers(&self, count: usize, data: &Data, trainee: &Trainee, random: &Philox, offset: u32) -> Tensor<3> {
-        let Some(token) = trainee.token.map(|index| trainee.parameters[index].value.clone()) else {
-            return Tensor::zeros([0, 0, 0], &self.model.device);
-        };
-        let [vectors, width] = token.dims();
-        let distance = (token - data.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
-        let noise = random.stream(STRANGERS).normal(offset, count * vectors * width);
-        let words: Vec<Tensor<2>> = noise
-            .chunks_exact(vectors * width)
-            .map(|noise| {
-                let noise =
-                    Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &self.model.device);
-                let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
-                data.start.clone() + noise / length * distance.clone()
-            })
-            .collect();
-        let prompts: Vec<Encoded> = (0..count)
-            .map(|word| {
-                let mut prompt = data.stranger.clone();
-                prompt.marks.iter_mut().for_each(|mark| mark.word = word);
-                prompt
-            })
-            .collect();
-        self.model.condition(&prompts, &words, &Mounts::none())
     }
 
     fn file(&self, config: &Config, trainee: &Trainee, adapter: &dyn Adapter, fingerprint: &str) -> Result<LoraFile> {
@@ -310,56 +166,6 @@ impl Job<'_> {
             LoraFile { path: self.out.clone(), layers, tokens, dtype: Some(config.dtype), ..LoraFile::default() };
         file.metadata = metadata::of(self, &file, config, adapter.basis(), fingerprint);
         Ok(file)
-    }
-
-    /// Changes whenever anything changes that the trained numbers depend on.
-    fn fingerprint(&self) -> Result<String> {
-        let pictures = self
-            .concept
-            .images
-            .iter()
-            .map(|picture| Ok(json!([concept::content_hash(&picture.path)?, picture.caption, picture.repeats])))
-            .collect::<Result<Vec<_>>>()?;
-        let inputs = json!({
-            "base": self.model.hash,
-            "method": self.method.name,
-            "method_settings": self.method_settings,
-            "settings": self.settings,
-            "seed": self.context.seed,
-            "slot": self.context.slot,
-            "block": self.context.block,
-            "token": self.trigger.token,
-            "class": self.trigger.class_word,
-            "template": self.template,
-            "pictures": pictures,
-        });
-        Ok(safetensors::hex(&Sha256::digest(inputs.to_string().as_bytes())))
-    }
-}
-
-/// A concept ready for the loop.
-struct Data {
-    /// Pictures, then mirror images.
-    latents: Tensor<4>,
-    prompts: Vec<Encoded>,
-    /// Index into `prompts` for each picture.
-    prompt_of: Vec<usize>,
-    /// Index into `latents` for each place in an epoch: pictures as often as they repeat.
-    items: Vec<usize>,
-    /// Encoded prompts whose answers are to be kept.
-    prior: Option<Tensor<3>>,
-    /// The template's caption, whose word is to be replaced by made-up ones.
-    stranger: Encoded,
-    /// The token's vectors before training.
-    start: Tensor<2>,
-}
-
-impl Data {
-    /// The image at a place of the endless, each epoch newly shuffled sequence.
-    fn item(&self, random: &Philox, at: usize) -> usize {
-        let n = self.items.len();
-        let epoch = u32::try_from(at / n).unwrap_or(u32::MAX);
-        self.items[random.stream(ORDER).permutation(epoch, n)[at % n]]
     }
 }
 

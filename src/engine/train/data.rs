@@ -1,0 +1,161 @@
+//! A concept as batches: which pictures, how noisy, under which prompts.
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::engine::Result;
+use crate::engine::concept::{self, latents};
+use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::event::{Event, Watch};
+use crate::engine::model::Mounts;
+use crate::engine::model::tokenizer::{Encoded, Word};
+use crate::engine::random::Philox;
+use crate::engine::train::config::Config;
+use crate::engine::train::job::Job;
+use crate::engine::train::step::{Batch, Prior, Text, Trainee};
+
+// Independent streams of random numbers; 0 belongs to sampling.
+const NOISE: u32 = 1;
+const TIMESTEPS: u32 = 2;
+const ORDER: u32 = 3;
+const PRIOR: u32 = 4;
+const STRANGERS: u32 = 5;
+
+/// A concept ready for the loop.
+pub struct Data {
+    /// Pictures, then mirror images.
+    latents: Tensor<4>,
+    prompts: Vec<Encoded>,
+    /// Index into `prompts` for each picture.
+    prompt_of: Vec<usize>,
+    /// Index into `latents` for each place in an epoch: pictures as often as they repeat.
+    items: Vec<usize>,
+    /// Encoded prompts whose answers are to be kept.
+    prior: Option<Tensor<3>>,
+    /// The template's caption, whose word is to be replaced by made-up ones.
+    stranger: Encoded,
+    /// The token's vectors before training.
+    start: Tensor<2>,
+}
+
+impl Data {
+    /// Reads and encodes pictures and prompts.
+    pub fn prepare(job: &Job<'_>, config: &Config, watch: &mut Watch<'_>) -> Result<Self> {
+        for skipped in &job.concept.skipped {
+            watch(Event::warning(format!("{} was left out: {}", skipped.path.display(), skipped.why)))?;
+        }
+        let pictures = &job.concept.images;
+        let latents = latents::latents(job.model, pictures, config.preparation, job.cache.as_deref(), watch)?;
+        let words = [Word { text: job.trigger.token.clone(), vectors: config.vectors }];
+        let mut prompts: Vec<Encoded> = Vec::new();
+        let mut prompt_of = Vec::new();
+        for picture in pictures {
+            let text = concept::caption(picture.caption.as_deref(), &job.template, &job.trigger);
+            let encoded = job.model.tokenizer.encode(&text, &words)?;
+            let index = prompts.iter().position(|known| *known == encoded).unwrap_or(prompts.len());
+            if index == prompts.len() {
+                prompts.push(encoded);
+            }
+            prompt_of.push(index);
+        }
+        let mirrors = if config.preparation.flip { 2 } else { 1 };
+        let items = (0..mirrors * pictures.len())
+            .flat_map(|i| std::iter::repeat_n(i, pictures[i % pictures.len()].repeats))
+            .collect();
+        let prior = match config.prior > 0.0 {
+            true => {
+                let texts = config.prior_prompts(&job.template, &job.trigger.class_word);
+                let encoded =
+                    texts.iter().map(|text| job.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
+                Some(job.model.condition(&encoded, &[], &Mounts::none()))
+            }
+            false => None,
+        };
+        let stranger = job.model.tokenizer.encode(&concept::caption(None, &job.template, &job.trigger), &words)?;
+        Ok(Self { latents, prompts, prompt_of, items, prior, stranger, start: start(job, config)? })
+    }
+
+    /// The batch of a step: a function of the seed, the step and the token as it stands.
+    pub fn batch(&self, job: &Job<'_>, config: &Config, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
+        let (device, random, b) = (&job.model.device, Philox::new(job.context.seed), config.batch);
+        let offset = u32::try_from(step).unwrap_or(u32::MAX);
+        let [_, c, h, w] = self.latents.dims();
+        let images: Vec<usize> = (step * b..(step + 1) * b).map(|at| self.item(&random, at)).collect();
+        let timesteps: Vec<usize> =
+            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
+        let noise = random.stream(NOISE).normal(offset, b * c * h * w);
+        let index = |rows: Vec<usize>| {
+            let n = rows.len();
+            let rows: Vec<i32> = rows.into_iter().map(|i| i32::try_from(i).unwrap_or(0)).collect();
+            Tensor::<1, Int>::from_data(TensorData::new(rows, [n]), device)
+        };
+        let weights = timesteps
+            .iter()
+            .map(|&t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32))
+            .collect();
+        let prior = self.prior.as_ref().map(|contexts| {
+            let [n, _, _] = contexts.dims();
+            let known = config.prior_batch - config.strangers;
+            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
+            let mut parts = Vec::new();
+            if known > 0 {
+                parts.push(contexts.clone().select(0, index(drawn)));
+            }
+            if config.strangers > 0 {
+                parts.push(self.strangers(job, config.strangers, trainee, &random, offset));
+            }
+            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
+        });
+        let prompts = images.iter().map(|&i| self.prompt_of[i % self.prompt_of.len()]).collect();
+        Batch {
+            latents: self.latents.clone().select(0, index(images)),
+            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
+            timesteps,
+            text: Text::Prompts(self.prompts.clone(), prompts),
+            weights,
+            prior,
+        }
+    }
+
+    /// The caption with a made-up word in the token's place: as far from the class word as the token has come, in a
+    /// random direction. What the concept leaves alone there, it leaves alone under another concept's token.
+    fn strangers(&self, job: &Job<'_>, count: usize, trainee: &Trainee, random: &Philox, offset: u32) -> Tensor<3> {
+        let Some(token) = trainee.token.map(|index| trainee.parameters[index].value.clone()) else {
+            return Tensor::zeros([0, 0, 0], &job.model.device);
+        };
+        let [vectors, width] = token.dims();
+        let distance = (token - self.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
+        let noise = random.stream(STRANGERS).normal(offset, count * vectors * width);
+        let words: Vec<Tensor<2>> = noise
+            .chunks_exact(vectors * width)
+            .map(|noise| {
+                let noise =
+                    Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &job.model.device);
+                let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
+                self.start.clone() + noise / length * distance.clone()
+            })
+            .collect();
+        let prompts: Vec<Encoded> = (0..count)
+            .map(|word| {
+                let mut prompt = self.stranger.clone();
+                prompt.marks.iter_mut().for_each(|mark| mark.word = word);
+                prompt
+            })
+            .collect();
+        job.model.condition(&prompts, &words, &Mounts::none())
+    }
+
+    /// The image at a place of the endless, each epoch newly shuffled sequence.
+    fn item(&self, random: &Philox, at: usize) -> usize {
+        let n = self.items.len();
+        let epoch = u32::try_from(at / n).unwrap_or(u32::MAX);
+        self.items[random.stream(ORDER).permutation(epoch, n)[at % n]]
+    }
+}
+
+/// The token's vectors before training: the class word's, or anything's where there is none.
+pub fn start(job: &Job<'_>, config: &Config) -> Result<Tensor<2>> {
+    let word = if job.trigger.class_word.is_empty() { "thing" } else { &job.trigger.class_word };
+    let ids = job.model.tokenizer.ids(word)?;
+    let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
+    Ok(job.model.text.embed(&[ids]).squeeze_dim(0))
+}

@@ -1,0 +1,57 @@
+//! Everything a training run depends on.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::Result;
+use crate::engine::adapter::{self, Method};
+use crate::engine::concept::{self, Concept, Trigger};
+use crate::engine::field::Settings;
+use crate::engine::io::safetensors;
+use crate::engine::model::StableDiffusion;
+
+pub struct Job<'a> {
+    pub model: &'a StableDiffusion,
+    pub concept: &'a Concept,
+    pub trigger: Trigger,
+    /// How captions read: `a 3d emoji of {token} {class}`.
+    pub template: String,
+    pub method: &'static Method,
+    pub method_settings: Settings,
+    pub settings: Settings,
+    pub context: adapter::Context,
+    pub out: PathBuf,
+    pub resume: bool,
+    /// Writes when and by what version the file was made.
+    pub stamp: bool,
+    /// Folder in which latents are kept.
+    pub cache: Option<PathBuf>,
+}
+
+impl Job<'_> {
+    /// Changes whenever anything changes that the trained numbers depend on.
+    pub fn fingerprint(&self) -> Result<String> {
+        let pictures = self
+            .concept
+            .images
+            .iter()
+            .map(|picture| Ok(json!([concept::content_hash(&picture.path)?, picture.caption, picture.repeats])))
+            .collect::<Result<Vec<_>>>()?;
+        let inputs = json!({
+            "base": self.model.hash,
+            "method": self.method.name,
+            "method_settings": self.method_settings,
+            "settings": self.settings,
+            "seed": self.context.seed,
+            "slot": self.context.slot,
+            "block": self.context.block,
+            "token": self.trigger.token,
+            "class": self.trigger.class_word,
+            "template": self.template,
+            "pictures": pictures,
+        });
+        Ok(safetensors::hex(&Sha256::digest(inputs.to_string().as_bytes())))
+    }
+}
