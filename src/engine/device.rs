@@ -70,6 +70,7 @@ pub fn open(choice: Choice) -> Result<Opened> {
             let adapters = adapters();
             let adapter = adapters.get(index).ok_or_else(|| match adapters.len() {
                 0 => Error::new("No GPU driver was found", "Install a Vulkan driver, or use --device cpu"),
+                1 => Error::new(format!("There is no GPU number {index}"), "The only one here is gpu:0"),
                 n => Error::new(format!("There is no GPU number {index}"), format!("Choose gpu:0 to gpu:{}", n - 1)),
             })?;
             adapter.open("as asked")

@@ -102,6 +102,12 @@ pub fn sample(
     request: &Request,
     watch: &mut Watch<'_>,
 ) -> Result<Pictures> {
+    if !request.cfg.is_finite() {
+        return Err(Error::usage(
+            "The guidance is not a number",
+            "Choose one such as 4; 1 follows the prompt without it",
+        ));
+    }
     let row = sampler::sampler(&request.sampler)?;
     let schedule = Schedule::new(&model.schedule)?;
     let steps = schedule.steps(row.spacing, request.steps)?;
