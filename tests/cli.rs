@@ -61,7 +61,8 @@ fn a_wrong_command_exits_2_names_the_right_words_and_writes_nothing() {
         (&format!("{SAMPLE} --out x.png --size 64"), "such as 512x768"),
         (&format!("{SAMPLE} --out x.png --size 63x64"), "multiples of 4"),
         (&format!("{SAMPLE} --out x.png --size 99999999996x99999999996"), "too large"),
-        (&format!("{SAMPLE} --out x.png --count 0"), "at least 1"),
+        (&format!("{SAMPLE} --out x.png --count 0"), "a count from 1 to 1000"),
+        (&format!("{SAMPLE} --out x.png --cfg nan"), "The guidance is not a number"),
         (&format!("{SAMPLE} --out x.png --seed first"), "--seed"),
         (&format!("{SAMPLE} --out x.png --adapter :0.5"), "FILE:strength"),
         (&format!("{train} --method dreambooth"), "Choose one of orthogonal, lora"),
@@ -615,7 +616,7 @@ fn what_was_at_out_stays_when_a_command_fails() {
         "train --concept nowhere --out keep.safetensors",
         "merge a.safetensors --out keep.safetensors",
         &format!("{SAMPLE} --adapter a.safetensors --out keep.png --dump keep.safetensors"),
-        &format!("{SAMPLE} --cfg nan --out keep.png --dump keep.safetensors"),
+        &format!("{SAMPLE} --cfg 1e39 --out keep.png --dump keep.safetensors"),
     ] {
         desk.run(line).failure();
         for name in ["keep.safetensors", "keep.png"] {

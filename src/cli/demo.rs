@@ -129,13 +129,11 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
 
 fn run_line(run: &Run) -> String {
     let Similarity { base, solo, merged } = run.similarity;
+    let kept =
+        if solo > base { format!(" ({:.0} % of the gain kept)", run.similarity.kept() * 100.0) } else { String::new() };
     format!(
-        "{:<10} {:<20} loss {:.3} → {:.3}, similarity {base:.3} untouched → {solo:.3} alone → {merged:.3} merged ({:.0} % of the gain kept)",
-        run.method,
-        run.concept,
-        run.loss[0],
-        run.loss[1],
-        run.similarity.kept() * 100.0
+        "{:<10} {:<20} loss {:.3} → {:.3}, similarity {base:.3} untouched → {solo:.3} alone → {merged:.3} merged{kept}",
+        run.method, run.concept, run.loss[0], run.loss[1],
     )
 }
 

@@ -73,7 +73,8 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
             merged.tokens.keys().cloned().collect::<Vec<_>>().join(" "),
         )];
         if let Some(certificate) = &certificate {
-            lines.push(format!("Certificate ({}): {}", certificate.basis, certificate.sentence));
+            let title = if certificate.disjoint { "Certificate" } else { "No certificate" };
+            lines.push(format!("{title} ({}): {}", certificate.basis, certificate.sentence));
         }
         for (i, j, pair) in &overlaps {
             lines.push(format!(

@@ -61,7 +61,9 @@ pub fn open(choice: Choice) -> Result<Opened> {
         Choice::Auto => {
             let adapters = adapters();
             match adapters.iter().find(|adapter| !adapter.is_software()) {
-                Some(adapter) => adapter.open("the first real GPU here"),
+                Some(adapter) => adapter
+                    .open("the first real GPU here")
+                    .or_else(|error| Ok(on_cpu(format!("CPU, because of this: {}", error.what)))),
                 None if adapters.is_empty() => Ok(on_cpu("CPU, because no GPU driver was found".into())),
                 None => Ok(on_cpu(format!("CPU, because {} only imitates a GPU in software", adapters[0].info.name))),
             }

@@ -15,6 +15,8 @@ use crate::engine::{Error, Result};
 
 /// Latent pixels that one pass of the network takes at most; more pictures go one batch after the other.
 const BATCH_PIXELS: usize = 8192;
+/// All pictures of a request are held until the last is done.
+const MOST_PICTURES: usize = 1000;
 
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -185,8 +187,9 @@ fn latent_shape(model: &StableDiffusion, request: &Request) -> Result<[usize; 4]
             format!("Choose a size of at most {} pixels, width times height", MOST_PIXELS * factor * factor),
         ));
     }
-    if request.count == 0 {
-        return Err(Error::usage("No picture was asked for", "Choose a count of at least 1"));
+    if !(1..=MOST_PICTURES).contains(&request.count) {
+        let what = format!("{} pictures cannot be made at once", request.count);
+        return Err(Error::usage(what, format!("Choose a count from 1 to {MOST_PICTURES}")));
     }
     Ok([request.count, channels, height / factor, width / factor])
 }

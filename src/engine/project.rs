@@ -93,7 +93,7 @@ impl Project {
                     wanted.map_or("No slot is left".into(), |number| format!("There is no slot {number}")),
                     project.block
                 ),
-                "Start another project with a smaller block, train wider layers only, or use --set basis=random",
+                "Delete the lines of a concept you no longer need from the project, start another with a smaller block, train wider layers only, or use --set basis=random",
             )
             .at(path));
         }
@@ -102,6 +102,15 @@ impl Project {
         project.slots.sort_by_key(|slot| slot.number);
         project.save(path)?;
         Ok((project, number))
+    }
+
+    /// Gives the slot of the adapter at `out` back.
+    pub fn release(path: &Path, block: usize, out: &Path) -> Result<()> {
+        let _lock = Lock::take(path)?;
+        let mut project = Self::open(path, block)?;
+        let file = relative(out, path);
+        project.slots.retain(|slot| slot.file != file);
+        project.save(path)
     }
 
     /// The slot that the adapter at `out` has in the project at `path`.

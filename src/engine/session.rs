@@ -18,6 +18,7 @@ use crate::engine::model::tokenizer::Word;
 use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
+use crate::engine::train::checkpoint;
 use crate::engine::train::config::{self, Config};
 use crate::engine::train::job::Job;
 use crate::engine::train::run::Trained;
@@ -157,7 +158,7 @@ impl Session {
             (context.slot, context.block) = (slot, project.block);
             let of = if runs_out { format!(" of {}", narrowest / project.block) } else { String::new() };
             watch(Event::note(format!("Slot {slot}{of} in {}", path.display())))?;
-            before = old.map(|old| (path, old));
+            before = Some((path, old));
         }
         let block = context.block;
         let job = Job {
@@ -176,8 +177,16 @@ impl Session {
         };
         let trained = job.run(watch);
         if let (Err(_), Some((path, old))) = (&trained, before) {
-            // The file and the saved state are still those of the old slot. The first error is the one to tell.
-            let _ = Project::claim(&path, block, &training.out, &old.token, Some(old.number), usize::MAX);
+            // The first error is the one to tell.
+            let _ = match old {
+                // The file and the saved state are still those of the old slot.
+                Some(old) => {
+                    Project::claim(&path, block, &training.out, &old.token, Some(old.number), usize::MAX).map(drop)
+                }
+                // A saved state needs its slot again; without one, nothing was taught.
+                None if checkpoint::folder(&training.out).is_dir() => Ok(()),
+                None => Project::release(&path, block, &training.out),
+            };
         }
         trained
     }

@@ -58,10 +58,11 @@ fn one(
     let [width, height] = how.size.map(|side| side / model.vae.factor());
     let shape = [1, model.vae.config.latent_channels, height, width];
     let text = format!(
-        "{} {:?} {mirror} {}",
+        "{} {:?} {mirror} {} {:?}",
         concept::content_hash(path)?,
         Preparation { flip: false, ..how },
-        model.vae_hash
+        model.vae_hash,
+        model.device
     );
     let key = safetensors::hex(&Sha256::digest(text.as_bytes()));
     let kept = cache.map(|folder| folder.join(format!("{}.safetensors", &key[..32])));
@@ -76,7 +77,9 @@ fn one(
     // The mean of the distribution: its spread is far below the noise of training.
     let (mean, _) = model.vae.encode(pixels(&image, model));
     let latents = mean * model.vae.config.scaling_factor;
-    let values = latents.clone().into_data().try_to_vec::<f32>().unwrap_or_default();
+    let values = latents.clone().into_data().try_to_vec::<f32>().map_err(|e| {
+        Error::new(format!("The device did not return its result ({e:?})"), "Try again, or use --device cpu")
+    })?;
     if values.iter().any(|x| !x.is_finite()) {
         return Err(
             Error::new("The autoencoder turned this picture into NaN", "Use --device cpu, or another picture").at(path)

@@ -6,6 +6,9 @@
 use crate::engine::model::sd::ScheduleConfig;
 use crate::engine::{Error, Result};
 
+/// A hundred times what any model was trained with.
+const MOST_TIMESTEPS: usize = 100_000;
+
 /// What the network's output means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prediction {
@@ -48,6 +51,15 @@ pub struct Steps {
 impl Schedule {
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
         let n = config.num_train_timesteps;
+        if config.rescale_betas_zero_snr {
+            return Err(Error::new("The model needs a zero-terminal-SNR schedule", "Such models cannot be used yet"));
+        }
+        if !(2..=MOST_TIMESTEPS).contains(&n) || config.steps_offset >= n {
+            return Err(Error::new(
+                format!("A schedule of {n} timesteps is not possible"),
+                "Check scheduler_config.json",
+            ));
+        }
         let (start, end) = (config.beta_start, config.beta_end);
         let at = |i: usize| i as f64 / (n.max(2) - 1) as f64;
         let betas: Vec<f64> = match config.beta_schedule.as_str() {
@@ -60,7 +72,7 @@ impl Schedule {
             "v_prediction" => Prediction::V,
             other => return Err(unknown("prediction type", other, "epsilon, v_prediction")),
         };
-        if n < 2 || !betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+        if !betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
             return Err(Error::new("The noise schedule leaves its range 0…1", "Check scheduler_config.json"));
         }
         let alpha_bar = betas

@@ -7,6 +7,7 @@ mod sum;
 
 use std::collections::BTreeMap;
 
+use half::f16;
 use serde::Serialize;
 
 use crate::engine::adapter::mount::Strength;
@@ -65,6 +66,10 @@ pub fn merge(sources: &[Source], method: &Method, settings: &Settings) -> Result
     let format = |source: &Source| source.file.dtype.unwrap_or(Dtype::F32);
     // Neither f16 nor bf16 holds the other: where formats differ, only f32 rounds nothing.
     let same = sources.iter().all(|source| format(source) == format(&sources[0]));
-    let dtype = Some(if same { format(&sources[0]) } else { Dtype::F32 });
+    // f16 ends at 65504: what strengths drive beyond it is kept in f32 rather than lost.
+    let largest =
+        layers.values().flat_map(|layer| layer.down.iter().chain(&layer.up)).fold(0.0, |m: f32, x| m.max(x.abs()));
+    let fits = format(&sources[0]) != Dtype::F16 || largest < f16::MAX.to_f32();
+    let dtype = Some(if same && fits { format(&sources[0]) } else { Dtype::F32 });
     Ok(LoraFile { layers, tokens, metadata, dtype, ..LoraFile::default() })
 }

@@ -85,6 +85,13 @@ impl TextEncoder {
         let Config {
             vocab_size, hidden_size: width, num_attention_heads: heads, max_position_embeddings: length, ..
         } = config;
+        if !(2..=4096).contains(&length) || config.num_hidden_layers > 256 {
+            return Err(Error::new(
+                format!("A text encoder of {length} positions and {} layers is not CLIP's", config.num_hidden_layers),
+                "Check text_encoder/config.json",
+            )
+            .at(file.path()));
+        }
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json")
                 .at(file.path()));

@@ -28,10 +28,10 @@ pub struct ScheduleConfig {
     pub prediction_type: String,
     pub steps_offset: usize,
     pub set_alpha_to_one: bool,
-    pub timestep_spacing: String,
+    pub rescale_betas_zero_snr: bool,
 }
 
-/// What diffusers assumes where the file is silent.
+/// Stable Diffusion 1.x, where the file is silent.
 impl Default for ScheduleConfig {
     fn default() -> Self {
         Self {
@@ -42,7 +42,7 @@ impl Default for ScheduleConfig {
             prediction_type: "epsilon".into(),
             steps_offset: 0,
             set_alpha_to_one: true,
-            timestep_spacing: "leading".into(),
+            rescale_betas_zero_snr: false,
         }
     }
 }
@@ -54,6 +54,8 @@ pub struct StableDiffusion {
     pub hash: String,
     /// The same of the autoencoder: latents are kept under it.
     pub vae_hash: String,
+    /// The same of the text encoder.
+    pub text_hash: String,
     pub tokenizer: Tokenizer,
     pub text: clip::TextEncoder,
     pub unet: Unet,
@@ -90,7 +92,8 @@ impl StableDiffusion {
             folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str))
         };
         let config: clip::Config = folder.json("text_encoder/config.json")?;
-        let (text, layers) = clip::TextEncoder::load(config, &part("text_encoder", TEXT_WEIGHTS)?, device, Vec::new())?;
+        let text_file = part("text_encoder", TEXT_WEIGHTS)?;
+        let (text, layers) = clip::TextEncoder::load(config, &text_file, device, Vec::new())?;
         let unet_file = part("unet", WEIGHTS)?;
         let config: unet::Config = folder.json("unet/config.json")?;
         let (unet, layers) = Unet::load(config, &unet_file, device, layers)?;
@@ -132,6 +135,7 @@ impl StableDiffusion {
             name: folder.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()),
             hash: unet_file.tensor_hash(),
             vae_hash: vae_file.tensor_hash(),
+            text_hash: text_file.tensor_hash(),
             tokenizer,
             text,
             unet,

@@ -156,7 +156,7 @@ fn pieces<'a>(text: &'a str, words: &[Word]) -> Vec<Piece<'a>> {
         let found = words
             .iter()
             .enumerate()
-            .filter_map(|(i, word)| Some((rest.find(&word.text)?, std::cmp::Reverse(word.text.len()), i)))
+            .filter_map(|(i, word)| Some((find_word(rest, &word.text)?, std::cmp::Reverse(word.text.len()), i)))
             .min();
         let Some((start, length, word)) = found else {
             out.push(Piece::Text(rest));
@@ -166,6 +166,18 @@ fn pieces<'a>(text: &'a str, words: &[Word]) -> Vec<Piece<'a>> {
         out.push(Piece::Word(word));
         rest = &rest[start + length.0..];
     }
+}
+
+/// Where `word` stands alone: a token without brackets is not found inside a longer word.
+fn find_word(text: &str, word: &str) -> Option<usize> {
+    let joins = |before: Option<char>, after: Option<char>| {
+        before.is_some_and(char::is_alphanumeric) && after.is_some_and(char::is_alphanumeric)
+    };
+    text.match_indices(word).map(|(start, _)| start).find(|&start| {
+        let end = start + word.len();
+        !joins(text[..start].chars().next_back(), word.chars().next())
+            && !joins(word.chars().next_back(), text[end..].chars().next())
+    })
 }
 
 /// `<words>` in a prompt that none of `words` defines.

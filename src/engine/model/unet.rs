@@ -41,6 +41,17 @@ pub struct Config {
     pub transformer_layers_per_block: PerBlock,
     #[serde(default)]
     pub addition_embed_type: Option<String>,
+    #[serde(default)]
+    pub act_fn: Option<String>,
+    #[serde(default)]
+    pub center_input_sample: Option<bool>,
+    #[serde(default)]
+    pub flip_sin_to_cos: Option<bool>,
+    #[serde(default)]
+    pub freq_shift: Option<f64>,
+    /// A flag, or one for each block.
+    #[serde(default)]
+    pub only_cross_attention: serde_json::Value,
 }
 
 fn default_groups() -> usize {
@@ -84,6 +95,18 @@ impl Config {
             return Err(format!(
                 "it takes “{kind}” conditioning, as SDXL does, and only the SD 1.x shape can be loaded"
             ));
+        }
+        let differs = [
+            ("act_fn", self.act_fn.as_deref().is_some_and(|act| !["silu", "swish"].contains(&act))),
+            ("center_input_sample", self.center_input_sample == Some(true)),
+            ("flip_sin_to_cos", self.flip_sin_to_cos == Some(false)),
+            ("freq_shift", self.freq_shift.is_some_and(|shift| shift != 0.0)),
+            ("only_cross_attention", self.only_cross_attention.to_string().contains("true")),
+            ("sample_size", self.sample_size.is_some_and(|side| !(1..=4096).contains(&side))),
+            ("layers_per_block", self.layers_per_block > 64),
+        ];
+        if let Some((field, _)) = differs.into_iter().find(|(_, differs)| *differs) {
+            return Err(format!("its {field} is not that of Stable Diffusion 1.x"));
         }
         if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
             return Err(format!("{levels} channel counts do not match its lists of blocks"));

@@ -26,6 +26,8 @@ pub struct Config {
     /// Latents times this have about unit variance.
     #[serde(default = "default_scaling")]
     pub scaling_factor: f64,
+    #[serde(default)]
+    pub shift_factor: Option<f64>,
 }
 
 fn default_groups() -> usize {
@@ -82,6 +84,13 @@ impl Vae {
             return Err(Error::new(
                 "The autoencoder's channels do not divide into its groups",
                 "Check vae/config.json",
+            )
+            .at(file.path()));
+        }
+        if config.shift_factor.is_some_and(|shift| shift != 0.0) || config.latent_channels > 256 {
+            return Err(Error::new(
+                "The autoencoder is not Stable Diffusion's (it shifts its latents, or has too many channels)",
+                "Choose a model of the SD 1.x family",
             )
             .at(file.path()));
         }

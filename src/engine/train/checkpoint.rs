@@ -61,10 +61,11 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
     }
     for parameter in &mut trainee.parameters {
         let restore = |part: &str, like: &Tensor<2>| -> Result<Tensor<2>> {
-            Ok(Tensor::from_data(
-                TensorData::new(state.f32(&format!("{part}.{}", parameter.name))?, like.dims()),
-                device,
-            ))
+            let values = state.f32(&format!("{part}.{}", parameter.name))?;
+            if values.len() != like.shape().num_elements() {
+                return Err(Error::new("The saved state is damaged", "Leave out --resume to start afresh").at(&path));
+            }
+            Ok(Tensor::from_data(TensorData::new(values, like.dims()), device))
         };
         let (value, mean, square) = (
             restore("value", &parameter.value)?,

@@ -272,7 +272,7 @@ impl Config {
             clip: settings.number("clip"),
             min_snr: Some(settings.number("min_snr")).filter(|&gamma| gamma > 0.0),
             prior: settings.number("prior"),
-            strangers: (settings.number("strangers") * prior_batch as f64).round() as usize,
+            strangers: (settings.number("strangers") * prior_batch as f64) as usize,
             prior_batch,
             prior_prompts: settings.text("prior_prompts").to_owned(),
             targets: settings.text("targets").to_owned(),

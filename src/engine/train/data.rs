@@ -1,8 +1,9 @@
 //! A concept as batches: which pictures, how noisy, under which prompts.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::engine::Result;
 use crate::engine::concept::{self, latents};
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
@@ -12,6 +13,7 @@ use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::job::Job;
 use crate::engine::train::step::{Batch, Prior, Text, Trainee};
+use crate::engine::{Error, Result};
 
 // Independent streams of random numbers; 0 belongs to sampling.
 const NOISE: u32 = 1;
@@ -64,6 +66,10 @@ impl Data {
         let prior = match config.prior > 0.0 {
             true => {
                 let texts = config.prior_prompts(&job.template, &job.trigger.class_word);
+                if texts.is_empty() {
+                    let advice = "Write prompts separated by semicolons, or leave it empty for the usual ones";
+                    return Err(Error::usage("prior_prompts names no prompt", advice));
+                }
                 let encoded =
                     texts.iter().map(|text| job.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
                 Some(job.model.condition(&encoded, &[], &Mounts::none()))
@@ -105,12 +111,16 @@ impl Data {
             }
             Prior { context: Tensor::cat(parts, 0), weight: config.prior }
         });
-        let prompts = images.iter().map(|&i| self.prompt_of[i % self.prompt_of.len()]).collect();
+        // Only the prompts of this batch are encoded, each once.
+        let of_image: Vec<usize> = images.iter().map(|&i| self.prompt_of[i % self.prompt_of.len()]).collect();
+        let distinct: Vec<usize> = of_image.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        let prompts = distinct.iter().map(|&prompt| self.prompts[prompt].clone()).collect();
+        let places = of_image.iter().map(|prompt| distinct.partition_point(|other| other < prompt)).collect();
         Batch {
             latents: self.latents.clone().select(0, index(images)),
             noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
             timesteps,
-            text: Text::Prompts(self.prompts.clone(), prompts),
+            text: Text::Prompts(prompts, places),
             weights,
             prior,
         }

@@ -40,7 +40,8 @@ impl Job<'_> {
             .map(|picture| Ok(json!([concept::content_hash(&picture.path)?, picture.caption, picture.repeats])))
             .collect::<Result<Vec<_>>>()?;
         let inputs = json!({
-            "base": self.model.hash,
+            "base": [&self.model.hash, &self.model.vae_hash, &self.model.text_hash],
+            "prediction": self.model.schedule.prediction_type,
             "method": self.method.name,
             "method_settings": self.method_settings,
             "settings": self.settings,
