@@ -30,6 +30,7 @@ const DEFAULT_TEMPLATE: &str = "a photo of {token} {class}";
 /// An open device and a folder for what can be computed again.
 pub struct Session {
     pub device: Opened,
+    choice: device::Choice,
     cache: Option<PathBuf>,
 }
 
@@ -62,7 +63,7 @@ impl Session {
         let cache = dirs::cache_dir().map(|folder| folder.join("triptych"));
         let mut device = device::open(choice)?;
         if let Some(driver) = &device.driver
-            && let Err(fault) = self_test::cached(&device.device, driver, cache.as_deref())
+            && let Err(fault) = self_test::cached(&device.device, driver, &[], cache.as_deref())
         {
             let text = format!("{} computes wrongly ({fault})", device.name);
             if choice == device::Choice::Auto {
@@ -75,12 +76,27 @@ impl Session {
             }
         }
         watch(Event::note(format!("Device: {}", device.reason)))?;
-        Ok(Self { device, cache })
+        Ok(Self { device, choice, cache })
     }
 
-    /// `starter`, or a folder in diffusers layout.
+    /// `starter`, or a folder in diffusers layout. A GPU that gets one of the model's own layers wrong is named, and
+    /// the model runs on the CPU unless the GPU was asked for by name.
     pub fn model(&self, name: &str) -> Result<StableDiffusion> {
-        StableDiffusion::open(&StableDiffusion::folder(name), &self.device.device)
+        let folder = StableDiffusion::folder(name);
+        let model = StableDiffusion::open(&folder, &self.device.device)?;
+        let Some(driver) = &self.device.driver else { return Ok(model) };
+        let tested = self_test::cached(&self.device.device, driver, &model.layer_shapes(), self.cache.as_deref());
+        match (tested, self.choice) {
+            (Ok(()), _) => Ok(model),
+            (Err(fault), device::Choice::Auto) => {
+                tracing::warn!("{} computes wrongly ({fault}); the CPU is used instead", self.device.name);
+                StableDiffusion::open(&folder, &device::cpu())
+            }
+            (Err(fault), _) => {
+                tracing::warn!("{} computes wrongly ({fault}); compare with --device cpu", self.device.name);
+                Ok(model)
+            }
+        }
     }
 
     /// Puts adapters in place together. Two that define one word differently are refused.

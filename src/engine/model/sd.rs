@@ -1,5 +1,7 @@
 //! A Stable-Diffusion-shaped model: tokenizer, text encoder, denoiser, autoencoder, schedule.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
@@ -9,6 +11,7 @@ use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
 use crate::engine::model::{Layer, LayerId, Mounts, clip, unet, vae};
+use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
 /// The model that comes with the program.
@@ -153,6 +156,12 @@ impl StableDiffusion {
 
     pub fn layer(&self, id: LayerId) -> &Layer {
         &self.layers[id.0]
+    }
+
+    /// The distinct shapes of its layers.
+    pub fn layer_shapes(&self) -> Vec<LayerShape> {
+        let shape = |layer: &Layer| LayerShape { out: layer.out, channels: layer.channels, kernel: layer.kernel };
+        self.layers.iter().map(shape).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Layers by their place in the table.

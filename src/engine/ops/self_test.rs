@@ -46,7 +46,7 @@ const OPS: &[(&str, Op)] = &[
         let y =
             module::conv2d(x.clone(), input([32, 32, 3, 3], 2, d), None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
         let gradients = (y * input([1, 32, 8, 8], 3, d)).sum().backward();
-        flat(x.grad(&gradients).unwrap_or_else(|| input([1, 32, 8, 8], 1, d)))
+        flat(x.grad(&gradients).unwrap_or_else(|| Tensor::zeros([1, 32, 8, 8], d)))
     }),
 ];
 
@@ -61,7 +61,9 @@ fn convolve(device: &Device, stride: usize) -> Tensor<4> {
 }
 
 fn input<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
-    let values = Philox::new(seed).normal(0, shape.iter().product());
+    let n = shape.iter().product::<usize>();
+    // A prime number of values, repeated: drawing the weights of a wide layer would take longer than its product.
+    let values: Vec<f32> = Philox::new(seed).normal(0, n.min(4093)).into_iter().cycle().take(n).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
@@ -70,34 +72,67 @@ fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
     tensor.reshape([1, n])
 }
 
-/// The first operation that differs from the CPU, as a message.
-pub fn run(device: &Device) -> Result<(), String> {
-    let cpu = crate::engine::device::cpu();
-    for (name, op) in OPS {
-        let values =
-            |device: &Device| op(device).inner().into_data().try_to_vec::<f32>().map_err(|e| format!("{name}: {e:?}"));
-        let (expected, found) = (values(&cpu)?, values(device)?);
-        let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let difference = expected
-            .iter()
-            .zip(&found)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0_f32, |m, x| if x > m || x.is_nan() { x } else { m });
-        if difference.is_nan() || difference > TOLERANCE * largest || found.len() != expected.len() {
-            return Err(format!("{name} is off by {difference} of {largest}"));
+/// The weight of one layer: the same shape is the same kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LayerShape {
+    pub out: usize,
+    pub channels: usize,
+    /// `None` for a linear layer.
+    pub kernel: Option<[usize; 2]>,
+}
+
+impl LayerShape {
+    /// The layer on a few tokens or pixels.
+    fn run(self, device: &Device) -> Tensor<2> {
+        let Self { out, channels, kernel } = self;
+        match kernel {
+            None | Some([1, 1]) => input::<2>([16, channels], 1, device).matmul(input([channels, out], 2, device)),
+            Some([h, w]) => {
+                let options = ConvOptions::new([1, 1], [h / 2, w / 2], [1, 1], 1);
+                flat(module::conv2d(
+                    input([1, channels, 8, 8], 1, device),
+                    input([out, channels, h, w], 2, device),
+                    None,
+                    options,
+                ))
+            }
         }
+    }
+}
+
+/// The first operation, or layer of these shapes, that differs from the CPU, as a message.
+pub fn run(device: &Device, layers: &[LayerShape]) -> Result<(), String> {
+    for (name, op) in OPS {
+        compare(name, op, device)?;
+    }
+    layers.iter().try_for_each(|layer| compare(&format!("{layer:?}"), |device| layer.run(device), device))
+}
+
+fn compare(name: &str, op: impl Fn(&Device) -> Tensor<2>, device: &Device) -> Result<(), String> {
+    let values =
+        |device: &Device| op(device).inner().into_data().try_to_vec::<f32>().map_err(|e| format!("{name}: {e:?}"));
+    let (expected, found) = (values(&crate::engine::device::cpu())?, values(device)?);
+    let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let difference = expected
+        .iter()
+        .zip(&found)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0_f32, |m, x| if x > m || x.is_nan() { x } else { m });
+    if difference.is_nan() || difference > TOLERANCE * largest || found.len() != expected.len() {
+        return Err(format!("{name} is off by {difference} of {largest}"));
     }
     Ok(())
 }
 
-/// [`run`], once for each driver version: a pass is remembered in `cache`.
-pub fn cached(device: &Device, driver: &str, cache: Option<&Path>) -> Result<(), String> {
-    let key = safetensors::hex(&Sha256::digest(format!("{driver} {}", env!("CARGO_PKG_VERSION")).as_bytes()));
+/// [`run`], once for each driver version and set of shapes: a pass is remembered in `cache`.
+pub fn cached(device: &Device, driver: &str, layers: &[LayerShape], cache: Option<&Path>) -> Result<(), String> {
+    let identity = format!("{driver} {} {layers:?}", env!("CARGO_PKG_VERSION"));
+    let key = safetensors::hex(&Sha256::digest(identity.as_bytes()));
     let mark = cache.map(|folder| folder.join("self_test").join(&key[..32]));
     if mark.as_deref().is_some_and(Path::is_file) {
         return Ok(());
     }
-    run(device)?;
+    run(device, layers)?;
     if let Some(mark) = mark
         && let Err(error) = atomic::write(&mark, |out| out.write_all(driver.as_bytes()))
     {
@@ -112,6 +147,7 @@ mod tests {
 
     #[test]
     fn the_cpu_agrees_with_itself() {
-        run(&crate::engine::device::cpu()).unwrap();
+        let layers = [None, Some([3, 3])].map(|kernel| LayerShape { out: 24, channels: 40, kernel });
+        run(&crate::engine::device::cpu(), &layers).unwrap();
     }
 }
