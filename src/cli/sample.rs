@@ -113,7 +113,7 @@ fn text(args: &Args, model: &str, picture: &image::RgbImage, i: usize) -> BTreeM
         picture.width(),
         picture.height(),
     );
-    BTreeMap::from([("parameters".to_owned(), parameters), ("Software".to_owned(), "Triptych".to_owned())])
+    BTreeMap::from([(png::PARAMETERS.to_owned(), parameters), ("Software".to_owned(), "Triptych".to_owned())])
 }
 
 fn numbered(out: &Path, i: usize, count: usize) -> PathBuf {

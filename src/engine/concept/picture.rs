@@ -1,6 +1,5 @@
 //! One picture file → planar RGB in −1…1, at the size the model wants.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
@@ -10,6 +9,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder as _, ImageError, ImageReader, ImageResult, Limits, Rgb, RgbImage};
 use sha2::{Digest as _, Sha256};
 
+use crate::engine::io::safetensors::hex;
 use crate::engine::{Error, Result};
 
 /// Bytes of the unpacked picture: 134 megapixels of RGBA, three times what cameras make. More is a mistake or a
@@ -67,12 +67,7 @@ pub fn load(path: &Path, size: [usize; 2], background: [u8; 3], fit: Fit) -> Res
 /// SHA-256 of the file's bytes in hexadecimal: the part of a latent cache key that changes when the picture does.
 pub fn content_hash(path: &Path) -> Result<String> {
     let bytes = fs::read(path).map_err(|source| Error::io("read the picture", path, &source))?;
-    let mut hex = String::with_capacity(64);
-    for byte in Sha256::digest(&bytes) {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    Ok(hex)
+    Ok(hex(&Sha256::digest(&bytes)))
 }
 
 /// The whole picture, upright, or the sentence that says why not.

@@ -36,11 +36,6 @@ impl Layer {
         self.channels * self.kernel.map_or(1, |[h, w]| h * w)
     }
 
-    /// Shape of the weight in files.
-    pub fn weight_shape(&self) -> Vec<usize> {
-        Self::factor_shape(self.out, self.channels, self.kernel)
-    }
-
     /// Shape of `lora_down.weight` in files: `[rank, in]`, for convolutions `[rank, in, kh, kw]`.
     pub fn down_shape(&self, rank: usize) -> Vec<usize> {
         Self::factor_shape(rank, self.channels, self.kernel)
