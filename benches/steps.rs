@@ -9,14 +9,14 @@ use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
-use triptych::engine::adapter::{self, Context, target};
-use triptych::engine::device;
+use triptych::engine::adapter::{self, Context, Spot, target};
+use triptych::engine::device::{self, read};
 use triptych::engine::diffusion::Schedule;
 use triptych::engine::field::Settings;
 use triptych::engine::model::tokenizer::Word;
 use triptych::engine::model::{Mounts, StableDiffusion};
 use triptych::engine::random::Philox;
-use triptych::engine::train::step::{Batch, Group, Prior, Rates, Text, Trainee, read};
+use triptych::engine::train::step::{Batch, Group, Prior, Rates, Text, Trainee};
 
 const WARM_UP: usize = 3;
 const RUNS: usize = 15;
@@ -68,19 +68,18 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
     let row = adapter::method(method).unwrap();
     let settings = Settings::new(row.fields, []).unwrap();
     let adapter = (row.build)(&settings, &Context { seed: 0, slot: 0, block: 8 }).unwrap();
-    let mut trainee = Trainee { parameters: Vec::new(), layers: Vec::new(), token: None };
+    let mut trainee = Trainee::new(adapter.into());
     for id in target::select(target::DEFAULT, &model.layers).unwrap() {
-        let layer = model.layer(id);
-        trainee.add_layer(id, &layer.module(), adapter.init(layer, &Philox::new(0)).unwrap(), model);
+        let spot = Spot { layer: model.layer(id), weight: model.weight(id), depth: 0.0, random: Philox::new(0) };
+        let tensors = trainee.adapter.begin(&spot).unwrap();
+        trainee.add_layer(id, &spot.layer.module(), tensors, &model.device);
     }
     let start = model.text.embed(&[vec![5]]).squeeze_dim(0);
     trainee.token = Some(trainee.add("<sks>".into(), start, Group::Token));
     let word = Word { text: "<sks>".into(), vectors: 1 };
     let prompt = model.tokenizer.encode("a 3d emoji of <sks> robot", &[word]).unwrap();
     let (latents, prior) = (noise(model, [b, 4, 16, 16]), (p > 0).then(|| context(model, p)));
-    let mut t = 0;
     median(|| {
-        t += 1;
         let batch = Batch {
             latents: latents.clone(),
             noise: latents.clone(),
@@ -90,7 +89,7 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
             prior: prior.clone().map(|context| Prior { context, weight: 2.0 }),
         };
         let outcome = trainee.gradients(model, &schedule, &batch);
-        trainee.update(outcome.gradients, t, RATES);
+        trainee.update(outcome.gradients, RATES);
         read(outcome.loss).unwrap();
     })
 }

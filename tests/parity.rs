@@ -209,7 +209,7 @@ fn training_losses_gradients_and_weights() {
             let found = outcome.gradients.iter().cloned().map(|g| g.expect("every parameter has a gradient"));
             training::assert_norm("gradients", &trainee, found.collect(), &r, "grad0", 1e-3);
         }
-        trainee.update(outcome.gradients, i + 1, training::RATES);
+        trainee.update(outcome.gradients, training::RATES);
     }
     training::assert_norm("weights", &trainee, trainee.values(), &r, "final", 1e-3);
 }

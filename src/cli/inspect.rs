@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::Shell;
+use crate::cli::{Shell, ranks_in_words};
 use crate::engine::Result;
 use crate::engine::inspect::{Report, inspect};
 
@@ -43,19 +43,34 @@ fn words(report: &Report) -> String {
             )
         }
         Report::Adapter {
-            path, method, base, basis, slot, tokens, layers, ranks, dtype, parameters, bytes, ..
+            path,
+            method,
+            base,
+            basis,
+            slot,
+            tokens,
+            layers,
+            file,
+            ranks,
+            dtype,
+            parameters,
+            bytes,
+            ..
         } => {
             let unknown = || "not said".to_owned();
             let tokens =
                 tokens.iter().map(|(token, n)| format!("{token} ({n} vectors)")).collect::<Vec<_>>().join(", ");
-            let ranks = ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let ranks = ranks_in_words(&ranks.iter().copied().collect());
             let mut text = format!(
-                "Adapter {}\n  method: {}\n  made for: {}\n  words: {}\n  {layers} layers of rank {ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
+                "Adapter {}\n  method: {}\n  made for: {}\n  words: {}\n  {layers} layers{ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
                 path.display(),
                 method.clone().unwrap_or_else(unknown),
                 base.clone().unwrap_or_else(unknown),
                 if tokens.is_empty() { "none".into() } else { tokens },
             );
+            if let Some(file) = file {
+                text += &format!("\n  holds {}", file.words());
+            }
             if let (Some(basis), Some(slot)) = (basis, slot) {
                 text += &format!("\n  basis: {basis}, slot {slot}");
             }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::cli::Shell;
+use crate::cli::{Shell, say};
 use crate::engine::adapter::target;
 use crate::engine::diffusion::SAMPLERS;
 use crate::engine::field::Field;
@@ -17,6 +17,9 @@ use crate::engine::{Result, adapter, merge};
 pub struct Args {
     /// Only these
     what: Option<What>,
+    /// Tables without the fields, as the README has them
+    #[arg(long)]
+    markdown: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,6 +30,10 @@ enum What {
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
+    if args.markdown {
+        say(markdown().trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
     let shows = |what: What| args.what.is_none_or(|only| only == what);
     let samplers: Vec<_> = SAMPLERS
         .iter()
@@ -41,6 +48,10 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         heading(&mut text, "Adapter methods (train --method NAME --set field=value)");
         for row in adapter::METHODS {
             entry(&mut text, row.name, row.title, row.help, row.paper);
+            let _ = writeln!(text, "    trains {} numbers a layer; writes {}", row.count, row.file.words());
+            if let Some(gradient) = row.gradient {
+                let _ = writeln!(text, "    gradient: {gradient}");
+            }
             for field in row.fields {
                 field_line(&mut text, field);
             }
@@ -88,4 +99,32 @@ fn field_line(text: &mut String, field: &Field) {
     let default = if field.default.is_empty() { "empty" } else { field.default };
     let unit = if field.unit.is_empty() { String::new() } else { format!(" {}", field.unit) };
     let _ = writeln!(text, "    {:<16} {} [{}; default {default}{unit}]", field.name, field.help, field.kind);
+}
+
+/// The README's tables.
+fn markdown() -> String {
+    let mut text = String::from(
+        "| adapter | method | numbers that train on a layer `i → o` | its file loads in |\n|---|---|---|---|\n",
+    );
+    for row in adapter::METHODS {
+        let _ =
+            writeln!(text, "| `{}` | {}, {} | {} | {} |", row.name, row.title, row.paper, row.count, row.file.words());
+    }
+    text += "\n| merge | method | |\n|---|---|---|\n";
+    for row in merge::METHODS {
+        let _ = writeln!(text, "| `{}` | {}, {} | {} |", row.name, row.title, row.paper, row.help);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_shows_what_there_is() {
+        let readme = include_str!("../../README.md");
+        let shown = readme.split("<!-- methods -->\n").nth(1).expect("the README marks its tables");
+        assert_eq!(shown.trim(), markdown().trim(), "put the output of `triptych methods --markdown` there");
+    }
 }

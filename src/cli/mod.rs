@@ -12,6 +12,7 @@ mod sample;
 mod spectrum;
 mod train;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -116,6 +117,12 @@ impl Shell {
 /// A line on stdout. That nobody reads it any more (`| head`) is no fault, where `println!` would panic.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// ` of rank 4/8`; nothing where no layer has factors.
+fn ranks_in_words(ranks: &BTreeSet<usize>) -> String {
+    let list = ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join("/");
+    if list.is_empty() { list } else { format!(" of rank {list}") }
 }
 
 /// `FILE[:strength[:text-strength]]`.

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::cli::{AdapterArg, Progress, Shell};
+use crate::engine::device::read;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::png;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::preview::{Pictures, Request, Start};
 use crate::engine::session::{Session, Used};
-use crate::engine::train::step::read;
 use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]

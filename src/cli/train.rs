@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{Progress, Shell, field_value};
+use crate::cli::{Progress, Shell, field_value, ranks_in_words};
 use crate::engine::adapter::{self, Method};
 use crate::engine::session::{self, Session, Training};
 use crate::engine::{Error, Result};
@@ -98,14 +98,14 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         "loss": [first, last],
         "seconds": seconds,
         "parameters": trained.parameters,
-        "layers": trained.file.layers.len(),
+        "layers": trained.file.modules().len(),
     });
     shell.print(&result, || {
         format!(
-            "{}: {} layers of rank {}, word {} — use it with\n  triptych sample --model {} --adapter {} --prompt \"… {} {}\" --out picture.png",
+            "{}: {} layers{}, word {} — use it with\n  triptych sample --model {} --adapter {} --prompt \"… {} {}\" --out picture.png",
             args.out.display(),
-            trained.file.layers.len(),
-            trained.file.ranks().iter().map(ToString::to_string).collect::<Vec<_>>().join("/"),
+            trained.file.modules().len(),
+            ranks_in_words(&trained.file.ranks()),
             args.token,
             args.model,
             args.out.display(),

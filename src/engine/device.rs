@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use burn::tensor::{Device, DeviceKind};
+use burn::tensor::{Device, DeviceKind, Tensor};
 use wgpu::{AdapterInfo, Backend, Backends, DeviceType};
 
 use crate::engine::{Error, Result};
@@ -51,6 +51,13 @@ pub struct Opened {
 /// The CPU.
 pub fn cpu() -> Device {
     Device::flex()
+}
+
+/// A tensor's values on the host. Waits for the device.
+pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    tensor.into_data().try_to_vec::<f32>().map_err(|e| {
+        Error::new(format!("The device did not return its result ({e:?})"), "Try again, or use --device cpu")
+    })
 }
 
 /// Opens what `choice` asks for.

@@ -17,8 +17,8 @@ pub enum Event {
     Stage { name: String, total: usize },
     /// `done` of the current stage's `total`.
     Progress { done: usize, total: usize },
-    /// One training step.
-    Step { step: usize, total: usize, loss: f32, prior: Option<f32>, rate: f64 },
+    /// One training step; `charged` is what the method adds to the loss.
+    Step { step: usize, total: usize, loss: f32, prior: Option<f32>, charged: Option<f32>, rate: f64 },
     /// A file is whole on disk.
     Saved { path: PathBuf },
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::engine::adapter::target;
+use crate::engine::adapter::{self, FileKind, target};
 use crate::engine::concept;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata as keys;
@@ -39,6 +39,8 @@ pub enum Report {
         slot: Option<String>,
         tokens: BTreeMap<String, usize>,
         layers: usize,
+        /// What the method that wrote it keeps in a file.
+        file: Option<FileKind>,
         ranks: Vec<usize>,
         dtype: String,
         parameters: usize,
@@ -112,10 +114,11 @@ fn adapter(path: &Path) -> Result<Report> {
         basis: value(keys::BASIS),
         slot: value(keys::SLOT),
         tokens: file.tokens.iter().map(|(token, vectors)| (token.clone(), vectors.len())).collect(),
-        layers: file.layers.len(),
+        layers: file.modules().len(),
+        file: adapter::method(file.metadata.get(keys::METHOD).map_or("", String::as_str)).ok().map(|row| row.file),
         ranks: file.ranks().into_iter().collect(),
         dtype: file.dtype.map_or_else(String::new, |dtype| format!("{dtype:?}")),
-        parameters: file.layers.values().map(|layer| layer.down.len() + layer.up.len()).sum(),
+        parameters: file.numbers(),
         bytes: std::fs::metadata(path).map_or(0, |m| m.len()),
         metadata: file.metadata,
     })

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
+use crate::engine::device::read;
 use crate::engine::diffusion::sampler::{self, Denoiser};
 use crate::engine::diffusion::schedule::Steps;
 use crate::engine::diffusion::{Schedule, guidance};
@@ -10,11 +11,12 @@ use crate::engine::model::tokenizer::{self, Word};
 use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::model::{Mounts, StableDiffusion};
 use crate::engine::random::Philox;
-use crate::engine::train::step::read;
 use crate::engine::{Error, Result};
 
 /// Latent pixels that one pass of the network takes at most; more pictures go one batch after the other.
 const BATCH_PIXELS: usize = 8192;
+/// Adding adapters into the weights costs about as much as running them beside the layers for one step.
+const STEPS_TO_REST: usize = 3;
 /// All pictures of a request are held until the last is done.
 const MOST_PICTURES: usize = 1000;
 
@@ -120,10 +122,14 @@ pub fn sample(
             watch(Event::warning(format!("Nothing defines {word}: no adapter in use brings this word")))?;
         }
     }
+    let mounts = match request.steps >= STEPS_TO_REST {
+        true => mounted.mounts.clone().rest(&model.weights),
+        false => mounted.mounts.clone(),
+    };
     let vectors: Vec<Tensor<2>> = mounted.tokens.iter().map(|token| token.vectors.clone()).collect();
     let encoded = [&request.negative, &request.prompt].map(|text| model.tokenizer.encode(text, &words));
     let [negative, prompt] = encoded;
-    let context = model.condition(&[negative?, prompt?], &vectors, &mounted.mounts);
+    let context = model.condition(&[negative?, prompt?], &vectors, &mounts);
 
     let [n, _, h, w] = shape;
     let chunk = (BATCH_PIXELS / (h * w)).clamp(1, n);
@@ -133,7 +139,7 @@ pub fn sample(
         let count = chunk.min(n - first);
         let mut run = Run {
             model,
-            mounted,
+            mounts: &mounts,
             schedule: &schedule,
             steps: &steps,
             context: &context,
@@ -197,7 +203,7 @@ fn latent_shape(model: &StableDiffusion, request: &Request) -> Result<[usize; 4]
 /// One batch on its way.
 struct Run<'a, 'w> {
     model: &'a StableDiffusion,
-    mounted: &'a Mounted,
+    mounts: &'a Mounts,
     schedule: &'a Schedule,
     steps: &'a Steps,
     /// Negative, then positive: `[2, n, width]`.
@@ -238,7 +244,7 @@ impl Denoiser for Run<'_, '_> {
         let input = guidance::network_input(x.clone(), sigma);
         let forward = |input: Tensor<4>, context: Tensor<3>| {
             let times = vec![t; input.dims()[0]];
-            self.model.unet.forward(input, &times, &context, &self.mounted.mounts)
+            self.model.unet.forward(input, &times, &context, self.mounts)
         };
         // Without guidance the negative prompt has no say: half the work.
         let out = if (self.request.cfg - 1.0).abs() < 1e-9 {

@@ -150,7 +150,7 @@ impl Session {
     ) -> Result<Trained> {
         let (method_settings, settings) = self::settings(training.method, &training.changes)?;
         // A wrong setting is told before a slot is taken for it.
-        Config::new(&settings, model)?;
+        Config::new(&settings, training.method, model)?;
         let class_word = training.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
         let trigger = Trigger::new(&training.token, &class_word)?;
         if class_word.is_empty() {

@@ -1,8 +1,9 @@
 //! The training reference: ten AdamW steps with every random number given.
 
 use burn::tensor::{Device, Tensor};
-use triptych::engine::adapter::Factors;
-use triptych::engine::model::StableDiffusion;
+use triptych::engine::adapter::{self, Context, Start};
+use triptych::engine::field::Settings;
+use triptych::engine::model::{Layer, StableDiffusion};
 use triptych::engine::train::step::{Batch, Rates, Text, Trainee};
 
 use super::Reference;
@@ -10,18 +11,24 @@ use super::Reference;
 /// As the reference's `metadata.optimizer` says.
 pub const RATES: Rates = Rates { adapter: 1e-3, token: 0.0, decay: 1e-2, clip: 0.0 };
 
-/// The reference's LoRA before its first step; parameters are named by PEFT's keys.
+/// The reference's LoRA before its first step; parameters are named by PEFT's paths.
 pub fn trainee(model: &StableDiffusion, r: &Reference) -> Trainee {
-    let mut trainee = Trainee { parameters: Vec::new(), layers: Vec::new(), token: None };
-    for (id, layer) in model.layer_ids() {
-        let down = format!("init.{}.lora_A.weight", layer.path);
-        if !r.names().any(|name| *name == down) {
-            continue;
-        }
-        let rank = r.shape(&down)[0];
-        let up = r.f32(&format!("init.{}.lora_B.weight", layer.path));
-        let factors = Factors { down: r.f32(&down), up, rank, alpha: rank as f32, train_down: true };
-        trainee.add_layer(id, &layer.path, factors, model);
+    let of = |layer: &Layer, factor: &str| format!("init.{}.{factor}.weight", layer.path);
+    let adapted = || model.layer_ids().filter(|(_, layer)| r.names().any(|name| *name == of(layer, "lora_A")));
+    let (_, first) = adapted().next().expect("a layer");
+    // Alpha is the rank.
+    let row = adapter::method("lora").unwrap();
+    let rank = r.shape(&of(first, "lora_A"))[0].to_string();
+    let settings = Settings::new(row.fields, [("rank", rank.as_str())]).unwrap();
+    let mut trainee = Trainee::new((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).unwrap().into());
+    for (id, layer) in adapted() {
+        let start = |name, factor: &str| {
+            let name_in_file = of(layer, factor);
+            let [rows, columns] = r.shape(&name_in_file)[..] else { panic!("{name_in_file} is no matrix") };
+            Start::trained(name, [rows, columns], r.f32(&name_in_file))
+        };
+        let tensors = vec![start("lora_down", "lora_A"), start("lora_up", "lora_B")];
+        trainee.add_layer(id, &layer.path, tensors, &model.device);
     }
     trainee
 }

@@ -1,10 +1,12 @@
 //! Plain LoRA: both sides train (Hu et al. 2021, arXiv 2106.09685; rank-stabilised: Kalajdzievski 2023, arXiv 2312.03732).
 
+use burn::tensor::Tensor;
+
 use crate::engine::Result;
-use crate::engine::adapter::{Adapter, Context, Factors, Method};
+use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
+use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::Layer;
-use crate::engine::random::Philox;
+use crate::engine::model::{Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "lora",
@@ -12,22 +14,8 @@ pub const METHOD: Method = Method {
     paper: "Hu et al. 2021, arXiv 2106.09685",
     help: "Both sides train: a little closer alone, but concepts get into each other's way when merged",
     fields: &[
-        Field {
-            name: "rank",
-            title: "Rank",
-            help: "How many directions each layer may change; more hold more detail and make a larger file",
-            unit: "",
-            default: "8",
-            kind: Kind::Integer { min: 1, max: 1024 },
-        },
-        Field {
-            name: "alpha",
-            title: "Alpha",
-            help: "Strength of the change: the factors' product is scaled by alpha / rank; 0 means the rank itself",
-            unit: "",
-            default: "0",
-            kind: Kind::Number { min: 0.0, max: 4096.0 },
-        },
+        RANK,
+        ALPHA,
         Field {
             name: "rank_stabilised",
             title: "Rank-stabilised",
@@ -37,32 +25,42 @@ pub const METHOD: Method = Method {
             kind: Kind::Flag,
         },
     ],
+    count: "rank·(i + o)",
+    file: FileKind::Lora,
+    gradient: None,
+    rate: 1.0,
     takes_slot: false,
     build,
 };
 
-struct Lora {
-    rank: usize,
-    alpha: f32,
-}
+struct Lora(Rank);
 
 #[expect(clippy::unnecessary_wraps, reason = "the registry's signature")]
 fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
-    let rank = settings.integer("rank");
-    let alpha = match settings.number("alpha") as f32 {
-        0.0 => rank as f32,
-        alpha => alpha,
-    };
-    let alpha = if settings.flag("rank_stabilised") { alpha * (rank as f32).sqrt() } else { alpha };
-    Ok(Box::new(Lora { rank, alpha }))
+    let mut rank = Rank::of(settings);
+    if settings.flag("rank_stabilised") {
+        // Folded into alpha, as LyCORIS does: files have no flag for it.
+        rank.alpha *= (rank.rank as f32).sqrt();
+    }
+    Ok(Box::new(Lora(rank)))
 }
 
 impl Adapter for Lora {
-    /// `down ~ U(−1/√in, 1/√in)` (Kaiming, a = √5), `up = 0`.
-    fn init(&self, layer: &Layer, random: &Philox) -> Result<Factors> {
-        let input = layer.input();
-        let bound = (input as f32).powf(-0.5);
-        let down = random.uniform(0, self.rank * input).into_iter().map(|u| (2.0 * u - 1.0) * bound).collect();
-        Ok(Factors { down, up: vec![0.0; layer.out * self.rank], rank: self.rank, alpha: self.alpha, train_down: true })
+    fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
+        Ok(self.0.begin(spot))
+    }
+
+    fn change(&self, t: &[Tensor<2>], _: &Site<'_>) -> Vec<Change> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        vec![self.0.change(down, up)]
+    }
+
+    fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        self.0.store(down, up)
+    }
+
+    fn count(&self, layer: &Layer, _: f32) -> usize {
+        self.0.rank * (layer.input() + layer.out)
     }
 }

@@ -1,12 +1,17 @@
 //! From adapter files to terms on a model's layers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 
-use crate::engine::io::lora_file::{LoraFile, LoraLayer};
-use crate::engine::io::names;
-use crate::engine::model::{Branch, LayerId, Mounts, StableDiffusion};
+use crate::engine::adapter::{self, Adapter, Context, Spot};
+use crate::engine::field::Settings;
+use crate::engine::io::lora_file::{Difference, LoraFile};
+use crate::engine::io::{metadata, names};
+use crate::engine::model::mount::Live;
+use crate::engine::model::{Branch, Change, LayerId, Mounts, StableDiffusion};
+use crate::engine::random::Philox;
 use crate::engine::{Error, Result};
 
 /// The user's multipliers of one adapter.
@@ -42,39 +47,79 @@ impl Strength {
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
     let table: BTreeMap<String, LayerId> = model.layer_ids().map(|(id, layer)| (layer.module(), id)).collect();
-    for (module, layer) in &file.layers {
-        let Some(&id) = table.get(module) else {
-            return Err(foreign(model, &format!("it has no layer {module}")).at(&file.path));
-        };
-        let of_model = model.layer(id);
-        if (layer.out(), layer.input()) != (of_model.out, of_model.input()) {
-            let why = format!(
-                "layer {module} has {} inputs and {} outputs here, {} and {} in the adapter",
-                of_model.input(),
-                of_model.out,
+    let refused = |why: String| {
+        Error::new(
+            format!("The adapter was made for another model than {}: {why}", model.name),
+            "Choose the model it was trained on, or one of the same family",
+        )
+        .at(&file.path)
+    };
+    let find = |module: &String, found: Option<(usize, usize)>| -> Result<LayerId> {
+        let id = *table.get(module).ok_or_else(|| refused(format!("it has no layer {module}")))?;
+        let layer = model.layer(id);
+        match found {
+            Some((out, input)) if (out, input) != (layer.out, layer.input()) => Err(refused(format!(
+                "layer {module} has {} inputs and {} outputs here, {input} and {out} in the adapter",
                 layer.input(),
-                layer.out()
-            );
-            return Err(foreign(model, &why).at(&file.path));
+                layer.out,
+            ))),
+            _ => Ok(id),
         }
-        mounts.add(id, branch(layer, strength.of(module), model));
+    };
+    let matrix = |values: &[f32], shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &model.device)
+    };
+    for (module, layer) in &file.layers {
+        let id = find(module, Some((layer.out(), layer.input())))?;
+        let down = matrix(&layer.down, [layer.rank, layer.input()]);
+        let up = matrix(&layer.up, [layer.out(), layer.rank]);
+        let scale = layer.scale() * strength.of(module);
+        mounts.add(id, Change::LowRank(Branch { down, up, scale }));
+    }
+    for (module, Difference { weight, shape, bias }) in &file.differences {
+        let found = (!shape.is_empty()).then(|| (shape[0], shape[1..].iter().product()));
+        let (id, by) = (find(module, found)?, strength.of(module));
+        if let Some((out, input)) = found {
+            mounts.add(id, Change::Weight(matrix(weight, [out, input])).times(by));
+        }
+        if let Some(bias) = bias {
+            let out = model.layer(id).out;
+            if bias.len() != out || model.weight(id).bias.is_none() {
+                return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
+            }
+            mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])).times(by));
+        }
+    }
+    if !file.own.is_empty() {
+        let adapter = rebuilt(file)?;
+        for (module, parts) in &file.own {
+            let id = find(module, None)?;
+            let spot = Spot { layer: model.layer(id), weight: model.weight(id), depth: 0.0, random: Philox::new(0) };
+            let tensors = adapter
+                .begin(&spot)?
+                .iter()
+                .map(|start| parts.get(start.name).map(|part| matrix(&part.values, part.shape)))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| refused(format!("layer {module} is not whole")))?;
+            mounts.add_live(id, live(Arc::clone(&adapter), tensors, strength.of(module)));
+        }
     }
     Ok(())
 }
 
-fn branch(layer: &LoraLayer, strength: f32, model: &StableDiffusion) -> Branch {
-    let tensor =
-        |values: &[f32], shape: [usize; 2]| Tensor::from_data(TensorData::new(values.to_vec(), shape), &model.device);
-    Branch {
-        down: tensor(&layer.down, [layer.rank, layer.input()]),
-        up: tensor(&layer.up, [layer.out(), layer.rank]),
-        scale: layer.scale() * strength,
-    }
+/// A method's tensors at work on one layer.
+pub fn live(adapter: Arc<dyn Adapter>, t: Vec<Tensor<2>>, strength: f32) -> Live {
+    Arc::new(move |site| adapter.change(&t, site).into_iter().map(|change| change.times(strength)).collect())
 }
 
-fn foreign(model: &StableDiffusion, why: &str) -> Error {
-    Error::new(
-        format!("The adapter was made for another model than {}: {why}", model.name),
-        "Choose the model it was trained on, or one of the same family",
-    )
+/// The method that wrote `file`, with the settings it was trained with.
+fn rebuilt(file: &LoraFile) -> Result<Arc<dyn Adapter>> {
+    let damaged = || Error::new("The file does not say how its adapter works", "Train it again").at(&file.path);
+    let of = |key: &str| file.metadata.get(key).ok_or_else(damaged);
+    let row = adapter::method(of(metadata::METHOD)?).map_err(|e| e.at(&file.path))?;
+    let recipe: serde_json::Value = serde_json::from_str(of(metadata::RECIPE)?).map_err(|_| damaged())?;
+    let changes = recipe["method"].as_object().ok_or_else(damaged)?;
+    let changes = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
+    let settings = Settings::new(row.fields, changes).map_err(|e| e.at(&file.path))?;
+    Ok((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 })?.into())
 }

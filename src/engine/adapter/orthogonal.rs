@@ -1,12 +1,17 @@
 //! Orthogonal Adaptation: each concept reads its own columns of one shared orthonormal basis and trains only the write
 //! side (Po et al. 2024, arXiv 2312.02432). Two concepts in different slots have `ΔWᵢ·ΔWⱼᵀ = 0` exactly.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::Tensor;
+
 use crate::engine::Result;
 use crate::engine::adapter::basis::{self, Basis};
-use crate::engine::adapter::{Adapter, Context, Factors, Method};
+use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
+use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::Layer;
-use crate::engine::random::Philox;
+use crate::engine::model::{Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "orthogonal",
@@ -15,21 +20,12 @@ pub const METHOD: Method = Method {
     help: "Each concept gets a subspace of its own, so that concepts trained apart can be summed",
     fields: &[
         Field {
-            name: "rank",
-            title: "Rank",
             help: "How many directions each layer may change; at most the project's block. 0 means the whole block",
-            unit: "",
             default: "0",
             kind: Kind::Integer { min: 0, max: 1024 },
+            ..RANK
         },
-        Field {
-            name: "alpha",
-            title: "Alpha",
-            help: "Strength of the change: the factors' product is scaled by alpha / rank; 0 means the rank itself",
-            unit: "",
-            default: "0",
-            kind: Kind::Number { min: 0.0, max: 4096.0 },
-        },
+        ALPHA,
         Field {
             name: "basis",
             title: "Basis",
@@ -47,6 +43,10 @@ pub const METHOD: Method = Method {
             kind: Kind::Integer { min: 0, max: i64::MAX },
         },
     ],
+    count: "rank·o",
+    file: FileKind::Lora,
+    gradient: None,
+    rate: 1.0,
     takes_slot: true,
     build,
 };
@@ -54,8 +54,9 @@ pub const METHOD: Method = Method {
 struct Orthogonal {
     basis: Basis,
     slot: usize,
-    rank: usize,
-    alpha: f32,
+    rank: Rank,
+    /// The slot's rows for each width met so far: making them takes seconds where layers are wide.
+    rows: Mutex<BTreeMap<usize, Vec<f32>>>,
 }
 
 fn build(settings: &Settings, context: &Context) -> Result<Box<dyn Adapter>> {
@@ -63,30 +64,40 @@ fn build(settings: &Settings, context: &Context) -> Result<Box<dyn Adapter>> {
         0 => context.block,
         rank => rank,
     };
-    let alpha = match settings.number("alpha") as f32 {
-        0.0 => rank as f32,
-        alpha => alpha,
-    };
     let basis = Basis {
         kind: settings.text("basis").parse()?,
         version: basis::VERSION,
         seed: settings.integer("basis_seed") as u64,
         block: context.block,
     };
-    Ok(Box::new(Orthogonal { basis, slot: context.slot, rank, alpha }))
+    let rank = Rank::new(rank, settings.number("alpha") as f32);
+    Ok(Box::new(Orthogonal { basis, slot: context.slot, rank, rows: Mutex::default() }))
 }
 
 impl Adapter for Orthogonal {
     /// `down` = the slot's rows of the basis of this width, frozen; `up = 0`.
-    fn init(&self, layer: &Layer, _: &Philox) -> Result<Factors> {
-        let down = self.basis.rows(layer.input(), self.slot, self.rank)?;
-        Ok(Factors {
-            down,
-            up: vec![0.0; layer.out * self.rank],
-            rank: self.rank,
-            alpha: self.alpha,
-            train_down: false,
-        })
+    fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
+        let (width, rank) = (spot.layer.input(), self.rank.rank);
+        let mut known = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = match known.get(&width) {
+            Some(rows) => rows.clone(),
+            None => known.entry(width).or_insert(self.basis.rows(width, self.slot, rank)?).clone(),
+        };
+        Ok(vec![Start::frozen("lora_down", [rank, width], rows), Start::zeros("lora_up", [spot.layer.out, rank])])
+    }
+
+    fn change(&self, t: &[Tensor<2>], _: &Site<'_>) -> Vec<Change> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        vec![self.rank.change(down, up)]
+    }
+
+    fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        self.rank.store(down, up)
+    }
+
+    fn count(&self, layer: &Layer, _: f32) -> usize {
+        self.rank.rank * layer.out
     }
 
     fn basis(&self) -> Option<(Basis, usize)> {

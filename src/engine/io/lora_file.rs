@@ -1,4 +1,5 @@
-//! LoRA files: kohya, PEFT and diffusers keys are read, kohya keys are written.
+//! Adapter files: kohya, LyCORIS's full differences, PEFT and diffusers keys are read, kohya and LyCORIS keys are
+//! written.
 //!
 //! Every file we write is complete: the read side is stored even where a seed could regenerate it, so that ComfyUI,
 //! A1111 and kohya's tools load it. Token vectors travel as `bundle_emb.<token>.clip_l` (OneTrainer's name; ComfyUI
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
+use crate::engine::io::metadata;
 use crate::engine::io::names::{self, Role};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::engine::{Error, Result};
@@ -46,12 +48,34 @@ impl LoraLayer {
     }
 }
 
-/// A LoRA file's content.
+/// What is added to a layer's own parameters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Difference {
+    /// `ΔW`, row-major.
+    pub weight: Vec<f32>,
+    /// `[out, in]` or `[out, channels, kh, kw]`; empty where only the bias differs.
+    pub shape: Vec<usize>,
+    /// `Δb [out]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A tensor of a method that no other program knows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    pub values: Vec<f32>,
+    pub shape: [usize; 2],
+}
+
+/// An adapter file's content.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoraFile {
     pub path: PathBuf,
     /// By kohya's module name.
     pub layers: BTreeMap<String, LoraLayer>,
+    /// Likewise; a layer may have low-rank factors and a bias difference.
+    pub differences: BTreeMap<String, Difference>,
+    /// Likewise, each with its tensors by name.
+    pub own: BTreeMap<String, BTreeMap<String, Matrix>>,
     /// Vectors of each token, `[n][width]`.
     pub tokens: BTreeMap<String, Vec<Vec<f32>>>,
     pub metadata: BTreeMap<String, String>,
@@ -62,8 +86,8 @@ pub struct LoraFile {
 impl LoraFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = Checkpoint::open(path)?;
-        let mut parts: BTreeMap<String, BTreeMap<&str, &String>> = BTreeMap::new();
-        let mut tokens = BTreeMap::new();
+        let mut parts: BTreeMap<String, BTreeMap<Role, &String>> = BTreeMap::new();
+        let (mut tokens, mut own) = (BTreeMap::new(), BTreeMap::<String, BTreeMap<String, Matrix>>::new());
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
             let token = stored.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.strip_suffix(TOKEN_SUFFIX));
@@ -71,12 +95,11 @@ impl LoraFile {
             if let Some(token) = token.filter(|token| !token.is_empty()) {
                 tokens.insert(token.to_owned(), vectors(&file, stored)?);
             } else if let Some((module, role)) = names::lora_key(stored) {
-                let slot = match role {
-                    Role::Down => "down",
-                    Role::Up => "up",
-                    Role::Alpha => "alpha",
-                };
-                parts.entry(module).or_default().insert(slot, stored);
+                parts.entry(module).or_default().insert(role, stored);
+            } else if let Some((module, name)) = own_key(stored)
+                && file.metadata().contains_key(metadata::METHOD)
+            {
+                own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(&file, stored)?);
             } else {
                 foreign.push(stored.as_str());
             }
@@ -84,24 +107,26 @@ impl LoraFile {
         if let Some(first) = foreign.first() {
             return Err(not_lora(first, parts.is_empty()).at(path));
         }
-        if parts.is_empty() {
+        if parts.is_empty() && own.is_empty() {
             return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
         }
-        let layers = parts
-            .into_iter()
-            .map(|(module, parts)| {
-                let layer = layer(&file, &parts).map_err(|why| {
-                    Error::new(
-                        format!("The layer {module} cannot be used: {why}"),
-                        "The file is damaged: export it again",
-                    )
-                    .at(path)
-                })?;
-                Ok((module, layer))
-            })
-            .collect::<Result<BTreeMap<_, _>>>()?;
+        let damaged = |module: &str, why: String| {
+            Error::new(format!("The layer {module} cannot be used: {why}"), "The file is damaged: export it again")
+                .at(path)
+        };
+        let (mut layers, mut differences) = (BTreeMap::new(), BTreeMap::new());
+        for (module, parts) in parts {
+            if let Some(difference) = difference(&file, &parts).map_err(|why| damaged(&module, why))? {
+                differences.insert(module.clone(), difference);
+            }
+            if [Role::Down, Role::Up, Role::Alpha].iter().any(|role| parts.contains_key(role)) {
+                let layer = layer(&file, &parts).map_err(|why| damaged(&module, why))?;
+                layers.insert(module, layer);
+            }
+        }
         let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
-        Ok(Self { path: path.to_path_buf(), layers, tokens, metadata: file.metadata().clone(), dtype })
+        let metadata = file.metadata().clone();
+        Ok(Self { path: path.to_path_buf(), layers, differences, own, tokens, metadata, dtype })
     }
 
     /// The tensors as they are written.
@@ -112,6 +137,20 @@ impl LoraFile {
             tensors.insert(format!("{module}.lora_down.weight"), Tensor::new(dtype, &layer.down_shape, &layer.down));
             tensors.insert(format!("{module}.lora_up.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
             tensors.insert(format!("{module}.alpha"), Tensor::new(exact(dtype, layer.alpha), &[], &[layer.alpha]));
+        }
+        for (module, difference) in &self.differences {
+            if !difference.shape.is_empty() {
+                let weight = Tensor::new(dtype, &difference.shape, &difference.weight);
+                tensors.insert(format!("{module}.diff"), weight);
+            }
+            if let Some(bias) = &difference.bias {
+                tensors.insert(format!("{module}.diff_b"), Tensor::new(dtype, &[bias.len()], bias));
+            }
+        }
+        for (module, parts) in &self.own {
+            for (name, Matrix { values, shape }) in parts {
+                tensors.insert(format!("{module}.{name}"), Tensor::new(dtype, shape, values));
+            }
         }
         for (token, vectors) in &self.tokens {
             let width = vectors.first().map_or(0, Vec::len);
@@ -131,6 +170,19 @@ impl LoraFile {
         safetensors::save(path, &tensors, &metadata)
     }
 
+    /// Every layer it changes.
+    pub fn modules(&self) -> BTreeSet<&String> {
+        self.layers.keys().chain(self.differences.keys()).chain(self.own.keys()).collect()
+    }
+
+    /// How many numbers its layers hold.
+    pub fn numbers(&self) -> usize {
+        let factors = self.layers.values().map(|layer| layer.down.len() + layer.up.len());
+        let whole = self.differences.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
+        let own = self.own.values().flat_map(|parts| parts.values().map(|part| part.values.len()));
+        factors.chain(whole).chain(own).sum()
+    }
+
     /// The ranks in use.
     pub fn ranks(&self) -> BTreeSet<usize> {
         self.layers.values().map(|layer| layer.rank).collect()
@@ -148,9 +200,43 @@ fn exact(dtype: Dtype, alpha: f32) -> Dtype {
     if kept.to_bits() == alpha.to_bits() { dtype } else { Dtype::F32 }
 }
 
-fn layer(file: &Checkpoint, parts: &BTreeMap<&str, &String>) -> std::result::Result<LoraLayer, String> {
-    let part = |role: &str| parts.get(role).copied().ok_or_else(|| format!("its {role} side is missing"));
-    let (down_name, up_name) = (part("down")?, part("up")?);
+/// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
+fn own_key(stored: &str) -> Option<(&str, &str)> {
+    let known = stored.starts_with(names::KOHYA_UNET) || stored.starts_with(names::KOHYA_TEXT);
+    stored.split_once('.').filter(|_| known)
+}
+
+fn matrix(file: &Checkpoint, name: &str) -> Result<Matrix> {
+    let values = file.f32(name)?;
+    match *file.shape(name)? {
+        [rows, columns] if values.iter().all(|x| x.is_finite()) => Ok(Matrix { values, shape: [rows, columns] }),
+        _ => Err(Error::new(format!("The tensor {name} is damaged"), "Train the adapter again").at(file.path())),
+    }
+}
+
+fn difference(file: &Checkpoint, parts: &BTreeMap<Role, &String>) -> std::result::Result<Option<Difference>, String> {
+    let finite = |name: &str| {
+        let values = file.f32(name).map_err(|e| e.what)?;
+        let finite = values.iter().all(|x| x.is_finite());
+        if finite { Ok(values) } else { Err("it holds NaN or infinite numbers".to_owned()) }
+    };
+    let mut difference = Difference::default();
+    if let Some(name) = parts.get(&Role::Difference) {
+        difference.shape = file.shape(name).map_err(|e| e.what)?.to_vec();
+        difference.weight = finite(name)?;
+        if !matches!(difference.shape.len(), 2 | 4) {
+            return Err(format!("its difference {:?} is no weight of a linear layer or convolution", difference.shape));
+        }
+    }
+    if let Some(name) = parts.get(&Role::BiasDifference) {
+        difference.bias = Some(finite(name)?);
+    }
+    Ok((difference != Difference::default()).then_some(difference))
+}
+
+fn layer(file: &Checkpoint, parts: &BTreeMap<Role, &String>) -> std::result::Result<LoraLayer, String> {
+    let part = |role, name: &str| parts.get(&role).copied().ok_or_else(|| format!("its {name} side is missing"));
+    let (down_name, up_name) = (part(Role::Down, "down")?, part(Role::Up, "up")?);
     let sentence = |e: Error| e.what;
     let (down_shape, up_shape) =
         (file.shape(down_name).map_err(sentence)?.to_vec(), file.shape(up_name).map_err(sentence)?.to_vec());
@@ -166,7 +252,7 @@ fn layer(file: &Checkpoint, parts: &BTreeMap<&str, &String>) -> std::result::Res
         return Err("it holds NaN or infinite numbers".into());
     }
     let rank = down_shape[0];
-    let alpha = match parts.get("alpha") {
+    let alpha = match parts.get(&Role::Alpha) {
         // kohya reads 0 as the rank, others as no effect: nobody writes it on purpose.
         Some(name) => {
             file.f32(name).map_err(sentence)?.first().copied().filter(|&alpha| alpha != 0.0).unwrap_or(rank as f32)
@@ -191,21 +277,21 @@ fn vectors(file: &Checkpoint, name: &str) -> Result<Vec<Vec<f32>>> {
 }
 
 /// Kinds of adapter we can name but not read, by a piece of their keys.
-const OTHER_KINDS: [(&str, &str); 6] = [
+const OTHER_KINDS: [(&str, &str); 5] = [
     ("hada_", "a LoHa"),
     ("lokr_", "a LoKr"),
     ("lora_mid", "a Tucker-decomposed LoCon"),
     ("dora_scale", "a DoRA"),
     ("oft_", "an OFT"),
-    (".diff", "a full difference"),
 ];
 
 fn not_lora(key: &str, nothing_else: bool) -> Error {
     let other = OTHER_KINDS.iter().find(|(piece, _)| key.contains(piece));
     match other {
-        Some((_, kind)) => {
-            Error::new(format!("This is {kind} (it holds {key})"), "Only plain LoRA files can be read so far")
-        }
+        Some((_, kind)) => Error::new(
+            format!("This is {kind} (it holds {key})"),
+            "Only LoRA files and full differences can be read so far",
+        ),
         None if nothing_else => Error::new(
             format!("This is not an adapter: it holds {key}"),
             "Name a LoRA file; a model belongs after --model",
@@ -236,6 +322,7 @@ mod tests {
             tokens: BTreeMap::from([("<sks>".to_owned(), vec![vec![0.5, -0.5]])]),
             metadata: BTreeMap::from([("triptych.method".to_owned(), "lora".to_owned())]),
             dtype: Some(Dtype::F32),
+            ..LoraFile::default()
         }
     }
 

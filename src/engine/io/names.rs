@@ -24,19 +24,25 @@ pub const KOHYA_UNET: &str = "lora_unet_";
 /// kohya's prefix of an SD 1.x text-encoder module.
 pub const KOHYA_TEXT: &str = "lora_te_";
 
-/// The two factors of a layer, or its alpha.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a key holds of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     Down,
     Up,
     Alpha,
+    /// `ΔW` itself (LyCORIS `full`, ComfyUI's extraction).
+    Difference,
+    /// `Δb`.
+    BiasDifference,
 }
 
-/// Endings of a factor's key, in kohya, PEFT and diffusers files (`utils/state_dict_utils.py`).
-const ROLES: [(&str, Role); 11] = [
+/// Endings of a key, in kohya, LyCORIS, PEFT and diffusers files (`utils/state_dict_utils.py`).
+const ROLES: [(&str, Role); 13] = [
     (".lora_down.weight", Role::Down),
     (".lora_up.weight", Role::Up),
     (".alpha", Role::Alpha),
+    (".diff", Role::Difference),
+    (".diff_b", Role::BiasDifference),
     (".lora_A.weight", Role::Down),
     (".lora_B.weight", Role::Up),
     (".lora_linear_layer.down.weight", Role::Down),

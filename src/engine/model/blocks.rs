@@ -5,21 +5,28 @@
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, activation, module};
 
-use crate::engine::model::{LayerId, Mounts};
+use crate::engine::model::mount::Place;
+use crate::engine::model::{LayerId, Mounts, Signal};
 
-/// `y = x · weight_io + bias`, plus what is mounted on it.
+/// `y = x · weight_oiᵀ + bias`, plus what is mounted on it.
 #[derive(Debug)]
 pub struct Linear {
     pub id: LayerId,
-    pub weight_io: Tensor<2>,
+    pub weight_oi: Tensor<2>,
     pub bias: Option<Tensor<1>>,
 }
 
 impl Linear {
-    #[expect(clippy::needless_pass_by_value, reason = "tensors are handles, and burn's own layers take them so")]
     pub fn forward<const D: usize>(&self, x: Tensor<D>, mounts: &Mounts) -> Tensor<D> {
-        let y = module::linear(x.clone(), self.weight_io.clone(), self.bias.clone());
-        mounts.linear(self.id, &x, y)
+        let mut dims = x.dims();
+        let width = dims[D - 1];
+        let place = Place { id: self.id, weight_oi: self.weight_oi.clone(), bias: self.bias.as_ref(), shape: None };
+        let rows = dims.iter().product::<usize>() / width;
+        let Signal::Tokens(y) = mounts.run(&place, &Signal::Tokens(x.reshape([rows, width]))) else {
+            unreachable!("tokens stay tokens")
+        };
+        dims[D - 1] = y.dims()[1];
+        y.reshape(dims)
     }
 }
 
@@ -49,10 +56,14 @@ pub struct Conv {
 }
 
 impl Conv {
-    #[expect(clippy::needless_pass_by_value, reason = "tensors are handles, and burn's own layers take them so")]
     pub fn forward(&self, x: Tensor<4>, mounts: &Mounts) -> Tensor<4> {
-        let y = convolve(x.clone(), self.weight_oihw.clone(), Some(self.bias.clone()), self.shape);
-        mounts.conv(self.id, self.shape, &x, y)
+        let [out, channels, kh, kw] = self.weight_oihw.dims();
+        let weight_oi = self.weight_oihw.clone().reshape([out, channels * kh * kw]);
+        let place = Place { id: self.id, weight_oi, bias: Some(&self.bias), shape: Some(self.shape) };
+        let Signal::Picture(y) = mounts.run(&place, &Signal::Picture(x)) else {
+            unreachable!("pictures stay pictures")
+        };
+        y
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Linear, Norm, attention};
 use crate::engine::model::loader::{Loader, Scope};
-use crate::engine::model::{Layer, Mounts, Part};
+use crate::engine::model::{Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// `text_encoder/config.json`.
@@ -70,7 +70,7 @@ struct EncoderLayer {
 }
 
 impl TextEncoder {
-    pub fn load(config: Config, file: &Checkpoint, device: &Device, layers: Vec<Layer>) -> Result<(Self, Vec<Layer>)> {
+    pub fn load(config: Config, file: &Checkpoint, device: &Device, table: Table) -> Result<(Self, Table)> {
         let act = match config.hidden_act.as_str() {
             "quick_gelu" => Act::QuickGelu,
             "gelu" => Act::Gelu,
@@ -96,7 +96,7 @@ impl TextEncoder {
             return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json")
                 .at(file.path()));
         }
-        let loader = Loader::new(file, crate::engine::io::names::text_encoder, device, Part::Text, layers);
+        let loader = Loader::new(file, crate::engine::io::names::text_encoder, device, Part::Text, table);
         let root = loader.root().sub("text_model");
         let eps = config.layer_norm_eps;
         let encoder = Self {

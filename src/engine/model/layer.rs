@@ -1,5 +1,7 @@
 //! The table of layers that an adapter can sit on.
 
+use burn::tensor::Tensor;
+
 use crate::engine::io::names;
 
 /// Index of a layer in its model's table.
@@ -28,6 +30,21 @@ pub struct Layer {
     pub channels: usize,
     /// `[height, width]` of the kernel; `None` for a linear layer.
     pub kernel: Option<[usize; 2]>,
+}
+
+/// The untouched parameters of a layer: handles, the model keeps the numbers.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// `[out, in]`, for convolutions `[out, channels·kh·kw]`.
+    pub oi: Tensor<2>,
+    pub bias: Option<Tensor<1>>,
+}
+
+/// Layers with their weights, in the order of [`LayerId`].
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    pub layers: Vec<Layer>,
+    pub weights: Vec<Weight>,
 }
 
 impl Layer {

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm};
-use crate::engine::model::{Layer, LayerId, Part};
+use crate::engine::model::{Layer, LayerId, Part, Table, Weight};
 use crate::engine::{Error, Result};
 
 /// At most this many faults are spelled out.
@@ -27,17 +27,17 @@ pub struct Loader<'a> {
 struct State {
     taken: BTreeSet<String>,
     faults: Vec<String>,
-    layers: Vec<Layer>,
+    table: Table,
 }
 
 impl<'a> Loader<'a> {
-    /// `ours` turns a stored name into ours, or `None` for what is not a weight. `layers` is the table so far.
+    /// `ours` turns a stored name into ours, or `None` for what is not a weight. `table` holds the layers so far.
     pub fn new(
         checkpoint: &'a Checkpoint,
         ours: impl Fn(&str) -> Option<String>,
         device: &'a Device,
         part: Part,
-        layers: Vec<Layer>,
+        table: Table,
     ) -> Self {
         let stored = checkpoint.entries().keys().filter_map(|name| Some((ours(name)?, name.clone()))).collect();
         Self {
@@ -45,7 +45,7 @@ impl<'a> Loader<'a> {
             device,
             part,
             stored,
-            state: RefCell::new(State { taken: BTreeSet::new(), faults: Vec::new(), layers }),
+            state: RefCell::new(State { taken: BTreeSet::new(), faults: Vec::new(), table }),
         }
     }
 
@@ -54,8 +54,8 @@ impl<'a> Loader<'a> {
     }
 
     /// The table of layers, or every missing, extra and misshapen tensor in one error.
-    pub fn finish(self) -> Result<Vec<Layer>> {
-        let State { taken, mut faults, layers } = self.state.into_inner();
+    pub fn finish(self) -> Result<Table> {
+        let State { taken, mut faults, table } = self.state.into_inner();
         faults.extend(
             self.stored
                 .keys()
@@ -63,7 +63,7 @@ impl<'a> Loader<'a> {
                 .map(|name| format!("{name} is not part of this model")),
         );
         if faults.is_empty() {
-            return Ok(layers);
+            return Ok(table);
         }
         let more = faults.len().saturating_sub(NAMED_FAULTS);
         let named = faults.iter().take(NAMED_FAULTS).cloned().collect::<Vec<_>>().join("; ");
@@ -143,23 +143,21 @@ impl Scope<'_> {
     fn linear_as(&self, name: &str, channels: usize, out: usize, bias: bool, kernel: Option<[usize; 2]>) -> Linear {
         let scope = self.sub(name);
         let weight_oi = scope.tensor("weight", [out, channels]);
-        Linear {
-            id: scope.register(out, channels, kernel),
-            weight_io: weight_oi.transpose(),
-            bias: bias.then(|| scope.tensor("bias", [out])),
-        }
+        let bias = bias.then(|| scope.tensor("bias", [out]));
+        let weight = Weight { oi: weight_oi.clone(), bias: bias.clone() };
+        Linear { id: scope.register(out, channels, kernel, weight), weight_oi, bias }
     }
 
     /// A convolution with a square kernel.
     pub fn conv(&self, name: &str, channels: usize, out: usize, shape: ConvShape) -> Conv {
         let scope = self.sub(name);
         let [h, w] = shape.kernel;
-        Conv {
-            id: scope.register(out, channels, Some(shape.kernel)),
-            weight_oihw: scope.tensor("weight", [out, channels, h, w]),
-            bias: scope.tensor("bias", [out]),
-            shape,
-        }
+        let weight_oihw: Tensor<4> = scope.tensor("weight", [out, channels, h, w]);
+        let bias: Tensor<1> = scope.tensor("bias", [out]);
+        // A faulty weight has a stand-in of another size, and its model is refused.
+        let [o, i, kh, kw] = weight_oihw.dims();
+        let weight = Weight { oi: weight_oihw.clone().reshape([o, i * kh * kw]), bias: Some(bias.clone()) };
+        Conv { id: scope.register(out, channels, Some(shape.kernel), weight), weight_oihw, bias, shape }
     }
 
     pub fn norm(&self, name: &str, width: usize, eps: f64) -> Norm {
@@ -167,10 +165,11 @@ impl Scope<'_> {
         Norm { weight: scope.tensor("weight", [width]), bias: scope.tensor("bias", [width]), eps }
     }
 
-    fn register(&self, out: usize, channels: usize, kernel: Option<[usize; 2]>) -> LayerId {
-        let layers = &mut self.loader.state.borrow_mut().layers;
-        layers.push(Layer { part: self.loader.part, path: self.path.clone(), out, channels, kernel });
-        LayerId(layers.len() - 1)
+    fn register(&self, out: usize, channels: usize, kernel: Option<[usize; 2]>, weight: Weight) -> LayerId {
+        let table = &mut self.loader.state.borrow_mut().table;
+        table.layers.push(Layer { part: self.loader.part, path: self.path.clone(), out, channels, kernel });
+        table.weights.push(weight);
+        LayerId(table.layers.len() - 1)
     }
 
     fn join(&self, name: &impl Display) -> String {

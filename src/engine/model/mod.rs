@@ -8,10 +8,12 @@ pub mod mobilenet;
 pub mod mount;
 pub mod residual;
 pub mod sd;
+pub mod signal;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 
-pub use layer::{Layer, LayerId, Part};
-pub use mount::{Branch, Mounts};
+pub use layer::{Layer, LayerId, Part, Table, Weight};
+pub use mount::{Branch, Change, Mounts, Site};
 pub use sd::StableDiffusion;
+pub use signal::Signal;

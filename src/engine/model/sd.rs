@@ -10,7 +10,7 @@ use crate::engine::io::Folder;
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Layer, LayerId, Mounts, clip, unet, vae};
+use crate::engine::model::{Layer, LayerId, Mounts, Table, Weight, clip, unet, vae};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
@@ -68,6 +68,8 @@ pub struct StableDiffusion {
     pub readme: Option<String>,
     /// Every layer an adapter can sit on.
     pub layers: Vec<Layer>,
+    /// Their untouched weights, in the same order.
+    pub weights: Vec<Weight>,
     pub device: Device,
 }
 
@@ -96,10 +98,10 @@ impl StableDiffusion {
         };
         let config: clip::Config = folder.json("text_encoder/config.json")?;
         let text_file = part("text_encoder", TEXT_WEIGHTS)?;
-        let (text, layers) = clip::TextEncoder::load(config, &text_file, device, Vec::new())?;
+        let (text, table) = clip::TextEncoder::load(config, &text_file, device, Table::default())?;
         let unet_file = part("unet", WEIGHTS)?;
         let config: unet::Config = folder.json("unet/config.json")?;
-        let (unet, layers) = Unet::load(config, &unet_file, device, layers)?;
+        let (unet, table) = Unet::load(config, &unet_file, device, table)?;
         let config: vae::Config = folder.json("vae/config.json")?;
         let vae_file = part("vae", WEIGHTS)?;
         let vae = Vae::load(config, &vae_file, device)?;
@@ -149,13 +151,18 @@ impl StableDiffusion {
                 ScheduleConfig::default()
             },
             readme,
-            layers,
+            layers: table.layers,
+            weights: table.weights,
             device: device.clone(),
         })
     }
 
     pub fn layer(&self, id: LayerId) -> &Layer {
         &self.layers[id.0]
+    }
+
+    pub fn weight(&self, id: LayerId) -> &Weight {
+        &self.weights[id.0]
     }
 
     /// The distinct shapes of its layers.

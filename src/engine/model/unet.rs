@@ -7,7 +7,7 @@ use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, timestep_embedding, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
-use crate::engine::model::{Layer, Mounts, Part};
+use crate::engine::model::{Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// Most latent pixels of a picture. The scores of one attention already fill 34 GB here (8 heads, every pixel with every
@@ -182,12 +182,12 @@ struct Attention {
 }
 
 impl Unet {
-    pub fn load(config: Config, file: &Checkpoint, device: &Device, layers: Vec<Layer>) -> Result<(Self, Vec<Layer>)> {
+    pub fn load(config: Config, file: &Checkpoint, device: &Device, table: Table) -> Result<(Self, Table)> {
         config.check().map_err(|why| {
             Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the SD 1.x family")
                 .at(file.path())
         })?;
-        let loader = Loader::new(file, |name| Some(name.to_owned()), device, Part::Unet, layers);
+        let loader = Loader::new(file, |name| Some(name.to_owned()), device, Part::Unet, table);
         let root = loader.root();
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);

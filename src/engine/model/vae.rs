@@ -7,7 +7,7 @@ use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
-use crate::engine::model::{Mounts, Part};
+use crate::engine::model::{Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// The autoencoder's own epsilon, fixed in diffusers.
@@ -94,7 +94,7 @@ impl Vae {
             )
             .at(file.path()));
         }
-        let loader = Loader::new(file, crate::engine::io::names::vae, device, Part::Vae, Vec::new());
+        let loader = Loader::new(file, crate::engine::io::names::vae, device, Part::Vae, Table::default());
         let root = loader.root();
         let latent = config.latent_channels;
         let vae = Self {

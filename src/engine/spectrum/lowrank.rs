@@ -108,15 +108,10 @@ impl LowRank {
         let (up, down) = (self.up.qr(), self.down.transpose().qr());
         let core = Scale(self.scale) * (up.thin_R() * down.thin_R().transpose());
         let small = core.thin_svd().map_err(no_convergence)?;
-        let mut u = up.compute_thin_Q() * small.U();
-        let mut v = down.compute_thin_Q() * small.V();
-        for k in 0..u.ncols() {
-            let strongest = u.col(k).iter().fold(0.0_f64, |best, &x| if x.abs() > best.abs() { x } else { best });
-            if strongest < 0.0 {
-                u.col_mut(k).iter_mut().chain(v.col_mut(k).iter_mut()).for_each(|x| *x = -*x);
-            }
-        }
-        Ok(Svd { u, s: small.S().column_vector().iter().copied().collect(), v })
+        let (u, v) = (up.compute_thin_Q() * small.U(), down.compute_thin_Q() * small.V());
+        let mut svd = Svd { u, s: small.S().column_vector().iter().copied().collect(), v };
+        fix_signs(&mut svd);
+        Ok(svd)
     }
 
     /// `‖ΔW‖²`.
@@ -220,7 +215,18 @@ pub fn recover(delta: MatRef<'_, f64>, rows: MatRef<'_, f64>) -> Result<Mat<f64>
     Ok(delta * rows.transpose())
 }
 
-fn no_convergence(SvdError::NoConvergence: SvdError) -> Error {
+/// The largest entry of each left vector becomes positive: equal matrices then have equal factors.
+pub(super) fn fix_signs(svd: &mut Svd) {
+    let Svd { u, v, .. } = svd;
+    for k in 0..u.ncols() {
+        let strongest = u.col(k).iter().fold(0.0_f64, |best, &x| if x.abs() > best.abs() { x } else { best });
+        if strongest < 0.0 {
+            u.col_mut(k).iter_mut().chain(v.col_mut(k).iter_mut()).for_each(|x| *x = -*x);
+        }
+    }
+}
+
+pub(super) fn no_convergence(SvdError::NoConvergence: SvdError) -> Error {
     Error::new(
         "The singular values of a layer could not be computed",
         "Export the adapter again; its numbers are extreme",

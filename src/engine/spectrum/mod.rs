@@ -4,6 +4,7 @@
 //! them. They ignore the overall strength, and a delta that changes nothing measures 0 throughout.
 
 pub mod adapter;
+pub mod dense;
 mod lowrank;
 mod overlap;
 

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use crate::engine::device::read;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
-use crate::engine::train::step::{Trainee, read};
+use crate::engine::train::optimizer::Moments;
+use crate::engine::train::step::Trainee;
 use crate::engine::{Error, Result};
 
 /// The folder that holds the state of the run that will write `out`.
@@ -23,9 +25,13 @@ fn file(out: &Path) -> PathBuf {
 /// Keeps parameters, optimiser moments and the losses so far. NaN in a parameter refuses, naming it.
 pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) -> Result<()> {
     let mut tensors = BTreeMap::new();
+    let mut steps = BTreeMap::new();
     for parameter in &trainee.parameters {
-        let parts =
-            [("value", &parameter.value), ("mean", &parameter.moments.mean), ("square", &parameter.moments.square)];
+        let mut parts = vec![("value", &parameter.value)];
+        if let Some(moments) = &parameter.moments {
+            parts.extend([("mean", &moments.mean), ("square", &moments.square)]);
+            steps.insert(&parameter.name, moments.steps);
+        }
         for (part, tensor) in parts {
             let values = read(tensor.clone())?;
             if values.iter().any(|x| !x.is_finite()) {
@@ -41,7 +47,10 @@ pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) ->
         }
     }
     tensors.insert("losses".into(), safetensors::Tensor::new(Dtype::F32, &[losses.len()], losses));
-    let metadata = BTreeMap::from([("fingerprint".to_owned(), fingerprint.to_owned())]);
+    let metadata = BTreeMap::from([
+        ("fingerprint".to_owned(), fingerprint.to_owned()),
+        ("steps".to_owned(), serde_json::json!(steps).to_string()),
+    ]);
     safetensors::save(&file(out), &tensors, &metadata)
 }
 
@@ -59,20 +68,22 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
         )
         .at(path));
     }
+    let damaged = || Error::new("The saved state is damaged", "Leave out --resume to start afresh").at(&path);
+    let steps = state.metadata().get("steps").ok_or_else(damaged)?;
+    let steps: BTreeMap<String, i32> = serde_json::from_str(steps).map_err(|_| damaged())?;
     for parameter in &mut trainee.parameters {
-        let restore = |part: &str, like: &Tensor<2>| -> Result<Tensor<2>> {
+        let restore = |part: &str| -> Result<Tensor<2>> {
             let values = state.f32(&format!("{part}.{}", parameter.name))?;
-            if values.len() != like.shape().num_elements() {
-                return Err(Error::new("The saved state is damaged", "Leave out --resume to start afresh").at(&path));
+            match values.len() == parameter.value.shape().num_elements() {
+                true => Ok(Tensor::from_data(TensorData::new(values, parameter.value.dims()), device)),
+                false => Err(damaged()),
             }
-            Ok(Tensor::from_data(TensorData::new(values, like.dims()), device))
         };
-        let (value, mean, square) = (
-            restore("value", &parameter.value)?,
-            restore("mean", &parameter.value)?,
-            restore("square", &parameter.value)?,
-        );
-        (parameter.value, parameter.moments.mean, parameter.moments.square) = (value, mean, square);
+        let moments = match steps.get(&parameter.name) {
+            Some(&steps) => Some(Moments { mean: restore("mean")?, square: restore("square")?, steps }),
+            None => None,
+        };
+        (parameter.value, parameter.moments) = (restore("value")?, moments);
     }
     Ok(Some(state.f32("losses")?))
 }

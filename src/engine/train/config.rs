@@ -1,6 +1,6 @@
 //! Settings of a training run, beside those of its method.
 
-use crate::engine::adapter::target;
+use crate::engine::adapter::{Method, target};
 use crate::engine::concept::Fit;
 use crate::engine::concept::latents::Preparation;
 use crate::engine::field::{Field, Kind, Settings};
@@ -29,7 +29,7 @@ pub const FIELDS: &[Field] = &[
     Field {
         name: "lr",
         title: "Learning rate",
-        help: "How far each step moves the adapter; 0 chooses by the model's size",
+        help: "How far each step moves the adapter; 0 chooses by the method and the model's size",
         unit: "",
         default: "0",
         kind: Kind::Number { min: 0.0, max: 1.0 },
@@ -224,8 +224,8 @@ enum Decay {
 }
 
 impl Config {
-    /// Checked settings; what they leave open is chosen for `model`.
-    pub fn new(settings: &Settings, model: &StableDiffusion) -> Result<Self> {
+    /// Checked settings; what they leave open is chosen for `method` and `model`.
+    pub fn new(settings: &Settings, method: &Method, model: &StableDiffusion) -> Result<Self> {
         let small = is_small(model);
         let or = |name: &str, for_small: f64, for_large: f64| match settings.number(name) {
             0.0 if small => for_small,
@@ -260,7 +260,7 @@ impl Config {
         Ok(Self {
             steps: settings.integer("steps"),
             batch,
-            lr: or("lr", 5e-3, 1e-4),
+            lr: or("lr", 5e-3 * method.rate, 1e-4 * method.rate),
             token_lr: or("token_lr", 2e-2, 1e-3),
             decay: settings.number("decay"),
             schedule: match settings.text("schedule") {

@@ -11,17 +11,19 @@ const EPS: f64 = 1e-8;
 pub struct Moments {
     pub mean: Tensor<2>,
     pub square: Tensor<2>,
+    /// Steps they have seen.
+    pub steps: i32,
 }
 
 impl Moments {
     pub fn new(parameter: &Tensor<2>) -> Self {
-        Self { mean: parameter.zeros_like(), square: parameter.zeros_like() }
+        Self { mean: parameter.zeros_like(), square: parameter.zeros_like(), steps: 0 }
     }
 
-    /// The parameter after step `t` (counted from 1) along `gradient`.
-    pub fn step(&mut self, parameter: Tensor<2>, gradient: Tensor<2>, t: usize, rate: f64, decay: f64) -> Tensor<2> {
-        let t = i32::try_from(t).unwrap_or(i32::MAX);
-        let (unbias1, unbias2) = (1.0 - BETA1.powi(t), 1.0 - BETA2.powi(t));
+    /// The parameter after a step along `gradient`.
+    pub fn step(&mut self, parameter: Tensor<2>, gradient: Tensor<2>, rate: f64, decay: f64) -> Tensor<2> {
+        self.steps = self.steps.saturating_add(1);
+        let (unbias1, unbias2) = (1.0 - BETA1.powi(self.steps), 1.0 - BETA2.powi(self.steps));
         self.mean = self.mean.clone() * BETA1 + gradient.clone() * (1.0 - BETA1);
         self.square = self.square.clone() * BETA2 + gradient.powi_scalar(2) * (1.0 - BETA2);
         let scale = (self.square.clone().sqrt() / unbias2.sqrt()) + EPS;

@@ -1,20 +1,23 @@
 //! The training loop: pictures in, adapter file out; saves, resumes, stops.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 
-use crate::engine::adapter::{Adapter, target};
+use crate::engine::adapter::{Adapter, Spot, Stored, target};
+use crate::engine::device::read;
 use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
-use crate::engine::io::lora_file::{LoraFile, LoraLayer};
+use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer, Matrix};
 use crate::engine::io::metadata::RUN;
+use crate::engine::model::StableDiffusion;
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::data::{self, Data};
 use crate::engine::train::job::Job;
-use crate::engine::train::step::{Group, Outcome, Rates, Side, Trainee, read};
+use crate::engine::train::step::{Group, Outcome, Rates, TrainedLayer, Trainee};
 use crate::engine::train::{checkpoint, metadata};
 use crate::engine::{Error, Result};
 
@@ -40,8 +43,8 @@ impl Job<'_> {
             return Err(Error::new("The output is a folder, but a file is to be written", "Name a file inside it")
                 .at(&self.out));
         }
-        let config = Config::new(&self.settings, self.model)?;
-        let adapter = (self.method.build)(&self.method_settings, &self.context)?;
+        let config = Config::new(&self.settings, self.method, self.model)?;
+        let adapter: Arc<dyn Adapter> = (self.method.build)(&self.method_settings, &self.context)?.into();
         let fingerprint = self.fingerprint()?;
         if self.resume && self.out.is_file() {
             let file = LoraFile::open(&self.out)?;
@@ -52,7 +55,7 @@ impl Job<'_> {
                 return Ok(Trained { file, losses: Vec::new(), parameters: 0 });
             }
         }
-        let mut trainee = self.begin(&config, adapter.as_ref())?;
+        let mut trainee = self.begin(&config, Arc::clone(&adapter))?;
         let restored = match self.resume {
             true => checkpoint::load(&self.out, &mut trainee, &fingerprint, &self.model.device)?,
             false => None,
@@ -65,7 +68,7 @@ impl Job<'_> {
         let data = Data::prepare(self, &config, watch)?;
         let losses = self.train(&config, &data, &mut trainee, restored.unwrap_or_default(), &fingerprint, watch)?;
 
-        let file = self.file(&config, &trainee, adapter.as_ref(), &fingerprint)?;
+        let file = self.file(&config, &trainee, &fingerprint)?;
         file.save(&self.out)?;
         checkpoint::remove(&self.out)?;
         watch(Event::Saved { path: self.out.clone() })?;
@@ -84,12 +87,16 @@ impl Job<'_> {
         watch: &mut Watch<'_>,
     ) -> Result<Vec<f32>> {
         let schedule = Schedule::new(&self.model.schedule)?;
+        let random = Philox::new(self.context.seed);
         let on_cpu = self.model.device == crate::engine::device::cpu();
         let readback = if on_cpu { 1 } else { GPU_READBACK };
         let mut last_save = Instant::now();
         let mut unread: Vec<Outcome> = Vec::new();
         watch(Event::Stage { name: "training".into(), total: config.steps })?;
         for step in losses.len()..config.steps {
+            if let Some(awake) = trainee.adapter.awake(step, trainee.layers.len(), &random) {
+                trainee.wake(&awake);
+            }
             let batch = data.batch(self, config, &schedule, trainee, step);
             let mut outcome = trainee.gradients(self.model, &schedule, &batch);
             let gradients = std::mem::take(&mut outcome.gradients);
@@ -113,7 +120,7 @@ impl Job<'_> {
                 decay: config.decay,
                 clip: config.clip,
             };
-            trainee.update(gradients, done, rates);
+            trainee.update(gradients, rates);
             if done < config.steps && (due || go_on.is_err()) {
                 checkpoint::save(&self.out, trainee, &losses, fingerprint)?;
                 last_save = Instant::now();
@@ -127,58 +134,93 @@ impl Job<'_> {
         }
     }
 
-    /// Factors and token before the first step.
-    fn begin(&self, config: &Config, adapter: &dyn Adapter) -> Result<Trainee> {
-        let mut trainee = Trainee { parameters: Vec::new(), layers: Vec::new(), token: None };
+    /// Every layer's tensors and the token before the first step.
+    fn begin(&self, config: &Config, adapter: Arc<dyn Adapter>) -> Result<Trainee> {
+        let mut trainee = Trainee::new(adapter);
         let random = Philox::new(self.context.seed);
-        for id in target::select(&config.targets, &self.model.layers)? {
+        let targets = target::select(&config.targets, &self.model.layers)?;
+        for (place, &id) in targets.iter().enumerate() {
             let layer = self.model.layer(id);
             let stream = INIT + u32::try_from(id.0).unwrap_or(u32::MAX - INIT);
-            let factors = adapter.init(layer, &random.stream(stream))?;
-            trainee.add_layer(id, &layer.module(), factors, self.model);
+            let spot = Spot {
+                layer,
+                weight: self.model.weight(id),
+                depth: place as f32 / targets.len() as f32,
+                random: random.stream(stream),
+            };
+            let tensors = trainee.adapter.begin(&spot)?;
+            trainee.add_layer(id, &layer.module(), tensors, &self.model.device);
         }
         trainee.token = Some(trainee.add(self.trigger.token.clone(), data::start(self, config)?, Group::Token));
         Ok(trainee)
     }
 
-    fn file(&self, config: &Config, trainee: &Trainee, adapter: &dyn Adapter, fingerprint: &str) -> Result<LoraFile> {
-        let mut layers = BTreeMap::new();
-        for layer in &trainee.layers {
-            let of_model = self.model.layer(layer.id);
-            let down = match &layer.down {
-                Side::Frozen(down) => down.clone(),
-                Side::Trained(index) => trainee.parameters[*index].value.clone(),
-            };
-            let rank = down.dims()[0];
-            let (down_shape, up_shape) = (of_model.down_shape(rank), of_model.up_shape(rank));
-            let up = read(trainee.parameters[layer.up].value.clone())?;
-            let alpha = layer.scale * rank as f32;
-            layers.insert(of_model.module(), LoraLayer { down: read(down)?, up, rank, alpha, down_shape, up_shape });
+    fn file(&self, config: &Config, trainee: &Trainee, fingerprint: &str) -> Result<LoraFile> {
+        let mut file = LoraFile { path: self.out.clone(), dtype: Some(config.dtype), ..LoraFile::default() };
+        let values = trainee.values();
+        for trained in &trainee.layers {
+            store(&mut file, trainee, trained, &values, self.model)?;
         }
-        let mut tokens = BTreeMap::new();
         if let Some(index) = trainee.token {
             let parameter = &trainee.parameters[index];
             let width = parameter.value.dims()[1];
             let values = read(parameter.value.clone())?;
-            tokens.insert(parameter.name.clone(), values.chunks(width).map(<[f32]>::to_vec).collect());
+            file.tokens.insert(parameter.name.clone(), values.chunks(width).map(<[f32]>::to_vec).collect());
         }
-        let mut file =
-            LoraFile { path: self.out.clone(), layers, tokens, dtype: Some(config.dtype), ..LoraFile::default() };
-        file.metadata = metadata::of(self, &file, config, adapter.basis(), fingerprint);
+        file.metadata = metadata::of(self, &file, config, trainee.adapter.basis(), fingerprint);
         Ok(file)
     }
+}
+
+/// What a layer learnt, in the form its method leaves.
+fn store(
+    file: &mut LoraFile,
+    trainee: &Trainee,
+    trained: &TrainedLayer,
+    values: &[Tensor<2>],
+    model: &StableDiffusion,
+) -> Result<()> {
+    let layer = model.layer(trained.id);
+    let tensors = Trainee::tensors(trained, values);
+    match trainee.adapter.store(&tensors, model.weight(trained.id))? {
+        Stored::Lora { down, up, rank, alpha, bias } => {
+            let (down_shape, up_shape) = (layer.down_shape(rank), layer.up_shape(rank));
+            file.layers.insert(layer.module(), LoraLayer { down, up, rank, alpha, down_shape, up_shape });
+            if bias.is_some() {
+                file.differences.insert(layer.module(), Difference { bias, ..Difference::default() });
+            }
+        }
+        Stored::Difference(weight) => {
+            let shape = layer.down_shape(layer.out);
+            file.differences.insert(layer.module(), Difference { weight, shape, bias: None });
+        }
+        Stored::Own => {
+            let parts = trained
+                .names
+                .iter()
+                .zip(&tensors)
+                .map(|(&name, tensor)| {
+                    Ok((name.to_owned(), Matrix { values: read(tensor.clone())?, shape: tensor.dims() }))
+                })
+                .collect::<Result<BTreeMap<_, _>>>()?;
+            file.own.insert(layer.module(), parts);
+        }
+        Stored::Nothing => {}
+    }
+    Ok(())
 }
 
 /// Reads a step's losses back and keeps them.
 fn report(outcome: &Outcome, losses: &mut Vec<f32>, trainee: &Trainee, config: &Config) -> Result<Event> {
     let first = |tensor: &Tensor<1>| read(tensor.clone()).map(|values| values.first().copied().unwrap_or(f32::NAN));
-    let (loss, prior) = (first(&outcome.loss)?, outcome.prior.as_ref().map(first).transpose()?);
+    let also = |tensor: &Option<Tensor<1>>| tensor.as_ref().map(first).transpose();
+    let (loss, prior, charged) = (first(&outcome.loss)?, also(&outcome.prior)?, also(&outcome.charged)?);
     let step = losses.len() + 1;
-    if !loss.is_finite() || prior.is_some_and(|prior| !prior.is_finite()) {
+    if !loss.is_finite() || prior.iter().chain(&charged).any(|loss| !loss.is_finite()) {
         return Err(unstable(step, trainee.largest()?.0));
     }
     losses.push(loss);
-    Ok(Event::Step { step, total: config.steps, loss, prior, rate: config.lr * config.rate(step - 1) })
+    Ok(Event::Step { step, total: config.steps, loss, prior, charged, rate: config.lr * config.rate(step - 1) })
 }
 
 fn unstable(step: usize, name: &str) -> Error {

@@ -1,12 +1,16 @@
 //! One training step: no threads, no files, no clocks.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::engine::Result;
-use crate::engine::adapter::Factors;
+use crate::engine::adapter::mount::live;
+use crate::engine::adapter::{Adapter, Start};
+use crate::engine::device::read;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::model::tokenizer::Encoded;
-use crate::engine::model::{Branch, LayerId, Mounts, StableDiffusion};
+use crate::engine::model::{LayerId, Mounts, StableDiffusion};
 use crate::engine::train::optimizer::{self, Moments};
 
 /// A trained tensor with its optimiser state.
@@ -15,36 +19,42 @@ pub struct Parameter {
     /// `lora_unet_….lora_up`, or the token: what messages call it.
     pub name: String,
     pub value: Tensor<2>,
-    pub moments: Moments,
+    /// None before the first step, and after the parameter was put to sleep.
+    pub moments: Option<Moments>,
     pub group: Group,
+    /// Whether it learns at this step.
+    pub awake: bool,
 }
 
-/// Parameters of one learning rate.
+/// Which rates apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     Adapter,
+    /// Tensors of an adapter that weight decay leaves alone.
+    Undecayed,
     Token,
 }
 
-/// One adapted layer; sides that train are indices into the parameters.
+/// One adapted layer: its tensors in the method's order.
 #[derive(Clone, Debug)]
 pub struct TrainedLayer {
     pub id: LayerId,
-    pub down: Side,
-    pub up: usize,
-    pub scale: f32,
+    pub names: Vec<&'static str>,
+    pub tensors: Vec<Part>,
 }
 
+/// A tensor of a layer: frozen, or an index into the parameters.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each layer: a few hundred in all")]
-pub enum Side {
+#[expect(clippy::large_enum_variant, reason = "a few for each layer: some hundreds in all")]
+pub enum Part {
     Frozen(Tensor<2>),
     Trained(usize),
 }
 
-/// Everything that training changes.
-#[derive(Clone, Debug)]
+/// Everything that training changes, and the method that says what it does.
+#[derive(Clone)]
 pub struct Trainee {
+    pub adapter: Arc<dyn Adapter>,
     pub parameters: Vec<Parameter>,
     pub layers: Vec<TrainedLayer>,
     /// The token's vectors `[n, width]`, an index into the parameters.
@@ -93,43 +103,70 @@ pub struct Prior {
 
 /// What a step leaves to report; nothing is read back from the device yet.
 pub struct Outcome {
-    /// The concept's loss, without the prior's.
+    /// The concept's loss alone.
     pub loss: Tensor<1>,
     pub prior: Option<Tensor<1>>,
+    /// What the method adds to the loss.
+    pub charged: Option<Tensor<1>>,
     pub gradients: Vec<Option<Tensor<2>>>,
 }
 
 impl Trainee {
-    /// Adds a layer with its starting factors.
-    pub fn add_layer(&mut self, id: LayerId, name: &str, factors: Factors, model: &StableDiffusion) {
-        let layer = model.layer(id);
-        let tensor =
-            |values: Vec<f32>, shape: [usize; 2]| Tensor::from_data(TensorData::new(values, shape), &model.device);
-        let (rank, scale) = (factors.rank, factors.scale());
-        let down = tensor(factors.down, [rank, layer.input()]);
-        let down = match factors.train_down {
-            true => Side::Trained(self.add(format!("{name}.lora_down"), down, Group::Adapter)),
-            false => Side::Frozen(down),
-        };
-        let up = self.add(format!("{name}.lora_up"), tensor(factors.up, [layer.out, rank]), Group::Adapter);
-        self.layers.push(TrainedLayer { id, down, up, scale });
+    pub fn new(adapter: Arc<dyn Adapter>) -> Self {
+        Self { adapter, parameters: Vec::new(), layers: Vec::new(), token: None }
+    }
+
+    /// Adds a layer with its tensors before training; `name` is the layer's in messages.
+    pub fn add_layer(&mut self, id: LayerId, name: &str, tensors: Vec<Start>, device: &Device) {
+        let names = tensors.iter().map(|start| start.name).collect();
+        let tensors = tensors
+            .into_iter()
+            .map(|start| {
+                let value = start.tensor(device);
+                let group = if start.decays { Group::Adapter } else { Group::Undecayed };
+                match start.trains {
+                    true => Part::Trained(self.add(format!("{name}.{}", start.name), value, group)),
+                    false => Part::Frozen(value),
+                }
+            })
+            .collect();
+        self.layers.push(TrainedLayer { id, names, tensors });
     }
 
     /// Adds a parameter and returns its index.
     pub fn add(&mut self, name: String, value: Tensor<2>, group: Group) -> usize {
-        self.parameters.push(Parameter { name, moments: Moments::new(&value), value, group });
+        self.parameters.push(Parameter { name, value, moments: None, group, awake: true });
         self.parameters.len() - 1
+    }
+
+    /// Wakes the layers of these places in the list and lets the others sleep, who forget their moments.
+    pub fn wake(&mut self, layers: &[usize]) {
+        for (place, layer) in self.layers.iter().enumerate() {
+            let awake = layers.contains(&place);
+            for part in &layer.tensors {
+                if let Part::Trained(index) = part {
+                    let parameter = &mut self.parameters[*index];
+                    parameter.awake = awake;
+                    parameter.moments = parameter.moments.take().filter(|_| awake);
+                }
+            }
+        }
+    }
+
+    /// One layer's tensors, with `values` for the parameters.
+    pub fn tensors(layer: &TrainedLayer, values: &[Tensor<2>]) -> Vec<Tensor<2>> {
+        let of = |part: &Part| match part {
+            Part::Frozen(tensor) => tensor.clone(),
+            Part::Trained(index) => values[*index].clone(),
+        };
+        layer.tensors.iter().map(of).collect()
     }
 
     /// The adapter in place, with `values` (tracked or not) for the parameters.
     pub fn mounts(&self, values: &[Tensor<2>]) -> Mounts {
-        let mut mounts = Mounts::none();
+        let mut mounts = Mounts::none().charging();
         for layer in &self.layers {
-            let down = match &layer.down {
-                Side::Frozen(down) => down.clone(),
-                Side::Trained(index) => values[*index].clone(),
-            };
-            mounts.add(layer.id, Branch { down, up: values[layer.up].clone(), scale: layer.scale });
+            mounts.add_live(layer.id, live(Arc::clone(&self.adapter), Self::tensors(layer, values), 1.0));
         }
         mounts
     }
@@ -141,8 +178,11 @@ impl Trainee {
 
     /// Loss and gradients of a batch.
     pub fn gradients(&self, model: &StableDiffusion, schedule: &Schedule, batch: &Batch) -> Outcome {
-        let leaves: Vec<Tensor<2>> =
-            self.parameters.iter().map(|p| p.value.clone().autodiff().require_grad()).collect();
+        let leaf = |p: &Parameter| match p.awake {
+            true => p.value.clone().autodiff().require_grad(),
+            false => p.value.clone(),
+        };
+        let leaves: Vec<Tensor<2>> = self.parameters.iter().map(leaf).collect();
         let mounts = self.mounts(&leaves);
         let context = match &batch.text {
             Text::Context(context) => context.clone(),
@@ -177,35 +217,57 @@ impl Trainee {
             }
         };
         let concept = (loss::per_image(prediction, target) * weights).mean();
-        let total = match &prior {
-            Some((strayed, weight)) => concept.clone() + strayed.clone() * *weight,
-            None => concept.clone(),
-        };
+        let charged = mounts.take_charges();
+        let weighted = prior.iter().map(|(strayed, weight)| strayed.clone() * *weight);
+        let total = weighted.chain(charged.clone()).fold(concept.clone(), |total, more| total + more);
         let gradients = total.backward();
         Outcome {
             loss: concept.inner(),
             prior: prior.map(|(strayed, _)| strayed.inner()),
-            gradients: leaves.iter().map(|leaf| leaf.grad(&gradients)).collect(),
+            charged: charged.map(Tensor::inner),
+            gradients: leaves
+                .iter()
+                .zip(&self.parameters)
+                .map(|(leaf, p)| if p.awake { leaf.grad(&gradients) } else { None })
+                .collect(),
         }
     }
 
-    /// Moves every parameter that has a gradient; `t` counts steps from 1.
-    pub fn update(&mut self, gradients: Vec<Option<Tensor<2>>>, t: usize, rates: Rates) {
+    /// Moves every parameter that has a gradient, then lets the method correct its layers.
+    pub fn update(&mut self, gradients: Vec<Option<Tensor<2>>>, rates: Rates) {
+        let before = self.values();
+        let mut moved = vec![false; before.len()];
         let factor = match rates.clip > 0.0 {
             true => optimizer::clip_factor(&gradients.iter().flatten().cloned().collect::<Vec<_>>(), rates.clip),
             false => None,
         };
-        for (parameter, gradient) in self.parameters.iter_mut().zip(gradients) {
+        for ((parameter, gradient), moved) in self.parameters.iter_mut().zip(gradients).zip(&mut moved) {
             let Some(gradient) = gradient else { continue };
+            *moved = true;
             let gradient = match &factor {
                 Some(factor) => gradient * factor.clone().unsqueeze::<2>(),
                 None => gradient,
             };
             let (rate, decay) = match parameter.group {
                 Group::Adapter => (rates.adapter, rates.decay),
+                Group::Undecayed => (rates.adapter, 0.0),
                 Group::Token => (rates.token, 0.0),
             };
-            parameter.value = parameter.moments.step(parameter.value.clone(), gradient, t, rate, decay);
+            let moments = parameter.moments.get_or_insert_with(|| Moments::new(&parameter.value));
+            parameter.value = moments.step(parameter.value.clone(), gradient, rate, decay);
+        }
+        let after = self.values();
+        for layer in &self.layers {
+            let trained = |part: &Part| matches!(part, Part::Trained(index) if moved[*index]);
+            if !layer.tensors.iter().any(trained) {
+                continue;
+            }
+            let settled = self.adapter.settle(&Self::tensors(layer, &before), Self::tensors(layer, &after));
+            for (part, value) in layer.tensors.iter().zip(settled) {
+                if let Part::Trained(index) = part {
+                    self.parameters[*index].value = value;
+                }
+            }
         }
     }
 
@@ -222,14 +284,4 @@ impl Trainee {
         }
         Ok(found)
     }
-}
-
-/// A tensor's values on the host. Waits for the device.
-pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    tensor.into_data().try_to_vec::<f32>().map_err(|e| {
-        crate::engine::Error::new(
-            format!("The device did not return its result ({e:?})"),
-            "Try again, or use --device cpu",
-        )
-    })
 }

@@ -1,0 +1,80 @@
+//! PiSSA: training starts from the strongest directions of the layer itself, and what was there at the start is taken
+//! off again: `y = W·x + s·(up·down − up₀·down₀)·x` (Meng et al. 2024, arXiv 2404.02948).
+
+use burn::tensor::Tensor;
+
+use crate::engine::Result;
+use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
+use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
+use crate::engine::device::read;
+use crate::engine::field::Settings;
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
+use crate::engine::spectrum::dense;
+
+pub const METHOD: Method = Method {
+    name: "pissa",
+    title: "PiSSA",
+    paper: "Meng et al. 2024, arXiv 2404.02948",
+    help: "Starts from the layer's own strongest directions, so that it learns in fewer steps; the file has twice the rank",
+    fields: &[RANK, ALPHA],
+    count: "rank·(i + o)",
+    file: FileKind::Lora,
+    gradient: None,
+    // What trains is as large as the layer's own weight, not zero.
+    rate: 0.2,
+    takes_slot: false,
+    build,
+};
+
+struct Pissa(Rank);
+
+#[expect(clippy::unnecessary_wraps, reason = "the registry's signature")]
+fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
+    Ok(Box::new(Pissa(Rank::of(settings))))
+}
+
+impl Pissa {
+    /// `[up | −up₀]` and `[down; down₀]`: twice the rank, at the same scale.
+    fn doubled(t: &[Tensor<2>]) -> [Tensor<2>; 2] {
+        let [down, up, down0, up0] = t else { unreachable!("four tensors began") };
+        let (down, up) = ([down.clone(), down0.clone()], [up.clone(), up0.clone().neg()]);
+        [Tensor::cat(down.into(), 0), Tensor::cat(up.into(), 1)]
+    }
+}
+
+impl Adapter for Pissa {
+    /// `W = U·Σ·Vᵀ`; `down = √(Σᵣ/s)·Vᵣᵀ`, `up = Uᵣ·√(Σᵣ/s)`, and copies of both that stay.
+    fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
+        let (rank, s) = (self.0.rank, f64::from(self.0.scale()));
+        let (out, input) = (spot.layer.out, spot.layer.input());
+        let svd = dense::strongest(&read(spot.weight.oi.clone())?, [out, input], rank)?;
+        let root = |k: usize| (svd.s.get(k).copied().unwrap_or(0.0) / s).sqrt();
+        // A layer narrower than the rank has no further directions: zeros there, which then never move.
+        let of = |m: faer::MatRef<'_, f64>, row: usize, k: usize| if k < m.ncols() { m[(row, k)] } else { 0.0 };
+        let down: Vec<f32> = (0..rank * input)
+            .map(|at| (of(svd.v.as_ref(), at % input, at / input) * root(at / input)) as f32)
+            .collect();
+        let up: Vec<f32> =
+            (0..out * rank).map(|at| (of(svd.u.as_ref(), at / rank, at % rank) * root(at % rank)) as f32).collect();
+        Ok(vec![
+            Start::trained("lora_down", [rank, input], down.clone()),
+            Start::trained("lora_up", [out, rank], up.clone()),
+            Start::frozen("start_down", [rank, input], down),
+            Start::frozen("start_up", [out, rank], up),
+        ])
+    }
+
+    fn change(&self, t: &[Tensor<2>], _: &Site<'_>) -> Vec<Change> {
+        let [down, up] = Self::doubled(t);
+        vec![Change::LowRank(Branch { down, up, scale: self.0.scale() })]
+    }
+
+    fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {
+        let [down, up] = Self::doubled(t);
+        Rank { rank: 2 * self.0.rank, alpha: 2.0 * self.0.alpha }.store(&down, &up)
+    }
+
+    fn count(&self, layer: &Layer, _: f32) -> usize {
+        self.0.rank * (layer.input() + layer.out)
+    }
+}
