@@ -37,7 +37,7 @@ pub const METHOD: Method = Method {
     count: "i·o, on the drawn layers",
     file: FileKind::Difference,
     gradient: None,
-    rate: 0.1,
+    rate: 0.5,
     takes_slot: false,
     build,
 };

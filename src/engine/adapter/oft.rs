@@ -27,7 +27,7 @@ pub const METHOD: Method = Method {
     count: "i·(block − 1)/2",
     file: FileKind::Difference,
     gradient: None,
-    rate: 0.2,
+    rate: 0.5,
     takes_slot: false,
     build,
 };

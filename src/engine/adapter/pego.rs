@@ -28,9 +28,9 @@ pub const METHOD: Method = Method {
         Field {
             name: "apart",
             title: "Apart α",
-            help: "Weight of the two losses; scaled by (768/outputs)², so that it means the same on every width",
+            help: "Weight of the two losses, scaled by (768/outputs)² so that it means the same on every width. The paper's 1e-3 belongs to a classifier; here it would leave nothing to learn with",
             unit: "",
-            default: "1e-3",
+            default: "1e-6",
             kind: Kind::Number { min: 0.0, max: 10.0 },
         },
     ],

@@ -21,7 +21,7 @@ pub const METHOD: Method = Method {
     file: FileKind::Lora,
     gradient: None,
     // What trains is as large as the layer's own weight, not zero.
-    rate: 0.2,
+    rate: 0.5,
     takes_slot: false,
     build,
 };

@@ -1,0 +1,143 @@
+//! Every adapter method on one shipped concept, every merge method on three: parameters, seconds, losses, similarity.
+//!
+//! `cargo bench --profile dev --bench methods [-- STEPS [adapters|merges]]`; 60 steps unless said otherwise. Prints
+//! Markdown; what `RESULTS.md` shows came from here.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use triptych::engine::adapter::mount::Strength;
+use triptych::engine::adapter::{self, METHODS, Method};
+use triptych::engine::concept::latents::pixels;
+use triptych::engine::concept::shipped::{self, SHIPPED, Shipped};
+use triptych::engine::concept::{self, Concept, Fit};
+use triptych::engine::device::Choice;
+use triptych::engine::event::Event;
+use triptych::engine::io::lora_file::LoraFile;
+use triptych::engine::model::StableDiffusion;
+use triptych::engine::preview::{Mounted, Request};
+use triptych::engine::session::{self, Session, Training, Used};
+use triptych::engine::similarity::Judge;
+use triptych::engine::train::config::plain_caption;
+
+/// Seeds and number of pictures as in the demo.
+const SEED: u64 = 1;
+const PICTURE_SEED: u64 = 3;
+const PICTURES: usize = 6;
+const WINDOW: usize = 20;
+
+struct Bench {
+    session: Session,
+    model: StableDiffusion,
+    judge: Judge,
+    steps: String,
+    folder: tempfile::TempDir,
+}
+
+/// A concept with what it should look like.
+struct Lesson {
+    shipped: &'static Shipped,
+    token: String,
+    concept: Concept,
+    held_out: Tensor<4>,
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let steps = words.first().cloned().unwrap_or_else(|| "60".into());
+    let shows = |what: &str| words.get(1).is_none_or(|only| only == what);
+    let session = Session::open(Choice::Cpu, &mut |_| Ok(())).unwrap();
+    let model = session.model("starter").unwrap();
+    let judge = Judge::new(&model.device).unwrap();
+    let bench = Bench { session, model, judge, steps, folder: tempfile::tempdir().unwrap() };
+    if shows("adapters") {
+        bench.adapters();
+    }
+}
+
+impl Bench {
+    fn lesson(&self, number: usize) -> Lesson {
+        let shipped = &SHIPPED[number];
+        let (train, held_out) = shipped::unpack(shipped, &self.folder.path().join(shipped.folder)).unwrap();
+        let size = self.model.native_size();
+        let held_out = concept::open(&held_out).unwrap().images;
+        let held_out = held_out
+            .iter()
+            .map(|picture| pixels(&concept::load(&picture.path, size, [255; 3], Fit::Pad).unwrap(), &self.model));
+        Lesson {
+            shipped,
+            token: format!("<{}>", ["one", "two", "three"][number % 3]),
+            concept: concept::open(&train).unwrap(),
+            held_out: Tensor::cat(held_out.collect(), 0),
+        }
+    }
+
+    /// The file and the losses; seconds and numbers trained.
+    fn train(&self, method: &'static Method, lesson: &Lesson, out: &Path) -> (LoraFile, Vec<f32>, f64, usize) {
+        let training = Training {
+            token: lesson.token.clone(),
+            class_word: Some(lesson.shipped.class_word.into()),
+            method,
+            changes: vec![("steps".into(), self.steps.clone())],
+            slot: None,
+            project: None,
+            seed: SEED,
+            out: out.into(),
+            resume: false,
+            stamp: false,
+        };
+        let mut begun = None;
+        let mut seconds = 0.0;
+        let mut watch = |event: Event| {
+            // Pictures and prompts are prepared before the first step, which compiles nothing on the CPU.
+            if let Event::Step { .. } = event {
+                seconds = begun.get_or_insert_with(std::time::Instant::now).elapsed().as_secs_f64();
+            }
+            Ok(())
+        };
+        let trained = self.session.train(&self.model, &lesson.concept, &training, &mut watch).unwrap();
+        let steps = trained.losses.len();
+        (trained.file, trained.losses, seconds / (steps - 1) as f64, trained.parameters)
+    }
+
+    /// How like the concept the pictures of its prompt are.
+    fn similarity(&self, mounted: &Mounted, prompt: String, lesson: &Lesson) -> f32 {
+        let request = Request { prompt, seed: PICTURE_SEED, count: PICTURES, ..Request::default() };
+        let pictures = self.session.sample(&self.model, mounted, &request, &mut |_| Ok(())).unwrap();
+        self.judge.similarity(pictures.pixels * 2.0 - 1.0, lesson.held_out.clone()).unwrap()
+    }
+
+    fn mounted(&self, file: &LoraFile) -> Mounted {
+        let used = Used { file: file.clone(), strength: Strength::default() };
+        self.session.mount(&self.model, &[used]).unwrap()
+    }
+
+    fn prompt(&self, lesson: &Lesson) -> String {
+        let template = session::template(&self.model);
+        template.replace("{token}", &lesson.token).replace("{class}", lesson.shipped.class_word)
+    }
+
+    fn adapters(&self) {
+        let lesson = self.lesson(0);
+        let prompt = plain_caption(&session::template(&self.model), lesson.shipped.class_word);
+        let untouched = self.similarity(&Mounted::default(), prompt, &lesson);
+        println!("{} steps on “{}”; untouched {untouched:.3}\n", self.steps, lesson.shipped.title);
+        println!("| method | numbers trained | s / step | loss, first → last {WINDOW} | similarity | file KiB |");
+        println!("|---|---|---|---|---|---|");
+        for row in METHODS {
+            let out = self.folder.path().join(row.name).join("a.safetensors");
+            let (file, losses, seconds, parameters) = self.train(row, &lesson, &out);
+            let window = WINDOW.min(losses.len().div_ceil(2));
+            let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+            let (first, last) = (mean(&losses[..window]), mean(&losses[losses.len() - window..]));
+            let similarity = self.similarity(&self.mounted(&file), self.prompt(&lesson), &lesson);
+            let size = std::fs::metadata(&out).unwrap().len() / 1024;
+            println!(
+                "| {} | {parameters} | {seconds:.3} | {first:.3} → {last:.3} | {similarity:.3} | {size} |",
+                row.name
+            );
+        }
+    }
+}
