@@ -15,7 +15,7 @@ use crate::builders::*;
 use crate::reference::{self, Reference};
 
 /// A random adapter on every layer of a model.
-fn on_every_layer(model: &StableDiffusion, rank: usize, alpha: f32, seed: u64) -> LoraFile {
+pub fn on_every_layer(model: &StableDiffusion, rank: usize, alpha: f32, seed: u64) -> LoraFile {
     let mut dice = Dice::new(seed);
     let layers = model.layers.iter().map(|l| {
         let down = dice.normal(rank * l.input()).into_iter().map(|x| x / (l.input() as f32).sqrt()).collect();

@@ -24,3 +24,4 @@ mod shrink;
 mod speed;
 mod sum;
 mod tsv;
+mod votes;
