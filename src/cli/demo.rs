@@ -16,6 +16,7 @@ use crate::engine::concept::shipped::{self, SHIPPED, Shipped};
 use crate::engine::concept::{self, Concept, Fit};
 use crate::engine::contact_sheet::{self, Row};
 use crate::engine::event::Event;
+use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::{atomic, png};
 use crate::engine::merge::{self, Source, certificate};
@@ -294,7 +295,9 @@ impl Demo<'_> {
         let sources: Vec<Source> =
             files.iter().map(|&file| Source { file: file.clone(), strength: Strength::default() }).collect();
         let out = self.args.out.join(method).join("merged.safetensors");
-        let merging = Merging { sources, method: merge::method("sum")?, changes: Vec::new(), pictures: None, out };
+        let row = merge::method("sum")?;
+        let settings = Settings::new(row.fields, [])?;
+        let merging = Merging { sources, method: row, settings, pictures: None, out };
         session::merge(&merging, &mut self.progress.watch())?;
         *self.seconds.entry("merging").or_default() += start.elapsed().as_secs_f64();
         LoraFile::open(&merging.out)

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::cli::{AdapterArg, Progress, Shell, field_value};
-use crate::engine::concept::Concept;
+use crate::engine::concept::{self, Concept};
+use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::names;
 use crate::engine::merge::{self, Method, Needs, Source, note};
@@ -40,6 +41,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
+    let settings =
+        Settings::new(args.method.fields, args.set.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
     let mut sources = args
         .adapters
         .iter()
@@ -60,8 +63,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         false => None,
     };
     let pictures = opened.as_ref().map(|(session, model)| Pictured { session, model, concepts });
-    let (method, changes, out) = (args.method, args.set.clone(), args.out.clone());
-    let merging = Merging { sources, method, changes, pictures, out };
+    let merging = Merging { sources, method: args.method, settings, pictures, out: args.out.clone() };
     let combined = session::merge(&merging, &mut progress.watch())?;
     shell.print(&as_json(&merging, &combined), || in_words(&merging, &combined))?;
     Ok(ExitCode::SUCCESS)
@@ -126,7 +128,7 @@ fn concepts(args: &Args) -> Result<Vec<Option<Concept>>> {
         let index = number.parse::<usize>().ok().filter(|n| (1..=count).contains(n)).ok_or_else(|| {
             Error::usage(format!("There is no adapter “{number}”"), format!("Count them from 1 to {count}"))
         })?;
-        concepts[index - 1] = Some(crate::engine::concept::open(Path::new(folder))?);
+        concepts[index - 1] = Some(concept::open(Path::new(folder))?);
     }
     Ok(concepts)
 }

@@ -65,8 +65,8 @@ pub struct Training {
 pub struct Merging<'a> {
     pub sources: Vec<Source>,
     pub method: &'static merge::Method,
-    /// Changed fields of the method.
-    pub changes: Vec<(String, String)>,
+    /// Of the method's fields.
+    pub settings: Settings,
     /// Where the method needs them.
     pub pictures: Option<Pictured<'a>>,
     pub out: PathBuf,
@@ -237,9 +237,7 @@ impl Session {
 
 /// Merges adapters and writes the file. Only methods that look at pictures need an open device.
 pub fn merge(merging: &Merging<'_>, watch: &mut Watch<'_>) -> Result<Combined> {
-    let Merging { sources, method, changes, pictures, out } = merging;
-    let changes = changes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let settings = Settings::new(method.fields, changes)?;
+    let Merging { sources, method, settings, pictures, out } = merging;
     // What must not be merged is refused before anything is computed.
     let meeting = meeting(&sources.iter().map(|source| &source.file).collect::<Vec<_>>())?;
     let concepts = match (method.needs, pictures) {
@@ -261,7 +259,7 @@ pub fn merge(merging: &Merging<'_>, watch: &mut Watch<'_>) -> Result<Combined> {
     let evidence =
         merge::Evidence { record: json!({ "model": base, "sources": fingerprints }), importance: &importance };
     let evidence = (!concepts.is_empty()).then_some(&evidence);
-    let (mut file, notes) = merge::merge(&Inputs { sources, evidence }, method, &settings, watch)?;
+    let (mut file, notes) = merge::merge(&Inputs { sources, evidence }, method, settings, watch)?;
     file.save(out)?;
     file.path.clone_from(out);
     Ok(Combined { file, notes, meeting })

@@ -63,7 +63,7 @@ fn each_weight_follows_whom_it_matters_to() {
     let pattern = |first: f32| importance(&a, move |i| if i % 2 == 0 { first } else { 5.0 - first });
     let found = told_by(&sources, &[pattern(1.0), pattern(4.0)]).unwrap();
     let expected = of_a.iter().map(|(module, delta)| {
-        let share = |i: usize| if i % 2 == 0 { 0.2 } else { 0.8 };
+        let share = |i: usize| [0.2, 0.8][i % 2];
         let mixed = |i: usize| share(i) * delta[i] + (1.0 - share(i)) * of_b[module][i];
         (module.clone(), (0..delta.len()).map(mixed).collect())
     });
