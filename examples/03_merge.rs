@@ -6,7 +6,7 @@ use triptych::engine::adapter::{self, mount::Strength};
 use triptych::engine::concept::shipped::{SHIPPED, unpack};
 use triptych::engine::device::Choice;
 use triptych::engine::field::Settings;
-use triptych::engine::merge::{self, Source, certificate, recover};
+use triptych::engine::merge::{self, Inputs, Source, certificate, recover};
 use triptych::engine::session::{Session, Training};
 use triptych::engine::{Error, Result};
 
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     let certificate = certificate::certify(&[&sources[0].file, &sources[1].file])?
         .ok_or_else(|| Error::new("There is no certificate", "Train both with the method orthogonal"))?;
     let sum = merge::method("sum")?;
-    let merged = merge::merge(&sources, sum, &Settings::new(sum.fields, [])?)?;
+    let (merged, _) = merge::merge(&Inputs::of(&sources), sum, &Settings::new(sum.fields, [])?, &mut |_| Ok(()))?;
 
     // ΔW·Bᵢ gives concept i back, at the strength it went in with.
     let mut worst = 0.0_f32;

@@ -22,7 +22,7 @@ use crate::engine::io::{atomic, png};
 use crate::engine::merge::{self, Source, certificate};
 use crate::engine::model::StableDiffusion;
 use crate::engine::preview::{Mounted, Pictures, Request};
-use crate::engine::session::{self, Session, Training, Used};
+use crate::engine::session::{self, Merging, Session, Training, Used};
 use crate::engine::similarity::Judge;
 use crate::engine::spectrum::{self, adapter::deltas};
 use crate::engine::train::config::plain_caption;
@@ -292,13 +292,15 @@ impl Demo<'_> {
 
     fn merge(&mut self, method: &str, files: &[&LoraFile]) -> Result<LoraFile> {
         let start = Instant::now();
-        let row = merge::method("sum")?;
         let sources: Vec<Source> =
             files.iter().map(|&file| Source { file: file.clone(), strength: Strength::default() }).collect();
-        let path = self.args.out.join(method).join("merged.safetensors");
-        merge::merge(&sources, row, &Settings::new(row.fields, [])?)?.save(&path)?;
+        let out = self.args.out.join(method).join("merged.safetensors");
+        let row = merge::method("sum")?;
+        let settings = Settings::new(row.fields, [])?;
+        let merging = Merging { sources, method: row, settings, pictures: None, out };
+        session::merge(&merging, &mut self.progress.watch())?;
         *self.seconds.entry("merging").or_default() += start.elapsed().as_secs_f64();
-        LoraFile::open(&path)
+        LoraFile::open(&merging.out)
     }
 
     fn mount(&self, files: &[&LoraFile]) -> Result<Mounted> {

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Shell, field_value};
+use crate::cli::{AdapterArg, Progress, Shell, field_value};
+use crate::engine::concept::{self, Concept};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::names;
-use crate::engine::merge::{self, Method, Source, certificate};
-use crate::engine::spectrum::{self, adapter};
+use crate::engine::merge::{self, Method, Needs, Source, note};
+use crate::engine::session::{self, Combined, Merging, Pictured, Session};
 use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]
@@ -28,6 +29,12 @@ pub struct Args {
     /// Change a field of the method; may be repeated
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
     set: Vec<(String, String)>,
+    /// For methods that look at pictures: `starter`, or a folder in diffusers layout
+    #[arg(long, default_value = "starter", value_name = "MODEL")]
+    model: String,
+    /// For methods that look at pictures: a folder with the concept of adapter N, counted from 1; one for each
+    #[arg(long, value_name = "N=DIR", value_parser = field_value)]
+    evidence: Vec<(String, String)>,
     /// The adapter file to write
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
@@ -44,50 +51,86 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     if let Some(path) = &args.blocks {
         set_blocks(path, &mut sources)?;
     }
-    let files: Vec<&LoraFile> = sources.iter().map(|source| &source.file).collect();
-    // Mixed bases are refused before anything is written.
-    let certificate = certificate::certify(&files)?;
-    let deltas = files.iter().map(|file| adapter::deltas(file)).collect::<Result<Vec<_>>>()?;
-    let mut overlaps = Vec::new();
-    for j in 1..files.len() {
-        for i in 0..j {
-            overlaps.push((i, j, spectrum::overlap(&deltas[i], &deltas[j])?));
+    let concepts = concepts(args)?;
+    let mut progress = Progress::new(shell.json);
+    // Only what looks at pictures needs a device and a model.
+    let opened = match concepts.iter().any(Option::is_some) {
+        true => {
+            let session = Session::open(shell.device, &mut progress.watch())?;
+            let model = session.model(&args.model)?;
+            Some((session, model))
         }
-    }
-    let merged = merge::merge(&sources, args.method, &settings)?;
-    merged.save(&args.out)?;
-
-    let pairs: Vec<_> = overlaps
-        .iter()
-        .map(|(i, j, pair)| json!({ "first": files[*i].path, "second": files[*j].path, "product_max": pair.product_max, "cosine": pair.cosine, "sentence": pair.sentence }))
-        .collect();
-    let ranks = merged.ranks();
-    let result = json!({ "out": args.out, "layers": merged.layers.len(), "ranks": ranks, "tokens": merged.tokens.keys().collect::<Vec<_>>(), "certificate": certificate, "overlap": pairs });
-    shell.print(&result, || {
-        let mut lines = vec![format!(
-            "{}: {} adapters, {} layers of rank {}, words {}",
-            args.out.display(),
-            sources.len(),
-            merged.layers.len(),
-            ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join("/"),
-            merged.tokens.keys().cloned().collect::<Vec<_>>().join(" "),
-        )];
-        if let Some(certificate) = &certificate {
-            let title = if certificate.disjoint { "Certificate" } else { "No certificate" };
-            lines.push(format!("{title} ({}): {}", certificate.basis, certificate.sentence));
-        }
-        for (i, j, pair) in &overlaps {
-            lines.push(format!(
-                "{} × {}: {} (measured overlap {:.1e})",
-                files[*i].path.display(),
-                files[*j].path.display(),
-                pair.sentence,
-                pair.product_max
-            ));
-        }
-        lines.join("\n")
-    })?;
+        false => None,
+    };
+    let pictures = opened.as_ref().map(|(session, model)| Pictured { session, model, concepts });
+    let merging = Merging { sources, method: args.method, settings, pictures, out: args.out.clone() };
+    let combined = session::merge(&merging, &mut progress.watch())?;
+    shell.print(&as_json(&merging, &combined), || in_words(&merging, &combined))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn as_json(
+    Merging { sources, out, .. }: &Merging<'_>,
+    Combined { file, notes, meeting }: &Combined,
+) -> serde_json::Value {
+    let path = |i: usize| &sources[i].file.path;
+    let pairs: Vec<_> = meeting
+        .pairs
+        .iter()
+        .map(|pair| json!({ "first": path(pair.first), "second": path(pair.second), "product_max": pair.overlap.product_max, "cosine": pair.overlap.cosine, "sentence": pair.overlap.sentence }))
+        .collect();
+    json!({
+        "out": out,
+        "layers": file.layers.len(),
+        "ranks": file.ranks(),
+        "tokens": file.tokens.keys().collect::<Vec<_>>(),
+        "certificate": meeting.certificate,
+        "overlap": pairs,
+        "notes": notes,
+    })
+}
+
+fn in_words(Merging { sources, out, .. }: &Merging<'_>, Combined { file, notes, meeting }: &Combined) -> String {
+    let mut lines = vec![format!(
+        "{}: {} adapters, {} layers of rank {}, words {}",
+        out.display(),
+        sources.len(),
+        file.layers.len(),
+        file.ranks().iter().map(ToString::to_string).collect::<Vec<_>>().join("/"),
+        file.tokens.keys().cloned().collect::<Vec<_>>().join(" "),
+    )];
+    if let Some(certificate) = &meeting.certificate {
+        let title = if certificate.disjoint { "Certificate" } else { "No certificate" };
+        lines.push(format!("{title} ({}): {}", certificate.basis, certificate.sentence));
+    }
+    for pair in &meeting.pairs {
+        lines.push(format!(
+            "{} × {}: {} (measured overlap {:.1e})",
+            sources[pair.first].file.path.display(),
+            sources[pair.second].file.path.display(),
+            pair.overlap.sentence,
+            pair.overlap.product_max
+        ));
+    }
+    lines.extend(note::sentences(notes));
+    lines.join("\n")
+}
+
+/// The pictures of each adapter. What a method would not look at is refused rather than left lying.
+fn concepts(args: &Args) -> Result<Vec<Option<Concept>>> {
+    let count = args.adapters.len();
+    let mut concepts = vec![None; count];
+    if args.method.needs == Needs::Nothing && !args.evidence.is_empty() {
+        let what = format!("The method {} does not look at pictures", args.method.name);
+        return Err(Error::usage(what, "Leave --evidence out, or choose another method"));
+    }
+    for (number, folder) in &args.evidence {
+        let index = number.parse::<usize>().ok().filter(|n| (1..=count).contains(n)).ok_or_else(|| {
+            Error::usage(format!("There is no adapter “{number}”"), format!("Count them from 1 to {count}"))
+        })?;
+        concepts[index - 1] = Some(concept::open(Path::new(folder))?);
+    }
+    Ok(concepts)
 }
 
 /// Block strengths for all adapters at the top level, for adapter N (from 1) in the table `[N]`.

@@ -1,9 +1,9 @@
 //! The one door that command line and window go through: devices, models, adapters, jobs.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
+use serde_json::json;
 
 use crate::engine::adapter::basis::BasisKind;
 use crate::engine::adapter::mount::{self, Strength};
@@ -13,6 +13,9 @@ use crate::engine::device::{self, Opened};
 use crate::engine::event::{Event, Watch};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::merge::meeting::{Meeting, meeting};
+use crate::engine::merge::note::Note;
+use crate::engine::merge::{self, Inputs, Needs, Source, recipe};
 use crate::engine::model::StableDiffusion;
 use crate::engine::model::tokenizer::Word;
 use crate::engine::ops::self_test;
@@ -20,6 +23,7 @@ use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
 use crate::engine::train::checkpoint;
 use crate::engine::train::config::{self, Config};
+use crate::engine::train::evidence::{self, Evidence};
 use crate::engine::train::job::Job;
 use crate::engine::train::run::Trained;
 use crate::engine::{Error, Result};
@@ -55,6 +59,31 @@ pub struct Training {
     pub out: PathBuf,
     pub resume: bool,
     pub stamp: bool,
+}
+
+/// What a merge is asked to do.
+pub struct Merging<'a> {
+    pub sources: Vec<Source>,
+    pub method: &'static merge::Method,
+    /// Of the method's fields.
+    pub settings: Settings,
+    /// Where the method needs them.
+    pub pictures: Option<Pictured<'a>>,
+    pub out: PathBuf,
+}
+
+/// A model, and a concept for each source of a merge.
+pub struct Pictured<'a> {
+    pub session: &'a Session,
+    pub model: &'a StableDiffusion,
+    pub concepts: Vec<Option<Concept>>,
+}
+
+/// What a merge leaves.
+pub struct Combined {
+    pub file: LoraFile,
+    pub notes: Vec<Note>,
+    pub meeting: Meeting,
 }
 
 impl Session {
@@ -102,17 +131,10 @@ impl Session {
     /// Puts adapters in place together. Two that define one word differently are refused.
     pub fn mount(&self, model: &StableDiffusion, adapters: &[Used]) -> Result<Mounted> {
         let mut mounted = Mounted::default();
-        let mut words: BTreeMap<&String, (&Vec<Vec<f32>>, &Path)> = BTreeMap::new();
         for Used { file, strength } in adapters {
             mount::mount(&mut mounted.mounts, model, file, strength)?;
-            for (word, vectors) in &file.tokens {
-                match words.insert(word, (vectors, &file.path)) {
-                    Some((other, path)) if other != vectors => return Err(clash(word, path, &file.path)),
-                    _ => {}
-                }
-            }
         }
-        for (word, (vectors, path)) in words {
+        for (word, (vectors, path)) in recipe::words(adapters.iter().map(|used| &used.file))? {
             let width = model.text.config.hidden_size;
             if vectors.iter().any(|vector| vector.len() != width) {
                 return Err(Error::new(
@@ -213,6 +235,50 @@ impl Session {
     }
 }
 
+/// Merges adapters and writes the file. Only methods that look at pictures need an open device.
+pub fn merge(merging: &Merging<'_>, watch: &mut Watch<'_>) -> Result<Combined> {
+    let Merging { sources, method, settings, pictures, out } = merging;
+    // What must not be merged is refused before anything is computed.
+    let meeting = meeting(&sources.iter().map(|source| &source.file).collect::<Vec<_>>())?;
+    let concepts = match (method.needs, pictures) {
+        (Needs::Nothing, _) => Vec::new(),
+        (Needs::ModelAndPictures, pictures) => seen(sources, pictures.as_ref())?,
+    };
+    let importance = |question: merge::Question, watch: &mut Watch<'_>| {
+        let (Some(Pictured { session, model, .. }), Some(concept)) = (pictures, concepts[question.source]) else {
+            return Err(Error::usage("A silent adapter has no pictures", "Raise its strength"));
+        };
+        let cache = session.cache.as_ref().map(|folder| folder.join("latents"));
+        let (adapter, template) = (&sources[question.source].file, &template(model)[..]);
+        let evidence = Evidence { model, adapter, concept, template, cache: cache.as_deref() };
+        evidence.importance(question.draws, question.seed, watch)
+    };
+    let fingerprints =
+        concepts.iter().map(|concept| concept.map(evidence::fingerprint).transpose()).collect::<Result<Vec<_>>>()?;
+    let base = pictures.as_ref().map(|pictures| &pictures.model.hash);
+    let evidence =
+        merge::Evidence { record: json!({ "model": base, "sources": fingerprints }), importance: &importance };
+    let evidence = (!concepts.is_empty()).then_some(&evidence);
+    let (mut file, notes) = merge::merge(&Inputs { sources, evidence }, method, settings, watch)?;
+    file.save(out)?;
+    file.path.clone_from(out);
+    Ok(Combined { file, notes, meeting })
+}
+
+/// The concept of each source; those that are heard must have one.
+fn seen<'a>(sources: &[Source], pictures: Option<&'a Pictured<'_>>) -> Result<Vec<Option<&'a Concept>>> {
+    let concept = |i: usize| pictures.and_then(|pictures| pictures.concepts.get(i)?.as_ref());
+    if let Some(missing) = (0..sources.len()).find(|&i| concept(i).is_none() && !sources[i].is_silent()) {
+        let n = missing + 1;
+        return Err(Error::usage(
+            format!("This merge looks at pictures of each concept, and adapter {n} has none"),
+            format!("Add --evidence {n}=FOLDER with pictures it was taught with, and --model with the model"),
+        )
+        .at(&sources[missing].file.path));
+    }
+    Ok((0..sources.len()).map(concept).collect())
+}
+
 /// How the model's captions read.
 pub fn template(model: &StableDiffusion) -> String {
     model.readme.as_deref().and_then(concept::template_from_readme).unwrap_or_else(|| DEFAULT_TEMPLATE.into())
@@ -235,12 +301,4 @@ pub fn settings(method: &Method, changes: &[(String, String)]) -> Result<(Settin
         return Err(Error::usage(format!("There is no field “{name}”"), format!("Choose one of {names}")));
     }
     Ok((Settings::new(method.fields, mine)?, Settings::new(config::FIELDS, rest)?))
-}
-
-fn clash(word: &str, first: &Path, second: &Path) -> Error {
-    Error::new(
-        format!("Two adapters bring the word {word} with different meanings ({} is the other)", first.display()),
-        "Train one of them again with another --token",
-    )
-    .at(second)
 }

@@ -2,6 +2,7 @@
 //! off again: `y = W·x + s·(up·down − up₀·down₀)·x` (Meng et al. 2024, arXiv 2404.02948).
 
 use burn::tensor::Tensor;
+use faer::MatRef;
 
 use crate::engine::Result;
 use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
@@ -9,7 +10,7 @@ use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, St
 use crate::engine::device::read;
 use crate::engine::field::Settings;
 use crate::engine::model::{Branch, Change, Layer, Site, Weight};
-use crate::engine::spectrum::dense;
+use crate::engine::spectrum;
 
 pub const METHOD: Method = Method {
     name: "pissa",
@@ -47,10 +48,12 @@ impl Adapter for Pissa {
     fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
         let (rank, s) = (self.0.rank, f64::from(self.0.scale()));
         let (out, input) = (spot.layer.out, spot.layer.input());
-        let svd = dense::strongest(&read(spot.weight.oi.clone())?, [out, input], rank)?;
+        let weight = read(spot.weight.oi.clone())?;
+        let weight = MatRef::from_row_major_slice(&weight, out, input).map(|&x| f64::from(x));
+        let svd = spectrum::leading(weight.as_ref(), rank)?;
         let root = |k: usize| (svd.s.get(k).copied().unwrap_or(0.0) / s).sqrt();
         // A layer narrower than the rank has no further directions: zeros there, which then never move.
-        let of = |m: faer::MatRef<'_, f64>, row: usize, k: usize| if k < m.ncols() { m[(row, k)] } else { 0.0 };
+        let of = |m: MatRef<'_, f64>, row: usize, k: usize| if k < m.ncols() { m[(row, k)] } else { 0.0 };
         let down: Vec<f32> = (0..rank * input)
             .map(|at| (of(svd.v.as_ref(), at % input, at / input) * root(at / input)) as f32)
             .collect();

@@ -5,6 +5,7 @@
 //! A1111 and kohya's tools load it. Token vectors travel as `bundle_emb.<token>.clip_l` (OneTrainer's name; ComfyUI
 //! reads it).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,23 @@ impl LoraLayer {
     pub fn input(&self) -> usize {
         self.down_shape[1..].iter().product()
     }
+
+    /// `ΔW` multiplied out, in f64 on the way.
+    pub fn product(&self) -> Difference {
+        let (input, scale) = (self.input(), f64::from(self.scale()));
+        let mut weight = Vec::with_capacity(self.out() * input);
+        for up in self.up.chunks_exact(self.rank) {
+            let mut row = vec![0.0; input];
+            for (&u, down) in up.iter().zip(self.down.chunks_exact(input)) {
+                if u != 0.0 {
+                    row.iter_mut().zip(down).for_each(|(sum, &d)| *sum += f64::from(u) * f64::from(d));
+                }
+            }
+            weight.extend(row.into_iter().map(|x| (scale * x) as f32));
+        }
+        let shape = [&[self.out()], &self.down_shape[1..]].concat();
+        Difference { weight, shape, bias: None }
+    }
 }
 
 /// What is added to a layer's own parameters.
@@ -57,6 +75,23 @@ pub struct Difference {
     pub shape: Vec<usize>,
     /// `Δb [out]`.
     pub bias: Option<Vec<f32>>,
+}
+
+impl Difference {
+    /// `ΔW` as an exact low-rank pair: the identity stands on the shorter side. `None` where only the bias differs.
+    pub fn pair(&self) -> Option<LoraLayer> {
+        let (&out, inputs) = self.shape.split_first()?;
+        let input = inputs.iter().product::<usize>();
+        let identity = |n: usize| (0..n * n).map(|at| if at % n == at / n { 1.0 } else { 0.0 }).collect::<Vec<f32>>();
+        let (down, up, rank) = match out <= input {
+            true => (self.weight.clone(), identity(out), out),
+            false => (identity(input), self.weight.clone(), input),
+        };
+        let down_shape = [&[rank], inputs].concat();
+        let point: &[usize] = if inputs.len() == 3 { &[1, 1] } else { &[] };
+        let up_shape = [&[out, rank], point].concat();
+        Some(LoraLayer { down, up, rank, alpha: rank as f32, down_shape, up_shape })
+    }
 }
 
 /// A tensor of a method that no other program knows.
@@ -168,6 +203,12 @@ impl LoraFile {
         metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
         metadata.insert("sshs_model_hash".into(), hash);
         safetensors::save(path, &tensors, &metadata)
+    }
+
+    /// A layer's `ΔW` as a low-rank pair, however the file keeps it.
+    pub fn pair(&self, module: &str) -> Option<Cow<'_, LoraLayer>> {
+        let whole = || self.differences.get(module)?.pair().map(Cow::Owned);
+        self.layers.get(module).map(Cow::Borrowed).or_else(whole)
     }
 
     /// Every layer it changes.

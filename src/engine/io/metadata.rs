@@ -15,3 +15,5 @@ pub const BASE: &str = "triptych.base";
 pub const BASE_HASH: &str = "triptych.base_hash";
 /// Settings of method and training, or of a merge, as JSON.
 pub const RECIPE: &str = "triptych.recipe";
+/// Where an album of adapters stands, so that further ones can join.
+pub const ALBUM: &str = "triptych.album";

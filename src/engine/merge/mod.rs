@@ -1,9 +1,20 @@
-//! Several adapters into one.
+//! Several adapters into one. A method is one file with its row, and one line in [`METHODS`].
 
 pub mod certificate;
+mod elect;
+mod fisher;
+mod knots;
+pub mod meeting;
+pub mod note;
+mod opcm;
+pub mod pack;
 pub mod recipe;
 pub mod recover;
 mod sum;
+mod svd;
+pub mod terms;
+mod ties;
+mod tsv;
 
 use std::collections::BTreeMap;
 
@@ -11,12 +22,14 @@ use half::f16;
 use serde::Serialize;
 
 use crate::engine::adapter::mount::Strength;
+use crate::engine::event::Watch;
 use crate::engine::field::{Field, Settings};
 use crate::engine::io::Dtype;
-use crate::engine::io::lora_file::{LoraFile, LoraLayer};
+use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
+use crate::engine::merge::note::Note;
 use crate::engine::{Error, Result};
 
-/// A merge method's row: what forms, help, README and errors read.
+/// A merge method's row: what forms, help, README, errors and contract tests read.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Method {
     pub name: &'static str,
@@ -24,14 +37,47 @@ pub struct Method {
     pub paper: &'static str,
     pub help: &'static str,
     pub fields: &'static [Field],
+    pub needs: Needs,
+    /// What it keeps; what is not named here it breaks, and the contract tests show both.
+    pub promises: &'static [Promise],
     #[serde(skip)]
     pub run: Run,
 }
 
-pub const METHODS: &[Method] = &[sum::METHOD];
+pub const METHODS: &[Method] =
+    &[sum::METHOD, svd::METHOD, ties::METHOD, tsv::METHOD, knots::METHOD, opcm::METHOD, fisher::METHOD];
 
-/// Sources and settings → the merged layers, by kohya's module name.
-pub type Run = fn(&[Source], &Settings) -> Result<BTreeMap<String, LoraLayer>>;
+pub type Run = fn(&Inputs<'_>, &Settings, &mut Watch<'_>) -> Result<Merged>;
+
+/// What a method must be given besides adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Needs {
+    Nothing,
+    /// The model, and pictures of each adapter's concept: [`Inputs::evidence`].
+    ModelAndPictures,
+}
+
+/// Laws of a merge, as long as its settings drop nothing. No method may depend on how a product is split into factors,
+/// and a common positive fader passes through every one; these hold for some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promise {
+    /// The result is `Σ wₜ·ΔWₜ`: two halves of an adapter are the whole, an adapter less itself is nothing.
+    Linear,
+    /// Order is no input.
+    AnyOrder,
+    /// Two copies are one.
+    CopiesCountOnce,
+    /// An adapter alone is that adapter at its strength.
+    AloneUnchanged,
+    /// Inputs and outputs have no preferred axes: rotated adapters give the rotated merge.
+    Rotates,
+    /// Adapters that share neither reads nor writes are added, up to one common factor.
+    AddsTheUnrelated,
+    /// Reads nothing that no source reads, so slots stay proven.
+    ReadsWithin,
+}
 
 /// An adapter and how strongly it goes in.
 #[derive(Clone, Debug)]
@@ -43,8 +89,52 @@ pub struct Source {
 impl Source {
     /// Whether every layer's strength is 0.
     pub fn is_silent(&self) -> bool {
-        self.file.layers.keys().all(|module| self.strength.of(module) == 0.0)
+        self.file.modules().into_iter().all(|module| self.strength.of(module) == 0.0)
     }
+}
+
+/// What a merge is made from.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub sources: &'a [Source],
+    pub evidence: Option<&'a Evidence<'a>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Adapters alone.
+    pub fn of(sources: &'a [Source]) -> Self {
+        Self { sources, evidence: None }
+    }
+}
+
+/// Pictures of each source's concept, and the model to ask about them.
+pub struct Evidence<'a> {
+    /// What the recipe says of it: hashes of the model and of each source's pictures, and how many these are.
+    pub record: serde_json::Value,
+    pub importance: &'a Importance<'a>,
+}
+
+/// How much each weight matters for a source: `E[(∂L/∂W)²]`, row-major `[out, in]`, by kohya's module name.
+pub type Importance<'a> = dyn Fn(Question, &mut Watch<'_>) -> Result<BTreeMap<String, Vec<f32>>> + 'a;
+
+/// What is asked of the pictures.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// Index into the sources.
+    pub source: usize,
+    /// Noises each picture is seen under.
+    pub draws: usize,
+    pub seed: u64,
+}
+
+/// What a method makes.
+#[derive(Clone, Debug, Default)]
+pub struct Merged {
+    /// By kohya's module name.
+    pub layers: BTreeMap<String, LoraLayer>,
+    pub notes: Vec<Note>,
+    /// Entries of the file's metadata: what is needed to go on from the result.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// The row of a name.
@@ -55,14 +145,37 @@ pub fn method(name: &str) -> Result<&'static Method> {
     })
 }
 
-/// Merges `sources` into one file that carries every token and the recipe.
-pub fn merge(sources: &[Source], method: &Method, settings: &Settings) -> Result<LoraFile> {
+/// Merges into one file that carries every token and the recipe, and says what the method found.
+pub fn merge(
+    inputs: &Inputs<'_>,
+    method: &Method,
+    settings: &Settings,
+    watch: &mut Watch<'_>,
+) -> Result<(LoraFile, Vec<Note>)> {
+    let sources = inputs.sources;
     if sources.is_empty() {
         return Err(Error::usage("No adapter was given to merge", "Name at least one adapter file"));
     }
-    let tokens = recipe::tokens(sources)?;
-    let layers = (method.run)(sources, settings)?;
-    let metadata = recipe::metadata(sources, method, settings)?;
+    for source in sources {
+        if !source.file.own.is_empty() {
+            return Err(Error::new(
+                "What this adapter does depends on the picture, so it cannot be merged",
+                "Mount it beside the others when sampling: sample --adapter A --adapter B",
+            )
+            .at(&source.file.path));
+        }
+    }
+    let words = recipe::words(sources.iter().map(|source| &source.file))?;
+    let tokens = words.into_iter().map(|(word, (vectors, _))| (word.clone(), vectors.clone())).collect();
+    let Merged { layers, notes, metadata } = (method.run)(inputs, settings, watch)?;
+    let mut differences = biases(sources, method);
+    let (layers, whole) = written(layers, sources);
+    for (module, mut difference) in whole {
+        difference.bias = differences.remove(&module).and_then(|other| other.bias);
+        differences.insert(module, difference);
+    }
+    let mut of_recipe = recipe::metadata(inputs, method, settings, &notes)?;
+    of_recipe.extend(metadata);
     let format = |source: &Source| source.file.dtype.unwrap_or(Dtype::F32);
     // Neither f16 nor bf16 holds the other: where formats differ, only f32 rounds nothing.
     let same = sources.iter().all(|source| format(source) == format(&sources[0]));
@@ -71,5 +184,41 @@ pub fn merge(sources: &[Source], method: &Method, settings: &Settings) -> Result
         layers.values().flat_map(|layer| layer.down.iter().chain(&layer.up)).fold(0.0, |m: f32, x| m.max(x.abs()));
     let fits = format(&sources[0]) != Dtype::F16 || largest < f16::MAX.to_f32();
     let dtype = Some(if same && fits { format(&sources[0]) } else { Dtype::F32 });
-    Ok(LoraFile { layers, tokens, metadata, dtype, ..LoraFile::default() })
+    Ok((LoraFile { layers, differences, tokens, metadata: of_recipe, dtype, ..LoraFile::default() }, notes))
+}
+
+/// Biases go the way of their layers: added, or averaged where copies count once.
+fn biases(sources: &[Source], method: &Method) -> BTreeMap<String, Difference> {
+    let mut sums: BTreeMap<String, (Vec<f32>, usize)> = BTreeMap::new();
+    for Source { file, strength } in sources {
+        for (module, difference) in &file.differences {
+            let (Some(bias), w) = (&difference.bias, strength.of(module)) else { continue };
+            let (sum, count) = sums.entry(module.clone()).or_insert((vec![0.0; bias.len()], 0));
+            sum.iter_mut().zip(bias).for_each(|(sum, b)| *sum += w * b);
+            *count += usize::from(w != 0.0);
+        }
+    }
+    let averages = method.promises.contains(&Promise::CopiesCountOnce);
+    sums.into_iter()
+        .filter(|(_, (_, count))| *count > 0)
+        .map(|(module, (mut sum, count))| {
+            if averages {
+                sum.iter_mut().for_each(|b| *b /= count as f32);
+            }
+            (module, Difference { bias: Some(sum), ..Difference::default() })
+        })
+        .collect()
+}
+
+/// The layers as a file keeps them: those that came whole and would take more room as factors stay whole.
+fn written(
+    layers: BTreeMap<String, LoraLayer>,
+    sources: &[Source],
+) -> (BTreeMap<String, LoraLayer>, BTreeMap<String, Difference>) {
+    let came_whole =
+        |module: &str| sources.iter().any(|s| s.file.differences.get(module).is_some_and(|d| !d.shape.is_empty()));
+    let (whole, factored): (BTreeMap<_, _>, BTreeMap<_, _>) = layers.into_iter().partition(|(module, layer)| {
+        came_whole(module) && layer.rank * (layer.out() + layer.input()) > layer.out() * layer.input()
+    });
+    (factored, whole.into_iter().map(|(module, layer)| (module, layer.product())).collect())
 }

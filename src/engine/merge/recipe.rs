@@ -1,33 +1,50 @@
 //! A merge written down: what went in, how strongly, by which method.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::json;
 
 use crate::engine::field::Settings;
+use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::{metadata as keys, safetensors};
-use crate::engine::merge::{Method, Source, certificate};
+use crate::engine::merge::note::{About, Note};
+use crate::engine::merge::{Inputs, Method, Promise, Source, certificate};
 use crate::engine::{Error, Result};
 
-/// Every source's tokens. Two that give one word different vectors are refused.
-pub fn tokens(sources: &[Source]) -> Result<BTreeMap<String, Vec<Vec<f32>>>> {
-    let mut tokens: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
-    for source in sources {
-        for (word, vectors) in &source.file.tokens {
-            if tokens.insert(word.clone(), vectors.clone()).is_some_and(|other| other != *vectors) {
-                return Err(Error::new(
-                    format!("Two adapters bring the word {word} with different meanings"),
-                    "Train one of them again with another --token",
-                )
-                .at(&source.file.path));
+/// What a word means, and the file that says so.
+pub type Meaning<'a> = (&'a Vec<Vec<f32>>, &'a Path);
+
+/// Every word that the files bring. Two that give one word different vectors are refused.
+pub fn words<'a>(files: impl IntoIterator<Item = &'a LoraFile>) -> Result<BTreeMap<&'a String, Meaning<'a>>> {
+    let mut words: BTreeMap<&String, Meaning<'_>> = BTreeMap::new();
+    for file in files {
+        for (word, vectors) in &file.tokens {
+            match words.insert(word, (vectors, file.path.as_path())) {
+                Some((other, first)) if other != vectors => {
+                    let first = first.display();
+                    return Err(Error::new(
+                        format!("Two adapters bring the word {word} with different meanings ({first} is the other)"),
+                        "Train one of them again with another --token",
+                    )
+                    .at(&file.path));
+                }
+                _ => {}
             }
         }
     }
-    Ok(tokens)
+    Ok(words)
 }
 
-/// Metadata of the merged file: a function of the sources' contents, strengths and settings.
-pub fn metadata(sources: &[Source], method: &Method, settings: &Settings) -> Result<BTreeMap<String, String>> {
+/// Metadata of the merged file: a function of what went in. Numbers about single layers stay out of it: they would be
+/// most of the header, and the same merge finds them again.
+pub fn metadata(
+    inputs: &Inputs<'_>,
+    method: &Method,
+    settings: &Settings,
+    notes: &[Note],
+) -> Result<BTreeMap<String, String>> {
+    let sources = inputs.sources;
     let of = |source: &Source, key: &str| source.file.metadata.get(key).cloned().unwrap_or_default();
     let parts: Vec<_> = sources
         .iter()
@@ -49,9 +66,17 @@ pub fn metadata(sources: &[Source], method: &Method, settings: &Settings) -> Res
     let words = |key: &str| {
         sources.iter().map(|source| of(source, key)).filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ")
     };
+    let mut recipe = json!({ "merge": method.name, "settings": settings, "sources": parts });
+    if let Some(evidence) = inputs.evidence {
+        recipe["evidence"] = evidence.record.clone();
+    }
+    let notes: Vec<&Note> = notes.iter().filter(|note| !matches!(note.about, About::Layer(_))).collect();
+    if !notes.is_empty() {
+        recipe["notes"] = json!(notes);
+    }
     let mut metadata = BTreeMap::from([
         (keys::METHOD.to_owned(), format!("merge {}", method.name)),
-        (keys::RECIPE.to_owned(), json!({ "merge": method.name, "settings": settings, "sources": parts }).to_string()),
+        (keys::RECIPE.to_owned(), recipe.to_string()),
         ("ss_network_module".to_owned(), "networks.lora".to_owned()),
         ("modelspec.sai_model_spec".to_owned(), "1.0.1".to_owned()),
         ("modelspec.title".to_owned(), words("modelspec.title")),
@@ -74,8 +99,11 @@ pub fn metadata(sources: &[Source], method: &Method, settings: &Settings) -> Res
             metadata.insert(key.to_owned(), value);
         }
     }
-    // A sum of slots is itself a citizen of the basis: it can be merged again and taken apart. What is silent leaves
-    // its slot free.
+    if !method.promises.contains(&Promise::ReadsWithin) {
+        return Ok(metadata);
+    }
+    // What reads only slots is itself a citizen of the basis: it can be merged again, and a sum taken apart. What is
+    // silent leaves its slot free.
     let heard: Vec<&Source> = sources.iter().filter(|source| !source.is_silent()).collect();
     let identities =
         heard.iter().map(|source| certificate::identity(&source.file)).collect::<Result<Option<Vec<_>>>>()?;

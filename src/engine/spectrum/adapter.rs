@@ -11,8 +11,16 @@ use crate::engine::{Error, Result};
 
 /// Every layer's `ΔW` at strength 1, by kohya's module name.
 pub fn deltas(file: &LoraFile) -> Result<BTreeMap<String, LowRank>> {
-    file.layers
-        .iter()
+    if let Some(module) = file.own.keys().next() {
+        return Err(Error::new(
+            format!("What this adapter does depends on the picture (layer {module}): it has no fixed weights"),
+            "Choose adapters of other methods; `triptych methods` says which can be merged and measured",
+        )
+        .at(&file.path));
+    }
+    file.modules()
+        .into_iter()
+        .filter_map(|module| Some((module, file.pair(module)?)))
         .map(|(module, layer)| {
             let shape = Shape { out: layer.out(), rank: layer.rank, input: layer.input() };
             let delta = LowRank::new(&layer.up, &layer.down, shape, f64::from(layer.scale()))

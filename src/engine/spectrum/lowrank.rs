@@ -78,6 +78,41 @@ impl LowRank {
         Ok(Self { up, down, scale })
     }
 
+    /// Factors computed here: `up [out, rank]` and `down [rank, input]`.
+    pub fn of(up: Mat<f64>, down: Mat<f64>) -> Self {
+        Self { up, down, scale: 1.0 }
+    }
+
+    /// A full difference as the exact pair with the fewest directions: the identity stands on the shorter side.
+    pub fn from_dense(delta: Mat<f64>) -> Self {
+        match (delta.nrows(), delta.ncols()) {
+            (out, input) if out <= input => Self::of(Mat::identity(out, out), delta),
+            (_, input) => Self::of(delta, Mat::identity(input, input)),
+        }
+    }
+
+    /// `Σ ΔWₜ`: the columns of all `up` beside each other, the rows of all `down` below each other. Products are
+    /// added, never factors.
+    pub fn stack(terms: &[Self]) -> Self {
+        let rank = terms.iter().map(|term| term.up.ncols()).sum();
+        let (out, input) = terms.first().map_or((0, 0), |term| (term.up.nrows(), term.down.ncols()));
+        let (mut up, mut down) = (Mat::zeros(out, rank), Mat::zeros(rank, input));
+        let mut at = 0;
+        for term in terms {
+            let r = term.up.ncols();
+            up.subcols_mut(at, r).copy_from(Scale(term.scale) * &term.up);
+            down.subrows_mut(at, r).copy_from(&term.down);
+            at += r;
+        }
+        Self::of(up, down)
+    }
+
+    /// `c·ΔW`.
+    #[must_use]
+    pub fn scaled(self, c: f64) -> Self {
+        Self { scale: c * self.scale, ..self }
+    }
+
     pub fn shape(&self) -> Shape {
         Shape { out: self.up.nrows(), rank: self.up.ncols(), input: self.down.ncols() }
     }
@@ -108,10 +143,15 @@ impl LowRank {
         let (up, down) = (self.up.qr(), self.down.transpose().qr());
         let core = Scale(self.scale) * (up.thin_R() * down.thin_R().transpose());
         let small = core.thin_svd().map_err(no_convergence)?;
-        let (u, v) = (up.compute_thin_Q() * small.U(), down.compute_thin_Q() * small.V());
-        let mut svd = Svd { u, s: small.S().column_vector().iter().copied().collect(), v };
-        fix_signs(&mut svd);
-        Ok(svd)
+        let mut u = up.compute_thin_Q() * small.U();
+        let mut v = down.compute_thin_Q() * small.V();
+        for k in 0..u.ncols() {
+            let strongest = u.col(k).iter().fold(0.0_f64, |best, &x| if x.abs() > best.abs() { x } else { best });
+            if strongest < 0.0 {
+                u.col_mut(k).iter_mut().chain(v.col_mut(k).iter_mut()).for_each(|x| *x = -*x);
+            }
+        }
+        Ok(Svd { u, s: small.S().column_vector().iter().copied().collect(), v })
     }
 
     /// `‖ΔW‖²`.
@@ -180,6 +220,15 @@ impl Svd {
         self.u.subcols(0, self.rank())
     }
 
+    /// The `k` strongest directions as factors, `√σ` on each side: half precision then loses least.
+    pub fn truncated(&self, k: usize) -> LowRank {
+        let root = |j: usize| self.s[j].sqrt();
+        LowRank::of(
+            Mat::from_fn(self.u.nrows(), k, |i, j| self.u[(i, j)] * root(j)),
+            Mat::from_fn(k, self.v.nrows(), |i, j| root(i) * self.v[(j, i)]),
+        )
+    }
+
     /// Directions stronger than 1e-4 of the strongest.
     pub fn rank(&self) -> usize {
         let floor = self.s.first().map_or(0.0, |largest| RELATIVE_RANK * largest);
@@ -203,30 +252,7 @@ impl Overlap {
     }
 }
 
-/// One concept's `up [out, rank]` (times its scale and strength) from a merged ΔW, by `ΔW · rowsᵀ`.
-///
-/// Exact when `rows [rank, input]` are orthonormal and orthogonal to what every other concept reads (Po et al.,
-/// *Orthogonal Adaptation*, CVPR 2024: `BᵢᵀBⱼ = 0`).
-pub fn recover(delta: MatRef<'_, f64>, rows: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    if delta.ncols() != rows.ncols() {
-        let what = format!("The weight has {} inputs and the slot's rows have {}", delta.ncols(), rows.ncols());
-        return Err(Error::new(what, "Take the rows of the same slot at this layer's width"));
-    }
-    Ok(delta * rows.transpose())
-}
-
-/// The largest entry of each left vector becomes positive: equal matrices then have equal factors.
-pub(super) fn fix_signs(svd: &mut Svd) {
-    let Svd { u, v, .. } = svd;
-    for k in 0..u.ncols() {
-        let strongest = u.col(k).iter().fold(0.0_f64, |best, &x| if x.abs() > best.abs() { x } else { best });
-        if strongest < 0.0 {
-            u.col_mut(k).iter_mut().chain(v.col_mut(k).iter_mut()).for_each(|x| *x = -*x);
-        }
-    }
-}
-
-pub(super) fn no_convergence(SvdError::NoConvergence: SvdError) -> Error {
+fn no_convergence(SvdError::NoConvergence: SvdError) -> Error {
     Error::new(
         "The singular values of a layer could not be computed",
         "Export the adapter again; its numbers are extreme",
@@ -351,16 +377,6 @@ mod tests {
             assert_near(overlap.chance, 0.032, 1.0);
             assert!((overlap.times_chance - 1.0).abs() < 0.15, "{overlap:?}");
         }
-    }
-
-    #[test]
-    fn concepts_come_back_out_of_the_sum() {
-        let q = gaussian(24, 24, 8).qr().compute_Q();
-        let rows = |start: usize| q.subcols(start, 4).transpose();
-        let [a, b] = [0, 4].map(|start| LowRank { down: rows(start).to_owned(), ..random(10, 4, 24, start as u64) });
-        let merged = a.dense() + b.dense();
-        assert!((recover(merged.as_ref(), rows(4)).unwrap() - Scale(b.scale) * &b.up).norm_max() < 1e-13);
-        assert!(recover(merged.as_ref(), rows(0).subcols(0, 5)).is_err());
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! them. They ignore the overall strength, and a delta that changes nothing measures 0 throughout.
 
 pub mod adapter;
-pub mod dense;
+mod leading;
 mod lowrank;
 mod overlap;
 
-pub use lowrank::{LowRank, Overlap, Shape, Svd, recover};
+pub use leading::leading;
+pub use lowrank::{LowRank, Overlap, Shape, Svd};
 pub use overlap::{LayerOverlap, PairOverlap, Verdict, overlap};
 
 /// exp(−Σ p ln p) with p = σ / Σσ: how many directions the delta really uses (Roy & Vetterli, EUSIPCO 2007).

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod evidence;
 pub mod job;
 pub mod metadata;
 pub mod optimizer;

@@ -1,0 +1,134 @@
+//! How much each weight under an adapter matters for its concept: `E[(∂L/∂W)²]` over its pictures, the diagonal of the
+//! Fisher information with the denoising loss in the place of a log-likelihood.
+//!
+//! Squares are taken of one picture under one noise at a time: the square of a batch's mean would mix examples.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{Tensor, TensorData};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::adapter::mount::{Strength, mount};
+use crate::engine::concept::latents::{Preparation, latents};
+use crate::engine::concept::{self, Concept, Fit, Trigger};
+use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::device::read;
+use crate::engine::event::{Event, Watch};
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::{metadata, safetensors};
+use crate::engine::model::tokenizer::{Encoded, Word};
+use crate::engine::model::{Change, Layer, LayerId, Mounts, StableDiffusion};
+use crate::engine::random::Philox;
+use crate::engine::train::config::plain_caption;
+
+use crate::engine::{Error, Result};
+
+// Independent streams of random numbers, none of which a training uses.
+const NOISE: u32 = 9;
+const TIMESTEPS: u32 = 10;
+
+/// An adapter and pictures of what it was taught.
+pub struct Evidence<'a> {
+    pub model: &'a StableDiffusion,
+    pub adapter: &'a LoraFile,
+    pub concept: &'a Concept,
+    /// How captions read: `a 3d emoji of {token} {class}`.
+    pub template: &'a str,
+    /// Folder in which latents are kept.
+    pub cache: Option<&'a Path>,
+}
+
+/// Hash over the pictures and their captions, and how many there are.
+pub fn fingerprint(concept: &Concept) -> Result<serde_json::Value> {
+    let pictures = concept
+        .images
+        .iter()
+        .map(|picture| Ok(json!([concept::content_hash(&picture.path)?, picture.caption])))
+        .collect::<Result<Vec<_>>>()?;
+    let hash = safetensors::hex(&Sha256::digest(json!(pictures).to_string().as_bytes()));
+    Ok(json!({ "sha256": hash, "pictures": pictures.len() }))
+}
+
+impl Evidence<'_> {
+    /// `E[(∂L/∂W)²]` of every layer the adapter changes, row-major `[out, in]`, with the adapter in place at strength 1
+    /// and each picture under `draws` noises.
+    pub fn importance(&self, draws: usize, seed: u64, watch: &mut Watch<'_>) -> Result<BTreeMap<String, Vec<f32>>> {
+        let Self { model, adapter, concept, .. } = self;
+        let schedule = Schedule::new(&model.schedule)?;
+        let how = Preparation { size: model.native_size(), background: [255; 3], fit: Fit::Pad, flip: false };
+        let latents = latents(model, &concept.images, how, self.cache, watch)?;
+        let (prompts, tokens) = self.prompts()?;
+        let mut base = Mounts::none();
+        mount(&mut base, model, adapter, &Strength::default())?;
+        let modules = adapter.modules();
+        let layers: Vec<(LayerId, &Layer)> =
+            model.layer_ids().filter(|(_, layer)| modules.contains(&layer.module())).collect();
+        let mut squares: Vec<Option<Tensor<2>>> = vec![None; layers.len()];
+        let (random, total) = (Philox::new(seed), draws * prompts.len());
+        watch(Event::Stage { name: "weighing by pictures".into(), total })?;
+        for (example, prompt) in prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, draws)).enumerate() {
+            let mut mounts = base.clone();
+            let leaves: Vec<Tensor<2>> =
+                layers.iter().map(|&(id, layer)| listen(&mut mounts, id, layer, model)).collect();
+            let picture = latents.clone().narrow(0, example / draws, 1);
+            let t = [random.stream(TIMESTEPS).below(example as u32, 0, schedule.len())];
+            let noise = random.stream(NOISE).normal(example as u32, picture.shape().num_elements());
+            let noise = Tensor::from_data(TensorData::new(noise, picture.dims()), &model.device);
+            let context = model.condition(std::slice::from_ref(prompt), &tokens, &mounts);
+            let noisy = loss::noised(&picture, &noise, &t, &schedule);
+            let said = model.unet.forward(noisy, &[t[0] as f32], &context, &mounts);
+            let gradients = loss::per_image(said, loss::target(&picture, &noise, &t, &schedule)).backward();
+            for (sum, leaf) in squares.iter_mut().zip(&leaves) {
+                let square = leaf.grad(&gradients).map(|gradient| gradient.powi_scalar(2));
+                *sum = match (sum.take(), square) {
+                    (Some(sum), Some(square)) => Some(sum + square),
+                    (sum, square) => sum.or(square),
+                };
+            }
+            watch(Event::Progress { done: example + 1, total })?;
+        }
+        let mean = |sum: Option<Tensor<2>>, layer: &Layer| match sum {
+            Some(sum) => read(sum / total as f64),
+            None => Ok(vec![0.0; layer.out * layer.input()]),
+        };
+        layers.iter().zip(squares).map(|((_, layer), sum)| Ok((layer.module(), mean(sum, layer)?))).collect()
+    }
+
+    /// The pictures' captions, with the adapter's own word where it brings one.
+    fn prompts(&self) -> Result<(Vec<Encoded>, Vec<Tensor<2>>)> {
+        let of = |key: &str| self.adapter.metadata.get(key).map_or("", String::as_str);
+        let class = Some(of(metadata::CLASS)).filter(|class| !class.is_empty());
+        let class = class.or(self.concept.class_word.as_deref()).unwrap_or_default();
+        let token = self.adapter.tokens.get_key_value(of(metadata::TOKEN)).or(self.adapter.tokens.first_key_value());
+        let width = self.model.text.config.hidden_size;
+        let words: Vec<Word> =
+            token.iter().map(|(text, vectors)| Word { text: (*text).clone(), vectors: vectors.len() }).collect();
+        let vectors = token.map(|(_, vectors)| (vectors.concat(), [vectors.len(), width]));
+        if vectors.as_ref().is_some_and(|(values, [rows, width])| values.len() != rows * width) {
+            return Err(Error::new(
+                "The adapter's word has vectors of another width than this model's",
+                "Choose the model the adapter was trained on",
+            )
+            .at(&self.adapter.path));
+        }
+        let trigger = token.map(|(text, _)| Trigger::new(text, class)).transpose()?;
+        let encoded = self.concept.images.iter().map(|picture| {
+            let text = match &trigger {
+                Some(trigger) => concept::caption(picture.caption.as_deref(), self.template, trigger),
+                None => picture.caption.clone().unwrap_or_else(|| plain_caption(self.template, class)),
+            };
+            self.model.tokenizer.encode(&text, &words)
+        });
+        let tensor = |(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.model.device);
+        Ok((encoded.collect::<Result<_>>()?, vectors.into_iter().map(tensor).collect()))
+    }
+}
+
+/// Mounts a tracked zero on a layer's weight itself; its gradient is `∂L/∂W [out, in]`.
+fn listen(mounts: &mut Mounts, id: LayerId, layer: &Layer, model: &StableDiffusion) -> Tensor<2> {
+    let leaf = Tensor::<2>::zeros([layer.out, layer.input()], &model.device).autodiff().require_grad();
+    mounts.add(id, Change::Weight(leaf.clone()));
+    leaf
+}
