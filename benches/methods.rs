@@ -6,20 +6,26 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
 use std::path::Path;
+use std::time::Instant;
 
 use burn::tensor::Tensor;
 use triptych::engine::adapter::mount::Strength;
-use triptych::engine::adapter::{self, METHODS, Method};
+use triptych::engine::adapter::{METHODS, Method};
 use triptych::engine::concept::latents::pixels;
 use triptych::engine::concept::shipped::{self, SHIPPED, Shipped};
 use triptych::engine::concept::{self, Concept, Fit};
 use triptych::engine::device::Choice;
 use triptych::engine::event::Event;
+use triptych::engine::field::Settings;
 use triptych::engine::io::lora_file::LoraFile;
+use triptych::engine::merge::note::sentences;
+use triptych::engine::merge::{self, Source};
 use triptych::engine::model::StableDiffusion;
 use triptych::engine::preview::{Mounted, Request};
-use triptych::engine::session::{self, Session, Training, Used};
+use triptych::engine::session::{self, Combined, Merging, Pictured, Session, Training, Used};
 use triptych::engine::similarity::Judge;
+use triptych::engine::spectrum::adapter::deltas;
+use triptych::engine::spectrum::overlap;
 use triptych::engine::train::config::plain_caption;
 
 /// Seeds and number of pictures as in the demo.
@@ -54,6 +60,9 @@ fn main() {
     let bench = Bench { session, model, judge, steps, folder: tempfile::tempdir().unwrap() };
     if shows("adapters") {
         bench.adapters();
+    }
+    if shows("merges") {
+        bench.merges();
     }
 }
 
@@ -93,7 +102,7 @@ impl Bench {
         let mut watch = |event: Event| {
             // Pictures and prompts are prepared before the first step, which compiles nothing on the CPU.
             if let Event::Step { .. } = event {
-                seconds = begun.get_or_insert_with(std::time::Instant::now).elapsed().as_secs_f64();
+                seconds = begun.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
             }
             Ok(())
         };
@@ -137,6 +146,55 @@ impl Bench {
             println!(
                 "| {} | {parameters} | {seconds:.3} | {first:.3} → {last:.3} | {similarity:.3} | {size} |",
                 row.name
+            );
+        }
+    }
+
+    /// Three concepts in three slots, as adapters of the program's first method.
+    fn merges(&self) {
+        let lessons: Vec<Lesson> = (0..3).map(|number| self.lesson(number)).collect();
+        let files: Vec<LoraFile> = lessons
+            .iter()
+            .map(|lesson| {
+                let out = self.folder.path().join("three").join(lesson.shipped.folder).with_extension("safetensors");
+                self.train(&METHODS[0], lesson, &out).0
+            })
+            .collect();
+        let likeness = |file: &dyn Fn(usize) -> Mounted| -> Vec<String> {
+            let of = |(i, lesson)| self.similarity(&file(i), self.prompt(lesson), lesson);
+            lessons.iter().enumerate().map(of).map(|similarity| format!("{similarity:.3}")).collect()
+        };
+        println!("\n{} steps each; alone {}\n", self.steps, likeness(&|i| self.mounted(&files[i])).join(" / "));
+        println!(
+            "| merge | seconds | most directions in a layer | cosine with each source | similarity of each concept | what it says |"
+        );
+        println!("|---|---|---|---|---|---|");
+        for row in merge::METHODS {
+            let concepts = lessons.iter().map(|lesson| Some(lesson.concept.clone())).collect();
+            let source = |file: &LoraFile| Source { file: file.clone(), strength: Strength::default() };
+            let merging = Merging {
+                sources: files.iter().map(source).collect(),
+                method: row,
+                settings: Settings::new(row.fields, []).unwrap(),
+                pictures: Some(Pictured { session: &self.session, model: &self.model, concepts }),
+                out: self.folder.path().join(format!("{}.safetensors", row.name)),
+            };
+            let begun = Instant::now();
+            let Combined { file, notes, .. } = session::merge(&merging, &mut |_| Ok(())).unwrap();
+            let seconds = begun.elapsed().as_secs_f64();
+            let whole = deltas(&file).unwrap();
+            let cosines: Vec<String> = files
+                .iter()
+                .map(|source| overlap(&whole, &deltas(source).unwrap()).unwrap().cosine)
+                .map(|cosine| format!("{cosine:.2}"))
+                .collect();
+            println!(
+                "| {} | {seconds:.2} | {} | {} | {} | {} |",
+                row.name,
+                file.ranks().last().unwrap(),
+                cosines.join(" / "),
+                likeness(&|_| self.mounted(&file)).join(" / "),
+                sentences(&notes).join("; ")
             );
         }
     }

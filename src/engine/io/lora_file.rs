@@ -123,6 +123,7 @@ impl LoraFile {
         let file = Checkpoint::open(path)?;
         let mut parts: BTreeMap<String, BTreeMap<Role, &String>> = BTreeMap::new();
         let (mut tokens, mut own) = (BTreeMap::new(), BTreeMap::<String, BTreeMap<String, Matrix>>::new());
+        let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
             let token = stored.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.strip_suffix(TOKEN_SUFFIX));
@@ -132,7 +133,7 @@ impl LoraFile {
             } else if let Some((module, role)) = names::lora_key(stored) {
                 parts.entry(module).or_default().insert(role, stored);
             } else if let Some((module, name)) = own_key(stored)
-                && file.metadata().contains_key(metadata::METHOD)
+                && own_names.contains(&name)
             {
                 own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(&file, stored)?);
             } else {

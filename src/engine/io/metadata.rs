@@ -17,3 +17,5 @@ pub const BASE_HASH: &str = "triptych.base_hash";
 pub const RECIPE: &str = "triptych.recipe";
 /// Where an album of adapters stands, so that further ones can join.
 pub const ALBUM: &str = "triptych.album";
+/// Names of the tensors that only their method understands, separated by commas.
+pub const OWN: &str = "triptych.own";

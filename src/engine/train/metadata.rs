@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, TOKEN};
+use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, OWN, RECIPE, RUN, SLOT, TOKEN};
 use crate::engine::train::config::Config;
 use crate::engine::train::job::Job;
 
@@ -21,6 +21,7 @@ pub fn of(
     let ranks = file.ranks();
     let (dim, alpha) =
         (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
+    let whole = file.layers.is_empty() && !file.differences.is_empty();
     let is_v = job.model.schedule.prediction_type == "v_prediction";
     let recipe = json!({
         "method": job.method_settings,
@@ -38,7 +39,7 @@ pub fn of(
             (BASE_HASH, job.model.hash.clone()),
             (RECIPE, recipe.to_string()),
             (RUN, run.to_owned()),
-            ("ss_network_module", "networks.lora".into()),
+            ("ss_network_module", if whole { "lycoris.kohya" } else { "networks.lora" }.into()),
             ("ss_network_dim", dim.to_string()),
             ("ss_network_alpha", alpha.to_string()),
             ("ss_base_model_version", if is_v { "sd_v1_v" } else { "sd_v1" }.into()),
@@ -57,6 +58,12 @@ pub fn of(
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
+    if whole {
+        metadata.insert("ss_network_args".into(), json!({ "algo": "full" }).to_string());
+    }
+    if let Some(parts) = file.own.values().next() {
+        metadata.insert(OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
+    }
     if let Some((basis, slot)) = basis {
         metadata.insert(BASIS.into(), basis.to_string());
         metadata.insert(SLOT.into(), slot.to_string());
