@@ -70,6 +70,11 @@ impl Reference {
         serde_json::from_str(&self.0.metadata()["prompts"]).expect("prompts are a JSON list")
     }
 
+    /// A JSON text of the metadata.
+    pub fn json(&self, key: &str) -> serde_json::Value {
+        serde_json::from_str(&self.0.metadata()[key]).unwrap_or_else(|e| panic!("{key}: {e}"))
+    }
+
     pub fn number(&self, key: &str) -> f64 {
         self.0.metadata()[key].parse().expect("a number")
     }

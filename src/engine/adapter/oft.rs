@@ -32,8 +32,9 @@ pub const METHOD: Method = Method {
     build,
 };
 
-/// Each pass squares the error of the inverse, which begins at ‖Q‖²/(1 + ‖Q‖²): enough up to ‖Q‖ = 4.
-const NEWTON: usize = 8;
+/// Each pass squares the error of the inverse, which begins at ‖Q‖²/(1 + ‖Q‖²) with the root of the sum of squares: enough
+/// up to ‖Q‖ = 32, which is numbers near 1 in a block of 32.
+const NEWTON: usize = 14;
 
 struct Oft {
     block: usize,

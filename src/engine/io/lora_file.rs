@@ -143,7 +143,8 @@ impl LoraFile {
         if let Some(first) = foreign.first() {
             return Err(not_lora(first, parts.is_empty()).at(path));
         }
-        if parts.is_empty() && own.is_empty() {
+        // A token alone is what remains where no layer learnt anything.
+        if parts.is_empty() && own.is_empty() && tokens.is_empty() {
             return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
         }
         let damaged = |module: &str, why: String| {
