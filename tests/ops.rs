@@ -61,12 +61,12 @@ fn values(tensor: Tensor<2>) -> Vec<f32> {
     tensor.cast(FloatDType::F32).into_data().try_to_vec().unwrap()
 }
 
-/// What the plain twin makes of it in f32.
-fn expected(op: &Op, case: &Case) -> Vec<f32> {
+/// What the plain twin makes of it in f32, output by output.
+fn expected(op: &Op, case: &Case) -> Vec<Vec<f32>> {
     let case = Case { elements: [DType::F32; 2], ..*case };
     let on_cpu = |(values, shape, _): (Vec<f32>, _, _)| tensor(&values, shape, DType::F32, &device::cpu());
     let tensors: Vec<_> = inputs(op, &case).into_iter().map(on_cpu).collect();
-    values((op.run)(&case, &tensors))
+    (op.run)(&case, &tensors).into_iter().map(values).collect()
 }
 
 fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
@@ -111,23 +111,26 @@ fn check_fenced(op: &Op, case: &Case, device: &Device) {
         .into_iter()
         .map(|(values, shape, dtype)| fenced(&bytes(&values, dtype), shape, dtype, device))
         .collect();
-    let (shape, [_, dtype]) = ((op.output)(case), case.elements);
-    let length = shape[0] * shape[1] * dtype.size();
-    let poison = POISON.to_le_bytes().repeat(length.div_ceil(4));
-    let out = fenced(&poison[..length], shape, dtype, device);
+    let dtype = case.elements[1];
+    let length = |[rows, columns]: [usize; 2]| rows * columns * dtype.size();
+    let poisoned = |shape| {
+        let poison = POISON.to_le_bytes().into_iter().cycle().take(length(shape)).collect::<Vec<_>>();
+        fenced(&poison, shape, dtype, device)
+    };
+    let shapes = (op.outputs)(case);
+    let outputs: Vec<CubeTensor> = shapes.iter().copied().map(poisoned).collect();
 
-    (op.launch)(case, kernel, &tensors, &out);
+    (op.launch)(case, kernel, &tensors, &outputs);
 
-    let mut whole = out.handle.clone();
-    whole.offset_start = None;
-    let memory = out.client.read_one(whole).unwrap();
-    let intact = |mut range: Range<usize>| range.all(|i| memory[i] == POISON.to_le_bytes()[i % 4]);
-    assert!(intact(0..FENCE), "{what} wrote before its output");
-    assert!(
-        memory.len() >= 2 * FENCE + length && intact(FENCE + length..memory.len()),
-        "{what} wrote behind its output"
-    );
-    assert_close(&what, &floats(&memory[FENCE..FENCE + length], dtype), &expected(op, case), tolerance(case));
+    for ((out, shape), expected) in outputs.into_iter().zip(shapes).zip(expected(op, case)) {
+        let mut whole = out.handle.clone();
+        whole.offset_start = None;
+        let (memory, end) = (out.client.read_one(whole).unwrap(), FENCE + length(shape));
+        let intact = |mut range: Range<usize>| range.all(|i| memory[i] == POISON.to_le_bytes()[i % 4]);
+        assert!(intact(0..FENCE), "{what} wrote before its output");
+        assert!(memory.len() >= FENCE + end && intact(end..memory.len()), "{what} wrote behind its output");
+        assert_close(&what, &floats(&memory[FENCE..end], dtype), &expected, tolerance(case));
+    }
 }
 
 fn has_half(device: &Device) -> bool {
@@ -166,10 +169,12 @@ fn check_public(device: &Device) {
                 };
                 let tensors: Vec<_> = inputs(op, &case).into_iter().map(transposed).collect();
                 let found = (op.run)(&case, &tensors);
-                assert_eq!(found.dtype(), elements[1], "{} {name}", op.name);
-                // The plain twin rounds each product where the shader rounds once.
-                let tolerance = 2.0 * tolerance(&case);
-                assert_close(&format!("{} {name}", op.name), &values(found), &expected(op, &case), tolerance);
+                for (found, expected) in found.into_iter().zip(expected(op, &case)) {
+                    assert_eq!(found.dtype(), elements[1], "{} {name}", op.name);
+                    // The plain twin rounds each product where the shader rounds once.
+                    let tolerance = 2.0 * tolerance(&case);
+                    assert_close(&format!("{} {name}", op.name), &values(found), &expected, tolerance);
+                }
             }
         }
         for empty in 0..4 {
@@ -177,7 +182,8 @@ fn check_public(device: &Device) {
             sizes[empty] = 0;
             let case = case(sizes, op.elements[0]);
             let given: Vec<_> = inputs(op, &case).into_iter().map(|(v, s, d)| tensor(&v, s, d, device)).collect();
-            assert_eq!((op.run)(&case, &given).dims(), (op.output)(&case), "{} of {sizes:?}", op.name);
+            let found: Vec<_> = (op.run)(&case, &given).iter().map(Tensor::dims).collect();
+            assert_eq!(found, (op.outputs)(&case), "{} of {sizes:?}", op.name);
         }
     }
 }
@@ -198,11 +204,11 @@ fn check_gradients(device: &Device) {
     for op in OPS {
         let case = case([4, 6, 5, 3], [DType::F32; 2]);
         let given = inputs(op, &case);
-        let shape = (op.output)(&case);
+        let shape = (op.outputs)(&case)[0];
         let weights = Philox::new(99).normal(0, shape[0] * shape[1]);
         let loss = |given: &[(Vec<f32>, [usize; 2], DType)]| -> f64 {
             let tensors: Vec<_> = given.iter().map(|(v, s, d)| tensor(v, *s, *d, device)).collect();
-            let out = values((op.run)(&case, &tensors));
+            let out = values((op.run)(&case, &tensors).remove(0));
             out.iter().zip(&weights).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let step = 0.0625;
@@ -218,7 +224,7 @@ fn check_gradients(device: &Device) {
             op.differentiable.iter().map(|&i| (0..given[i].0.len()).map(|k| difference(i, k)).collect()).collect();
 
         let untracked: Vec<_> = given.iter().map(|(v, s, d)| tensor(v, *s, *d, device)).collect();
-        let forward = values((op.run)(&case, &untracked));
+        let forward = values((op.run)(&case, &untracked).remove(0));
         for set in 1..1_usize << op.differentiable.len() {
             let mut tensors = untracked.clone();
             let tracked = |place: &usize| set >> place & 1 == 1;
@@ -227,7 +233,7 @@ fn check_gradients(device: &Device) {
                 let tensor = &mut tensors[op.differentiable[place]];
                 *tensor = tensor.clone().autodiff().require_grad();
             }
-            let out = (op.run)(&case, &tensors);
+            let out = (op.run)(&case, &tensors).remove(0);
             let what = format!("{} with inputs {places:?} tracked", op.name);
             assert_close(&what, &values(out.clone().inner()), &forward, 1e-5);
             let gradients = (out * tensor(&weights, shape, DType::F32, device)).sum().backward();

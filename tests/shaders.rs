@@ -1,5 +1,7 @@
 //! Every shader parses, validates and keeps the promises that its launch relies on; no GPU is needed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,7 @@ use naga::{AddressSpace, StorageAccess};
 use triptych::engine::ops::OPS;
 
 /// A page, so that a shader is read at one look.
-const LONGEST: usize = 80;
+const LONGEST: usize = 79;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
@@ -104,7 +106,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 fn a_broken_shader_would_be_caught() {
     assert_eq!(fault(SOUND, true), None);
     for (from, to, expected) in [
-        ("= 2.0 *", "= *", "expected global item"),
+        ("= 2.0", "= ;", "expected expression"),
         ("array<f32>", "array<f31>", "f31"),
         ("array<f32>", "array<{{ element }}>", "expected"),
         ("2.0 *", "2u *", "Operation Multiply"),

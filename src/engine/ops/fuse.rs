@@ -21,12 +21,12 @@ pub const OP: Op = Op {
         let factors = [[rows, rank], [rank, columns], [1, rank]].map(|shape| (shape, DType::F32));
         [([rows, columns], weight)].into_iter().chain(factors).collect()
     },
-    output: |case| [case.rows, case.columns],
+    outputs: |case| vec![[case.rows, case.columns]],
     run: |case, t| {
         let [weight, left, right, scales] = [0, 1, 2, 3].map(|i| t[i].clone());
-        fuse(weight, left, right, scales.squeeze_dim(0), case.elements[1].into())
+        vec![fuse(weight, left, right, scales.squeeze_dim(0), case.elements[1].into())]
     },
-    launch: |_, kernel, t, out| launch(kernel, [&t[0], &t[1], &t[2], &t[3], out]),
+    launch: |_, kernel, t, out| launch(kernel, [&t[0], &t[1], &t[2], &t[3], &out[0]]),
     differentiable: &[0, 1, 2, 3],
 };
 
@@ -114,4 +114,22 @@ fn launch(kernel: Wgsl, tensors: [&CubeTensor; 5]) {
     let [rows, columns] = out.shape().dims();
     let rank = left.shape()[1];
     kernel.launch(rows.div_ceil(TILE) * columns.div_ceil(TILE), &tensors, &[rows, columns, rank].map(|n| n as u32));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_body_is_the_formula() {
+        let tensor = |values: Vec<f32>, shape: [usize; 2]| {
+            Tensor::<2>::from_data(burn::tensor::TensorData::new(values, shape), &crate::engine::device::cpu())
+        };
+        let weight = tensor(vec![10.0, 20.0, 30.0], [1, 3]);
+        let (left, right) = (tensor(vec![2.0, 5.0], [1, 2]), tensor(vec![1.0, 2.0, 3.0, -1.0, 0.0, 4.0], [2, 3]));
+        let scales = Tensor::from_floats([0.5, 2.0], &crate::engine::device::cpu());
+        // One adapter adds (1, 2, 3), the other 10·(−1, 0, 4).
+        let out = fuse(weight, left, right, scales, FloatDType::F32);
+        assert_eq!(out.into_data().try_to_vec::<f32>().unwrap(), [1.0, 22.0, 73.0]);
+    }
 }

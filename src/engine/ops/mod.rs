@@ -24,20 +24,23 @@ pub const OPS: &[Op] = &[fuse::OP, low_rank::OP];
 pub struct Op {
     pub name: &'static str,
     pub formula: &'static str,
-    /// The element types it is written for: of the first input and of the output.
+    /// The element types it is written for: of the first input and of the outputs.
     pub elements: &'static [[DType; 2]],
     /// The shader for such types; none where WGSL lacks one.
     pub kernel: fn([DType; 2]) -> Option<Wgsl>,
-    /// Shape and element type of every input.
-    pub inputs: fn(&Case) -> Vec<([usize; 2], DType)>,
-    pub output: fn(&Case) -> [usize; 2],
+    pub inputs: fn(&Case) -> Vec<Input>,
+    /// Shapes: of the result, then of what else is kept for the backward pass.
+    pub outputs: fn(&Case) -> Vec<[usize; 2]>,
     /// The public function, on any device.
-    pub run: fn(&Case, &[Tensor<2>]) -> Tensor<2>,
-    /// The shader alone, on inputs without gaps, into an output that is there already.
-    pub launch: fn(&Case, Wgsl, &[CubeTensor], &CubeTensor),
+    pub run: fn(&Case, &[Tensor<2>]) -> Vec<Tensor<2>>,
+    /// The shader alone, on inputs without gaps, into outputs that are there already.
+    pub launch: fn(&Case, Wgsl, &[CubeTensor], &[CubeTensor]),
     /// The inputs that gradients pass to.
     pub differentiable: &'static [usize],
 }
+
+/// Shape and element type.
+pub type Input = ([usize; 2], DType);
 
 /// Sizes and numbers to try a kernel with; each takes those that it has a use for.
 #[derive(Clone, Copy, Debug)]
