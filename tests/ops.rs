@@ -27,7 +27,9 @@ const SIZES: &[(&str, [usize; 4])] = &[
 /// More groups of 16 rows than one axis of a grid holds, and not a whole number of them.
 const MANY_GROUPS: [usize; 4] = [16 * 65_535 + 21, 1, 1, 1];
 
-/// Not a number in f32, nor in either half of it in f16.
+/// Around inputs and in and around outputs: not a number in f32, nor in either half of it in f16. Two, because a sum
+/// with the one keeps its bits, and must not pass for the other.
+const INPUT_POISON: u32 = 0x7FC2_7FC2;
 const POISON: u32 = 0x7FC1_7FC1;
 
 /// Before and after each tensor: a multiple of every alignment that a GPU asks for.
@@ -92,11 +94,11 @@ fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
     }
 }
 
-/// Memory full of poison on a GPU, with `content` behind a first fence. The tensor is bound to the end of that memory,
+/// Memory full of `poison` on a GPU, with `content` behind a first fence. The tensor is bound to the end of that memory,
 /// so a kernel that reads or writes past its tensor does so, whatever the driver does to accesses out of bounds.
-fn fenced(content: &[u8], shape: [usize; 2], dtype: DType, device: &Device) -> CubeTensor {
+fn fenced(content: &[u8], shape: [usize; 2], dtype: DType, poison: u32, device: &Device) -> CubeTensor {
     let DispatchDevice::Cube(device) = device.as_dispatch() else { panic!("{device:?} is no GPU") };
-    let mut memory = POISON.to_le_bytes().repeat(FENCE / 2 + content.len().div_ceil(4));
+    let mut memory = poison.to_le_bytes().repeat(FENCE / 2 + content.len().div_ceil(4));
     memory[FENCE..FENCE + content.len()].copy_from_slice(content);
     let client = device.client();
     let handle = client.create_from_slice(&memory).offset_start(FENCE as u64);
@@ -109,13 +111,13 @@ fn check_fenced(op: &Op, case: &Case, device: &Device) {
     let kernel = (op.kernel)(case.elements).unwrap();
     let tensors: Vec<CubeTensor> = inputs(op, case)
         .into_iter()
-        .map(|(values, shape, dtype)| fenced(&bytes(&values, dtype), shape, dtype, device))
+        .map(|(values, shape, dtype)| fenced(&bytes(&values, dtype), shape, dtype, INPUT_POISON, device))
         .collect();
     let dtype = case.elements[1];
     let length = |[rows, columns]: [usize; 2]| rows * columns * dtype.size();
     let poisoned = |shape| {
         let poison = POISON.to_le_bytes().into_iter().cycle().take(length(shape)).collect::<Vec<_>>();
-        fenced(&poison, shape, dtype, device)
+        fenced(&poison, shape, dtype, POISON, device)
     };
     let shapes = (op.outputs)(case);
     let outputs: Vec<CubeTensor> = shapes.iter().copied().map(poisoned).collect();
