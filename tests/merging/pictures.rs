@@ -6,15 +6,15 @@ use burn::tensor::{Tensor, TensorData};
 use triptych::engine::adapter::mount::{Strength, mount};
 use triptych::engine::concept::latents::{Preparation, latents};
 use triptych::engine::concept::{self, Concept, Fit, Trigger};
+use triptych::engine::device::read;
 use triptych::engine::diffusion::{Schedule, loss};
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::io::metadata;
 use triptych::engine::merge::{self, Evidence, Inputs, Question, Source};
 use triptych::engine::model::tokenizer::Word;
-use triptych::engine::model::{Branch, LayerId, Mounts, StableDiffusion};
+use triptych::engine::model::{Branch, Change, LayerId, Mounts, StableDiffusion};
 use triptych::engine::random::Philox;
 use triptych::engine::train::evidence;
-use triptych::engine::train::step::read;
 
 use crate::builders::*;
 use crate::command::Desk;
@@ -112,7 +112,7 @@ impl Example<'_> {
             |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &model.device);
         let (down, up) = (unit(layer.input(), column, by), unit(layer.out, row, 1.0));
         let (down, up) = (tensor(down, [1, layer.input()]), tensor(up, [layer.out, 1]));
-        mounts.add(id, Branch { down, up, scale: 1.0 });
+        mounts.add(id, Change::LowRank(Branch { down, up, scale: 1.0 }));
 
         let how = Preparation { size: model.native_size(), background: [255; 3], fit: Fit::Pad, flip: false };
         let picture = latents(model, &concept.images[..1], how, None, &mut |_| Ok(())).unwrap();
