@@ -80,13 +80,11 @@ impl Case {
 
     /// The tensors as training might leave them.
     pub fn trained(&self, adapter: &dyn Adapter) -> Vec<Tensor<2>> {
-        moved(self.start(adapter), 5).iter().map(|start| start.tensor(&self.weight.oi.device())).collect()
+        self.tensors(&moved(self.start(adapter), 5))
     }
 
-    pub fn with(&self, adapter: &Arc<dyn Adapter>, t: &[Tensor<2>]) -> Mounts {
-        let mut mounts = Mounts::none();
-        mounts.add_live(LayerId(0), live(Arc::clone(adapter), t.to_vec(), 1.0));
-        mounts
+    pub fn tensors(&self, starts: &[Start]) -> Vec<Tensor<2>> {
+        starts.iter().map(|start| start.tensor(&self.weight.oi.device())).collect()
     }
 
     /// The layer with other parameters than its own.
@@ -116,6 +114,13 @@ impl Case {
         });
         Weight { oi: oi.clone() + tensor(&delta, oi.dims()), bias }
     }
+}
+
+/// An adapter on a layer that is alone.
+pub fn alone(adapter: &Arc<dyn Adapter>, t: &[Tensor<2>]) -> Mounts {
+    let mut mounts = Mounts::none();
+    mounts.add_live(LayerId(0), live(Arc::clone(adapter), t.to_vec(), 1.0));
+    mounts
 }
 
 pub fn flat(signal: Signal) -> Tensor<1> {

@@ -8,7 +8,7 @@ use triptych::engine::device::read;
 use triptych::engine::model::Signal;
 use triptych::engine::random::Philox;
 
-use crate::case::{Case, cases, moved};
+use crate::case::{Case, alone, cases, moved};
 use crate::{apart, build, tensor};
 
 /// Wide, since rounding of 1e-7 is divided by it; the curvature of either difference is left out.
@@ -31,6 +31,8 @@ pub struct Slopes<'a> {
 pub struct Gradients {
     pub tensors: Vec<Option<Vec<f32>>>,
     pub x: Vec<f32>,
+    /// The layer's answer, while all that is tracked.
+    pub y: Vec<f32>,
 }
 
 impl<'a> Slopes<'a> {
@@ -40,8 +42,7 @@ impl<'a> Slopes<'a> {
     }
 
     fn loss(&self, starts: &[Start], x: &Signal) -> f64 {
-        let t: Vec<Tensor<2>> = starts.iter().map(|start| start.tensor(&self.case.weight.oi.device())).collect();
-        summed(&self.case.values(&self.case.with(&self.adapter, &t), x))
+        summed(&self.case.values(&alone(&self.adapter, &self.case.tensors(starts)), x))
     }
 
     /// By autodiff, everything at once, as in training.
@@ -55,8 +56,8 @@ impl<'a> Slopes<'a> {
             Signal::Tokens(x) => Signal::Tokens(x.autodiff().require_grad()),
             Signal::Picture(x) => Signal::Picture(x.autodiff().require_grad()),
         };
-        let y = self.case.run(&self.case.with(&self.adapter, &t), &x);
-        let n = y.dims()[0];
+        let y = self.case.run(&alone(&self.adapter, &t), &x);
+        let (n, values) = (y.dims()[0], read(y.clone()).unwrap());
         let gradients = (y * tensor(&weights(n), [n])).sum().backward();
         let of = |(start, t): (&Start, &Tensor<2>)| {
             let gradient = || read(t.grad(&gradients).expect("what trains has a gradient")).unwrap();
@@ -66,7 +67,7 @@ impl<'a> Slopes<'a> {
             Signal::Tokens(x) => read(x.grad(&gradients).unwrap()),
             Signal::Picture(x) => read(x.grad(&gradients).unwrap()),
         };
-        Gradients { tensors: self.starts.iter().zip(&t).map(of).collect(), x: x.unwrap() }
+        Gradients { tensors: self.starts.iter().zip(&t).map(of).collect(), x: x.unwrap(), y: values }
     }
 
     /// Every number of one tensor, by finite differences.
@@ -109,7 +110,8 @@ pub fn weights(n: usize) -> Vec<f32> {
 /// Of all that trains, and of what goes on to earlier layers. At depth 0, where a router has no more experts than it
 /// calls up: where it changes its mind there is no slope.
 ///
-/// A row that declares another rule must really differ for one of its tensors, and still pass on the true gradient.
+/// A row that declares another rule must really differ for one of its tensors, and still pass on the true gradient; and
+/// what it tracks for its rule must not show in the answer.
 #[test]
 fn layer_gradients_are_finite_differences() {
     for row in METHODS {
@@ -117,6 +119,8 @@ fn layer_gradients_are_finite_differences() {
         for case in cases() {
             let slopes = Slopes::new(&case, build(row, &[]));
             let gradients = slopes.gradients();
+            let plain = case.values(&alone(&slopes.adapter, &case.tensors(&slopes.starts)), &case.x());
+            assert!(apart(&gradients.y, &plain) < 1e-6, "{} on a {}: another answer in training", row.name, case.what);
             let of = |(which, gradient): (usize, &Option<Vec<f32>>)| {
                 gradient.as_ref().map(|found| apart(found, &slopes.of_tensor(which)))
             };

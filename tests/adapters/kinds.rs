@@ -5,7 +5,7 @@ use faer::MatRef;
 use triptych::engine::adapter::{FileKind, METHODS, Method, Stored};
 use triptych::engine::model::{Mounts, Signal};
 
-use crate::case::{Case, wide};
+use crate::case::{Case, alone, wide};
 use crate::{apart, build, largest, tensor};
 
 /// What the adapter adds to the layer's answer to `x`, `[rows, out]`.
@@ -59,7 +59,7 @@ fn what_a_row_declares_is_what_its_layers_do() {
             let adapter = build(row, &[]);
             let t = case.trained(adapter.as_ref());
             let stored = adapter.store(&t, &case.weight).unwrap();
-            let heard = Heard { case: &case, mounts: case.with(&adapter, &t) };
+            let heard = Heard { case: &case, mounts: alone(&adapter, &t) };
             let (bent, rank, offset) = (heard.bent(), heard.rank(), largest(&heard.offset()));
             println!("{} on a {}: rank {rank}, offset {offset:.1e}, bent {bent:.1e}", row.name, case.what);
             assert_declared(row, &case, &stored, (bent, rank, offset));

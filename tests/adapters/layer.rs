@@ -1,11 +1,10 @@
 //! One layer: nothing changes at first, and what trained is what the file holds.
 
-use burn::tensor::Tensor;
 use triptych::engine::adapter::{FileKind, METHODS};
 use triptych::engine::device::read;
 use triptych::engine::model::Mounts;
 
-use crate::case::cases;
+use crate::case::{alone, cases};
 use crate::{apart, build};
 
 /// T1. Methods that cancel what they start with are a rounding away from nothing.
@@ -15,10 +14,9 @@ fn an_untrained_layer_is_the_layer() {
     for row in METHODS {
         let adapter = build(row, &[]);
         for case in cases().into_iter().flat_map(|case| [case.clone(), case.at_depth(0.99)]) {
-            let start: Vec<Tensor<2>> =
-                case.start(adapter.as_ref()).iter().map(|start| start.tensor(&case.weight.oi.device())).collect();
+            let start = case.tensors(&case.start(adapter.as_ref()));
             let (x, base) = (case.x(), case.values(&Mounts::none(), &case.x()));
-            let error = apart(&case.values(&case.with(&adapter, &start), &x), &base);
+            let error = apart(&case.values(&alone(&adapter, &start), &x), &base);
             worst = worst.max(error);
             assert!(error < 1e-6, "{} on a {}: {error}", row.name, case.what);
         }
@@ -36,7 +34,7 @@ fn a_live_layer_is_the_layer_with_the_stored_change() {
         for case in cases() {
             let t = case.trained(adapter.as_ref());
             let changed = case.changed_by(&adapter.store(&t, &case.weight).unwrap());
-            let live = case.values(&case.with(&adapter, &t), &case.x());
+            let live = case.values(&alone(&adapter, &t), &case.x());
             let expected = read(case.run_as(&changed, &Mounts::none(), &case.x())).unwrap();
             let (error, effect) = (apart(&live, &expected), apart(&case.values(&Mounts::none(), &case.x()), &expected));
             worst = worst.max(error);

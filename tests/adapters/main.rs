@@ -1,5 +1,5 @@
 //! The contract of every adapter method. Tests loop over `METHODS`: registering a method is having it tested, by what
-//! its row declares and nothing else. What a paper promises beyond that is in `rules`.
+//! its row declares and nothing else. What a paper promises beyond that is in `rules`, `departures` and `choices`.
 //!
 //! f32 on the CPU. The layers of one test are a few numbers wide; the whole model is the reference's, whatever its
 //! sizes. Each tolerance stands beside what was measured.
@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly and shows what it measured")]
 
 mod case;
+mod choices;
 mod counts;
+mod departures;
 mod files;
 mod gradients;
 mod kinds;
@@ -24,7 +26,8 @@ mod whole;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
-use triptych::engine::adapter::{Adapter, Context, Method};
+use faer::{Mat, MatRef};
+use triptych::engine::adapter::{self, Adapter, Context, Method};
 use triptych::engine::device;
 use triptych::engine::field::Settings;
 
@@ -48,6 +51,18 @@ fn settings(row: &Method, changes: &[(&str, &str)]) -> Settings {
 
 fn build(row: &Method, changes: &[(&str, &str)]) -> Arc<dyn Adapter> {
     (row.build)(&settings(row, changes), &CONTEXT).unwrap_or_else(|e| panic!("{}: {e}", row.name)).into()
+}
+
+fn row(name: &str) -> &'static Method {
+    adapter::method(name).unwrap()
+}
+
+fn matrix(values: &[f32], [rows, columns]: [usize; 2]) -> Mat<f64> {
+    MatRef::from_row_major_slice(values, rows, columns).map(|&x| f64::from(x))
+}
+
+fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    device::read(tensor.clone()).unwrap()
 }
 
 fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {

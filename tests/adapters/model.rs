@@ -164,7 +164,9 @@ fn frozen_parts_stay_and_the_rest_moves() {
                 trainee.wake(awake);
             }
             let awake = awake.unwrap_or_else(|| (0..layers).collect());
-            awake.iter().for_each(|&place| learnt[place] = true);
+            for &place in &awake {
+                learnt[place] = true;
+            }
             let before = trainee.clone();
             let outcome = trainee.gradients(&model, &schedule, &batch);
             let gradients: Vec<bool> = outcome.gradients.iter().map(Option::is_some).collect();

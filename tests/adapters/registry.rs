@@ -7,7 +7,7 @@ use triptych::engine::field::{Field, Kind, Settings};
 use triptych::engine::model::Mounts;
 use triptych::engine::train::config;
 
-use crate::case::cases;
+use crate::case::{alone, cases};
 use crate::{apart, build};
 
 #[test]
@@ -73,12 +73,11 @@ fn every_choice_builds_and_runs() {
                 for case in cases() {
                     let (x, base) = (case.x(), case.values(&Mounts::none(), &case.x()));
                     let context = format!("{} {}={text} on a {}", row.name, field.name, case.what);
-                    let starts = case.start(adapter.as_ref());
-                    let t: Vec<_> = starts.iter().map(|start| start.tensor(&case.weight.oi.device())).collect();
-                    let error = apart(&case.values(&case.with(&adapter, &t), &x), &base);
+                    let t = case.tensors(&case.start(adapter.as_ref()));
+                    let error = apart(&case.values(&alone(&adapter, &t), &x), &base);
                     assert!(error < 1e-6, "{context}: {error}");
                     let t = case.trained(adapter.as_ref());
-                    let effect = apart(&case.values(&case.with(&adapter, &t), &x), &base);
+                    let effect = apart(&case.values(&alone(&adapter, &t), &x), &base);
                     assert!(effect > 0.01, "{context} changes nothing: {effect}");
                 }
             }

@@ -124,6 +124,10 @@ pub fn file(model: &StableDiffusion, row: &Method, changes: &[(&str, &str)], tra
             Stored::Nothing => {}
         }
     }
+    if let Some(parts) = file.own.values().next() {
+        let names = parts.keys().cloned().collect::<Vec<_>>().join(",");
+        file.metadata.insert(metadata::OWN.into(), names);
+    }
     let recipe = serde_json::json!({ "method": settings(row, changes) });
     file.metadata.insert(metadata::METHOD.into(), row.name.into());
     file.metadata.insert(metadata::RECIPE.into(), recipe.to_string());

@@ -17,10 +17,11 @@ pub fn trainee(model: &StableDiffusion, r: &Reference) -> Trainee {
     let adapted = || model.layer_ids().filter(|(_, layer)| r.names().any(|name| *name == of(layer, "lora_A")));
     let (_, first) = adapted().next().expect("a layer");
     // Alpha is the rank.
-    let row = adapter::method("lora").unwrap();
+    let row = adapter::method("lora").expect("LoRA is a method");
     let rank = r.shape(&of(first, "lora_A"))[0].to_string();
-    let settings = Settings::new(row.fields, [("rank", rank.as_str())]).unwrap();
-    let mut trainee = Trainee::new((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).unwrap().into());
+    let settings = Settings::new(row.fields, [("rank", rank.as_str())]).expect("its rank is one");
+    let mut trainee =
+        Trainee::new((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).expect("LoRA builds").into());
     for (id, layer) in adapted() {
         let start = |name, factor: &str| {
             let name_in_file = of(layer, factor);

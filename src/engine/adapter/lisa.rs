@@ -95,7 +95,9 @@ mod tests {
             let now = drawn(5 * window);
             assert_eq!(now, drawn(5 * window + 4), "the same within a period");
             assert_eq!(now.iter().collect::<BTreeSet<_>>().len(), 5, "three, the first and the last");
-            now.into_iter().for_each(|layer| turns[layer] += 1);
+            for layer in now {
+                turns[layer] += 1;
+            }
         }
         assert_eq!((turns[0], turns[11]), (400, 400));
         // 3 of 10 in the middle: 120 turns, give or take four deviations of 9.

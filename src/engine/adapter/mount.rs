@@ -117,7 +117,7 @@ fn rebuilt(file: &LoraFile) -> Result<Arc<dyn Adapter>> {
     let damaged = || Error::new("The file does not say how its adapter works", "Train it again").at(&file.path);
     let of = |key: &str| file.metadata.get(key).ok_or_else(damaged);
     let row = adapter::method(of(metadata::METHOD)?).map_err(|e| e.at(&file.path))?;
-    let recipe: serde_json::Value = serde_json::from_str(of(metadata::RECIPE)?).map_err(|_| damaged())?;
+    let recipe: serde_json::Value = serde_json::from_str(of(metadata::RECIPE)?).ok().ok_or_else(damaged)?;
     let changes = recipe["method"].as_object().ok_or_else(damaged)?;
     let changes = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
     let settings = Settings::new(row.fields, changes).map_err(|e| e.at(&file.path))?;

@@ -203,7 +203,9 @@ fn biases(sources: &[Source], method: &Method) -> BTreeMap<String, Difference> {
         .filter(|(_, (_, count))| *count > 0)
         .map(|(module, (mut sum, count))| {
             if averages {
-                sum.iter_mut().for_each(|b| *b /= count as f32);
+                for b in &mut sum {
+                    *b /= count as f32;
+                }
             }
             (module, Difference { bias: Some(sum), ..Difference::default() })
         })

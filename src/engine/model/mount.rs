@@ -26,6 +26,7 @@ pub struct Branch {
 
 /// What an adapter makes of a layer, always relative to the untouched one: changes of several adapters add up.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a few for each layer: some hundreds in all")]
 pub enum Change {
     LowRank(Branch),
     /// `ΔW [out, in]`: for methods that are defined on the weight.
@@ -53,6 +54,7 @@ impl Change {
 pub type Live = Arc<dyn Fn(&Site<'_>) -> Vec<Change> + Send + Sync>;
 
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "a few for each layer: some hundreds in all")]
 enum Term {
     Fixed(Change),
     Live(Live),

@@ -70,7 +70,7 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
     }
     let damaged = || Error::new("The saved state is damaged", "Leave out --resume to start afresh").at(&path);
     let steps = state.metadata().get("steps").ok_or_else(damaged)?;
-    let steps: BTreeMap<String, i32> = serde_json::from_str(steps).map_err(|_| damaged())?;
+    let steps: BTreeMap<String, i32> = serde_json::from_str(steps).ok().ok_or_else(damaged)?;
     for parameter in &mut trainee.parameters {
         let restore = |part: &str| -> Result<Tensor<2>> {
             let values = state.f32(&format!("{part}.{}", parameter.name))?;
