@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Progress, Shell, field_value};
+use crate::cli::{AdapterArg, Progress, Shell, field_value, ranks_in_words};
 use crate::engine::concept::{self, Concept};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::names;
-use crate::engine::merge::{self, Method, Needs, Source, note};
+use crate::engine::merge::{self, Method, Needs, Promise, Source, note};
 use crate::engine::session::{self, Combined, Merging, Pictured, Session};
 use crate::engine::{Error, Result};
 
@@ -81,7 +81,7 @@ fn as_json(
         .collect();
     json!({
         "out": out,
-        "layers": file.layers.len(),
+        "layers": file.modules().len(),
         "ranks": file.ranks(),
         "tokens": file.tokens.keys().collect::<Vec<_>>(),
         "certificate": meeting.certificate,
@@ -90,18 +90,24 @@ fn as_json(
     })
 }
 
-fn in_words(Merging { sources, out, .. }: &Merging<'_>, Combined { file, notes, meeting }: &Combined) -> String {
+fn in_words(
+    Merging { sources, out, method, .. }: &Merging<'_>,
+    Combined { file, notes, meeting }: &Combined,
+) -> String {
     let mut lines = vec![format!(
-        "{}: {} adapters, {} layers of rank {}, words {}",
+        "{}: {} adapters, {} layers{}, words {}",
         out.display(),
         sources.len(),
-        file.layers.len(),
-        file.ranks().iter().map(ToString::to_string).collect::<Vec<_>>().join("/"),
+        file.modules().len(),
+        ranks_in_words(&file.ranks()),
         file.tokens.keys().cloned().collect::<Vec<_>>().join(" "),
     )];
     if let Some(certificate) = &meeting.certificate {
         let title = if certificate.disjoint { "Certificate" } else { "No certificate" };
         lines.push(format!("{title} ({}): {}", certificate.basis, certificate.sentence));
+        if certificate.disjoint && !method.promises.contains(&Promise::Linear) {
+            lines.push("That holds for the adapters; this method mixes them, so none comes back out exactly".into());
+        }
     }
     for pair in &meeting.pairs {
         lines.push(format!(

@@ -15,8 +15,6 @@ use crate::engine::{Error, Result};
 
 /// Latent pixels that one pass of the network takes at most; more pictures go one batch after the other.
 const BATCH_PIXELS: usize = 8192;
-/// Adding adapters into the weights costs about as much as running them beside the layers for one step.
-const STEPS_TO_REST: usize = 3;
 /// All pictures of a request are held until the last is done.
 const MOST_PICTURES: usize = 1000;
 
@@ -122,10 +120,8 @@ pub fn sample(
             watch(Event::warning(format!("Nothing defines {word}: no adapter in use brings this word")))?;
         }
     }
-    let mounts = match request.steps >= STEPS_TO_REST {
-        true => mounted.mounts.clone().rest(&model.weights),
-        false => mounted.mounts.clone(),
-    };
+    // Strengths rest from here on: what that costs, the first step saves.
+    let mounts = mounted.mounts.clone().rest(&model.weights);
     let vectors: Vec<Tensor<2>> = mounted.tokens.iter().map(|token| token.vectors.clone()).collect();
     let encoded = [&request.negative, &request.prompt].map(|text| model.tokenizer.encode(text, &words));
     let [negative, prompt] = encoded;
