@@ -1,10 +1,11 @@
 //! Every adapter method on one shipped concept, every merge method on three: parameters, seconds, losses, similarity.
 //!
-//! `cargo bench --profile dev --bench methods [-- STEPS [adapters|merges]]`; 60 steps unless said otherwise. Prints
-//! Markdown; what `RESULTS.md` shows came from here.
+//! `cargo bench --profile dev --bench methods [-- STEPS [adapters|merges|sized]]`; 60 steps unless said otherwise.
+//! Prints Markdown; what `RESULTS.md` shows came from here.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -15,13 +16,14 @@ use triptych::engine::concept::latents::pixels;
 use triptych::engine::concept::shipped::{self, SHIPPED, Shipped};
 use triptych::engine::concept::{self, Concept, Fit};
 use triptych::engine::device::Choice;
-use triptych::engine::event::Event;
+use triptych::engine::event::{Event, Watch};
 use triptych::engine::field::Settings;
-use triptych::engine::io::lora_file::LoraFile;
+use triptych::engine::io::lora_file::{LoraFile, LoraLayer};
 use triptych::engine::merge::note::sentences;
-use triptych::engine::merge::{self, Source};
+use triptych::engine::merge::{self, Evidence, Inputs, Question, Source};
 use triptych::engine::model::StableDiffusion;
 use triptych::engine::preview::{Mounted, Request};
+use triptych::engine::random::Philox;
 use triptych::engine::session::{self, Combined, Merging, Pictured, Session, Training, Used};
 use triptych::engine::similarity::Judge;
 use triptych::engine::spectrum::adapter::deltas;
@@ -63,6 +65,9 @@ fn main() {
     }
     if shows("merges") {
         bench.merges();
+    }
+    if shows("sized") {
+        sized();
     }
 }
 
@@ -197,5 +202,44 @@ impl Bench {
                 sentences(&notes).join("; ")
             );
         }
+    }
+}
+
+/// Rank 16 on all attention layers of the SD 1.5 denoiser: width, and how many transformer blocks have it.
+const BLOCKS: [(usize, usize); 3] = [(320, 5), (640, 5), (1280, 6)];
+
+fn sd_sized(seed: u64) -> Source {
+    let mut layers = BTreeMap::new();
+    for (width, count) in BLOCKS {
+        for (block, attention) in (0..count).flat_map(|block| [(block, 1), (block, 2)]) {
+            let from = if attention == 1 { width } else { 768 };
+            for (part, input) in [("q", width), ("k", from), ("v", from), ("out", width)] {
+                let values = |stream, n| Philox::new(seed).stream(stream).normal(layers.len() as u32, n);
+                let (down, up) = (values(0, 16 * input), values(1, width * 16));
+                let (down_shape, up_shape) = (vec![16, input], vec![width, 16]);
+                let layer = LoraLayer { down, up, rank: 16, alpha: 16.0, down_shape, up_shape };
+                layers.insert(format!("lora_unet_mid_block_{width}_{block}_attn{attention}_{part}"), layer);
+            }
+        }
+    }
+    Source { file: LoraFile { layers, ..LoraFile::default() }, strength: Strength::default() }
+}
+
+/// What a merge itself takes at that size; the pictures of `fisher` are left out.
+fn sized() {
+    let sources = [1, 2, 3].map(sd_sized);
+    let importance = |question: Question, _: &mut Watch<'_>| {
+        let of = |layer: &LoraLayer| Philox::new(9).uniform(0, layer.out() * layer.input());
+        let layers = &sources[question.source].file.layers;
+        Ok(layers.iter().map(|(module, layer)| (module.clone(), of(layer))).collect())
+    };
+    let evidence = Evidence { record: serde_json::Value::Null, importance: &importance };
+    let inputs = Inputs { sources: &sources, evidence: Some(&evidence) };
+    println!("\n{} layers, three adapters of rank 16\n\n| merge | seconds |\n|---|---|", sources[0].file.layers.len());
+    for row in merge::METHODS {
+        let settings = Settings::new(row.fields, []).unwrap();
+        let begun = Instant::now();
+        merge::merge(&inputs, row, &settings, &mut |_| Ok(())).unwrap();
+        println!("| {} | {:.2} |", row.name, begun.elapsed().as_secs_f64());
     }
 }

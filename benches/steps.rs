@@ -14,7 +14,7 @@ use triptych::engine::device::{self, read};
 use triptych::engine::diffusion::Schedule;
 use triptych::engine::field::Settings;
 use triptych::engine::model::tokenizer::Word;
-use triptych::engine::model::{Mounts, StableDiffusion};
+use triptych::engine::model::{Branch, Change, Mounts, StableDiffusion};
 use triptych::engine::random::Philox;
 use triptych::engine::train::step::{Batch, Group, Prior, Rates, Text, Trainee};
 
@@ -33,8 +33,11 @@ fn main() {
         "train_b4_prior4": train(&model, "lora", 4, 4),
         "train_b8": train(&model, "lora", 8, 0),
         "train_orthogonal_b4_prior4": train(&model, "orthogonal", 4, 4),
-        "sample_b1": sample(&model, 1),
-        "sample_b6": sample(&model, 6),
+        "sample_b1": sample(&model, 1, &Mounts::none()),
+        "sample_b6": sample(&model, 6, &Mounts::none()),
+        "sample_b1_three_adapters": sample(&model, 1, &three(&model)),
+        "sample_b1_three_at_rest": sample(&model, 1, &three(&model).rest(&model.weights)),
+        "resting": median(|| drop(three(&model).rest(&model.weights))),
     });
     println!("{result}");
 }
@@ -95,9 +98,25 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
 }
 
 /// One guided step: the network on `2n` latents.
-fn sample(model: &StableDiffusion, n: usize) -> f64 {
+fn sample(model: &StableDiffusion, n: usize, mounts: &Mounts) -> f64 {
     let (x, context) = (noise(model, [2 * n, 4, 16, 16]), context(model, 2 * n));
     median(|| {
-        read(model.unet.forward(x.clone(), &vec![500.0; 2 * n], &context, &Mounts::none())).unwrap();
+        read(model.unet.forward(x.clone(), &vec![500.0; 2 * n], &context, mounts)).unwrap();
     })
+}
+
+/// Three rank-8 adapters on the usual layers.
+fn three(model: &StableDiffusion) -> Mounts {
+    let mut mounts = Mounts::none();
+    for id in target::select(target::DEFAULT, &model.layers).unwrap() {
+        let layer = model.layer(id);
+        let side = |shape: [usize; 2]| {
+            Tensor::from_data(TensorData::new(vec![0.01_f32; shape[0] * shape[1]], shape), &model.device)
+        };
+        for _ in 0..3 {
+            let (down, up) = (side([8, layer.input()]), side([layer.out, 8]));
+            mounts.add(id, Change::LowRank(Branch { down, up, scale: 1.0 }));
+        }
+    }
+    mounts
 }

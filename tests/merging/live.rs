@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use triptych::engine::adapter::mount::{Strength, mount};
+use triptych::engine::device::read;
 use triptych::engine::io::lora_file::{LoraFile, LoraLayer};
 use triptych::engine::io::safetensors::Dtype;
 use triptych::engine::merge::Source;
 use triptych::engine::model::{Mounts, Part, StableDiffusion};
 use triptych::engine::random::Philox;
-use triptych::engine::train::step::read;
 
 use crate::builders::*;
 use crate::reference::{self, Reference};

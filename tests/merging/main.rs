@@ -21,7 +21,6 @@ mod recover;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod shrink;
-mod speed;
 mod sum;
 mod tsv;
 mod votes;

@@ -40,6 +40,11 @@ fn thin_factors_give_the_published_result() {
     let files = [plain(1), plain(2), plain(3)];
     let found = merged(&files.each_ref().map(|file| at(file, 1.0)), &with("tsv", &[]));
     assert_near("tsv", &dense(&found), &published(&files.each_ref()), 1e-6);
+    // Four adapters of three directions do not fit into nine outputs: each gives up its weakest.
+    let four = [1, 2, 3, 4].map(plain);
+    let (file, notes) = run(&four.each_ref().map(|file| at(file, 1.0)), with("tsv", &[]).0, &vec![]).unwrap();
+    assert_near("tsv of four", &dense(&file), &published(&four.each_ref()), 1e-6);
+    assert!(told(&notes, "cut", &About::Layer(LAYERS[2].0.into())) > 0.01);
     // Copies and shared directions, where a polar factor is not unique.
     let mut mixed = plain(2);
     for (module, layer) in &mut mixed.layers {

@@ -197,14 +197,17 @@ impl LoraFile {
         tensors
     }
 
-    /// Writes the file with `sshs_model_hash` and `modelspec.hash_sha256` brought up to date.
+    /// Writes the file with what its metadata says of its tensors brought up to date.
     pub fn save(&self, path: &Path) -> Result<()> {
         let tensors = self.tensors();
         let hash = safetensors::tensor_hash(&tensors);
-        let mut metadata = self.metadata.clone();
-        metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
-        metadata.insert("sshs_model_hash".into(), hash);
-        safetensors::save(path, &tensors, &metadata)
+        let mut entries = self.metadata.clone();
+        if let Some(parts) = self.own.values().next() {
+            entries.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
+        }
+        entries.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
+        entries.insert("sshs_model_hash".into(), hash);
+        safetensors::save(path, &tensors, &entries)
     }
 
     /// A layer's `ΔW` as a low-rank pair, however the file keeps it.

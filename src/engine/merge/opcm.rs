@@ -5,13 +5,14 @@
 //! the numerical rank r and the block of the strongest directions that hold at most `alpha` of ΣS. Removing the *whole*
 //! diagonal, as the dense code does, would depend on arbitrary null vectors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use crate::engine::event::Watch;
+use crate::engine::event::{Event, Watch};
 use crate::engine::field::{Field, Kind, Settings};
 use crate::engine::io::metadata::ALBUM;
 use crate::engine::merge::note::{About, Note};
@@ -86,14 +87,14 @@ fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Resul
             }
         };
         album = Some(state);
-        watch(crate::engine::event::Event::note(format!("Adapter {} has joined", t + 1)))?;
+        watch(Event::note(format!("Adapter {} has joined", t + 1)))?;
     }
     let layers = each_layer(inputs.sources, |module, terms| match weights.get(&module.to_owned()) {
         Some(svd) => Ok(pack(svd, 0.0, Limit::NONE, terms).layer),
         // Nobody said anything here.
         None => Ok(pack(&terms[0].unit()?.svd()?, 0.0, Limit::NONE, terms).layer),
     })?;
-    let state = album.map(|album| (ALBUM.to_owned(), serde_json::json!(album).to_string()));
+    let state = album.map(|album| (ALBUM.to_owned(), json!(album).to_string()));
     Ok(Merged { layers, notes, metadata: state.into_iter().collect() })
 }
 
@@ -104,7 +105,7 @@ fn join<'a>(
     arrival: &BTreeMap<&'a String, &LowRank>,
     alpha: f64,
 ) -> Result<(BTreeMap<&'a String, Svd>, f64)> {
-    let modules: std::collections::BTreeSet<&String> = weights.keys().chain(arrival.keys()).copied().collect();
+    let modules: BTreeSet<&String> = weights.keys().chain(arrival.keys()).copied().collect();
     let joined = modules
         .into_par_iter()
         .map(|module| {

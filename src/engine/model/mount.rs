@@ -7,10 +7,11 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 use crate::engine::model::blocks::{ConvShape, pointwise};
 use crate::engine::model::{LayerId, Signal, Weight};
+use crate::engine::ops::{fuse, low_rank};
 
 /// One low-rank term `scale · up · down`. It runs factored: the product is never built.
 #[derive(Clone, Debug)]
@@ -232,9 +233,7 @@ impl Branch {
     fn add(self, x: &Signal, y: Signal, shape: Option<ConvShape>) -> Signal {
         let Self { down, up, scale } = self;
         match (x, y) {
-            (Signal::Tokens(x), Signal::Tokens(y)) => {
-                Signal::Tokens(y + x.clone().matmul(down.transpose()).matmul(up.transpose()) * scale)
-            }
+            (Signal::Tokens(x), Signal::Tokens(y)) => Signal::Tokens(low_rank(x.clone(), y, down, up, scale)),
             (x, y) => match x.clone().through(down, None, shape) {
                 Signal::Picture(h) => y + Signal::Picture(pointwise(h, up, None) * scale),
                 tokens @ Signal::Tokens(_) => y + tokens.mix(up) * scale,
@@ -243,9 +242,12 @@ impl Branch {
     }
 }
 
-/// `W + Σ scale · up · down`.
+/// `W + Σ scale · up · down`, all branches at once.
 fn fused(weight_oi: Tensor<2>, branches: &[Branch]) -> Tensor<2> {
-    branches
-        .iter()
-        .fold(weight_oi, |weight, Branch { down, up, scale }| weight + up.clone().matmul(down.clone()) * *scale)
+    let scales: Vec<f32> = branches.iter().flat_map(|b| std::iter::repeat_n(b.scale, b.up.dims()[1])).collect();
+    let scales = Tensor::from_floats(scales.as_slice(), &weight_oi.device());
+    let up = Tensor::cat(branches.iter().map(|b| b.up.clone()).collect(), 1);
+    let down = Tensor::cat(branches.iter().map(|b| b.down.clone()).collect(), 0);
+    let dtype = FloatDType::from(weight_oi.dtype());
+    fuse(weight_oi, up, down, scales, dtype)
 }

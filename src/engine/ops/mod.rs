@@ -1,3 +1,54 @@
 //! What runs on the device below the networks.
+//!
+//! A kernel is `shaders/ops/NAME.wgsl`, `src/engine/ops/NAME.rs` and its row in [`OPS`]; the tests read the row. On the
+//! CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations.
 
+mod fuse;
+mod low_rank;
 pub mod self_test;
+pub mod wgsl;
+
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Tensor};
+
+use self::wgsl::Wgsl;
+
+pub use fuse::fuse;
+pub use low_rank::low_rank;
+
+/// Every kernel.
+pub const OPS: &[Op] = &[fuse::OP, low_rank::OP];
+
+/// One kernel, in all that its tests need to know.
+#[derive(Clone, Copy)]
+pub struct Op {
+    pub name: &'static str,
+    pub formula: &'static str,
+    /// The element types it is written for: of the first input and of the outputs.
+    pub elements: &'static [[DType; 2]],
+    /// The shader for such types; none where WGSL lacks one.
+    pub kernel: fn([DType; 2]) -> Option<Wgsl>,
+    pub inputs: fn(&Case) -> Vec<Input>,
+    /// Shapes: of the result, then of what else is kept for the backward pass.
+    pub outputs: fn(&Case) -> Vec<[usize; 2]>,
+    /// The public function, on any device.
+    pub run: fn(&Case, &[Tensor<2>]) -> Vec<Tensor<2>>,
+    /// The shader alone, on inputs without gaps, into outputs that are there already.
+    pub launch: fn(&Case, Wgsl, &[CubeTensor], &[CubeTensor]),
+    /// The inputs that gradients pass to.
+    pub differentiable: &'static [usize],
+}
+
+/// Shape and element type.
+pub type Input = ([usize; 2], DType);
+
+/// Sizes and numbers to try a kernel with; each takes those that it has a use for.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub rows: usize,
+    pub columns: usize,
+    pub inner: usize,
+    pub rank: usize,
+    pub scale: f32,
+    pub elements: [DType; 2],
+}

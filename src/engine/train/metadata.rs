@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, OWN, RECIPE, RUN, SLOT, TOKEN};
+use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, TOKEN};
 use crate::engine::train::config::Config;
 use crate::engine::train::job::Job;
 
@@ -60,9 +60,6 @@ pub fn of(
     );
     if whole {
         metadata.insert("ss_network_args".into(), json!({ "algo": "full" }).to_string());
-    }
-    if let Some(parts) = file.own.values().next() {
-        metadata.insert(OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
     }
     if let Some((basis, slot)) = basis {
         metadata.insert(BASIS.into(), basis.to_string());
