@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use triptych::engine::adapter::mount::Strength;
-use triptych::engine::adapter::{FileKind, METHODS, Stored};
+use triptych::engine::adapter::{FileKind, METHODS, Method, Stored};
 use triptych::engine::io::Dtype;
 use triptych::engine::io::lora_file::{LoraFile, LoraLayer};
-use triptych::engine::model::{Layer, Mounts, Part};
+use triptych::engine::model::{Layer, LayerId, Mounts, Part, StableDiffusion};
 
 use crate::case::{delta, wide};
 use crate::whole::{bytes, file, heard, mounted, outputs, through_disk, trained};
@@ -20,21 +20,7 @@ fn what_was_saved_is_mounted() {
     for (i, row) in METHODS.iter().enumerate() {
         let trainee = trained(&model, &build(row, &[]), i as u64);
         let written = file(&model, row, &[], &trainee);
-        let (low_rank, whole, biases, own) = (
-            written.layers.len(),
-            written.differences.values().filter(|d| !d.shape.is_empty()).count(),
-            written.differences.values().filter(|d| d.bias.is_some()).count(),
-            written.own.len(),
-        );
-        let (all, with_bias) = (model.layers.len(), model.weights.iter().filter(|w| w.bias.is_some()).count());
-        let expected = match row.file {
-            FileKind::Lora => (all, 0, 0, 0),
-            FileKind::LoraAndBias => (all, 0, with_bias, 0),
-            FileKind::Difference => (0, all, 0, 0),
-            FileKind::Own => (0, 0, 0, all),
-        };
-        assert_eq!((low_rank, whole, biases, own), expected, "{}", row.name);
-
+        assert_holds(row, &written, &model, &model.layer_ids().map(|(id, _)| id).collect::<Vec<_>>());
         let read = through_disk(&written);
         assert!(bytes(&read) == bytes(&written), "{}: saved again, other bytes", row.name);
         let bare = match row.file {
@@ -54,6 +40,24 @@ fn what_was_saved_is_mounted() {
             assert!(error < 1e-5, "{} at rest: {error}", row.name);
         }
     }
+}
+
+/// The file has of every layer what its row's kind says, and nothing else.
+pub fn assert_holds(row: &Method, file: &LoraFile, model: &StableDiffusion, layers: &[LayerId]) {
+    let found = (
+        file.layers.len(),
+        file.differences.values().filter(|d| !d.shape.is_empty()).count(),
+        file.differences.values().filter(|d| d.bias.is_some()).count(),
+        file.own.len(),
+    );
+    let (all, with_bias) = (layers.len(), layers.iter().filter(|id| model.weight(**id).bias.is_some()).count());
+    let expected = match row.file {
+        FileKind::Lora => (all, 0, 0, 0),
+        FileKind::LoraAndBias => (all, 0, with_bias, 0),
+        FileKind::Difference => (0, all, 0, 0),
+        FileKind::Own => (0, 0, 0, all),
+    };
+    assert_eq!(found, expected, "{}: low-rank pairs, differences, biases, tensors of its own", row.name);
 }
 
 /// A tool that knows nothing but `alpha / rank · up · down` reads the change that was trained, whatever its scale.
@@ -153,7 +157,7 @@ fn strengths_scale_linearly() {
     }
 }
 
-/// Two adapters of each method at once, each at its own strength.
+/// Two adapters of each method at once, each at its own strength; and the same with what changes a weight added into it.
 #[test]
 fn several_adapters_are_their_sum() {
     let model = reference::model();
@@ -170,11 +174,14 @@ fn several_adapters_are_their_sum() {
     for (file, strength) in &each {
         triptych::engine::adapter::mount::mount(&mut together, &model, file, strength).unwrap();
     }
+    let rested = together.clone().rest(&model.weights);
     let alone: Vec<Mounts> = each.iter().map(|(file, strength)| mounted(&model, file, strength)).collect();
     for (id, layer) in model.layer_ids() {
         let terms = alone.iter().map(|mounts| heard(&model, mounts, id));
         let sum = terms.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect()).unwrap();
-        let error = apart(&heard(&model, &together, id), &sum);
-        assert!(error < 1e-5, "{}: {error}", layer.path);
+        for mounts in [&together, &rested] {
+            let error = apart(&heard(&model, mounts, id), &sum);
+            assert!(error < 1e-5, "{}: {error}", layer.path);
+        }
     }
 }

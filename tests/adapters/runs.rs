@@ -1,6 +1,6 @@
 //! Real runs through the training loop, on a picture of our own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use triptych::engine::Error;
@@ -15,6 +15,7 @@ use triptych::engine::random::Philox;
 use triptych::engine::session;
 use triptych::engine::train::job::Job;
 
+use crate::files::assert_holds;
 use crate::whole::{mounted, outputs};
 use crate::{CONTEXT, SETTINGS, apart, build, has, reference};
 
@@ -125,6 +126,12 @@ fn assert_whole(desk: &Desk, row: &Method, out: &Path, returned: &LoraFile, para
     }
     let modules: Vec<String> = targets.iter().map(|&id| model.layer(id).module()).collect();
     assert!(file.modules().iter().all(|module| modules.contains(module)), "{}", row.name);
+    // Where only some layers were awake, the others learnt nothing and are not there.
+    let awake = |step: usize| adapter.awake(step, targets.len(), &Philox::new(CONTEXT.seed));
+    let places: BTreeSet<usize> =
+        (0..STEPS).flat_map(|step| awake(step).unwrap_or_else(|| (0..targets.len()).collect())).collect();
+    let learnt: Vec<LayerId> = places.into_iter().map(|place| targets[place]).collect();
+    assert_holds(row, &file, model, &learnt);
 
     if let Some((basis, slot)) = adapter.basis() {
         assert_eq!(file.metadata[metadata::BASIS], basis.to_string());

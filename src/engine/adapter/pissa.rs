@@ -10,7 +10,7 @@ use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, St
 use crate::engine::device::read;
 use crate::engine::field::Settings;
 use crate::engine::model::{Branch, Change, Layer, Site, Weight};
-use crate::engine::spectrum;
+use crate::engine::spectrum::{self, LowRank};
 
 pub const METHOD: Method = Method {
     name: "pissa",
@@ -28,6 +28,10 @@ pub const METHOD: Method = Method {
 };
 
 struct Pissa(Rank);
+
+/// Up to this many rows or columns the whole SVD takes a fraction of a second. A weight's spectrum falls slowly, and the
+/// sketch that serves wider layers would start from directions beside the strongest.
+const SMALL: usize = 384;
 
 #[expect(clippy::unnecessary_wraps, reason = "the registry's signature")]
 fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
@@ -50,7 +54,10 @@ impl Adapter for Pissa {
         let (out, input) = (spot.layer.out, spot.layer.input());
         let weight = read(spot.weight.oi.clone())?;
         let weight = MatRef::from_row_major_slice(&weight, out, input).map(|&x| f64::from(x));
-        let svd = spectrum::leading(weight.as_ref(), rank)?;
+        let svd = match out.min(input) <= SMALL {
+            true => LowRank::from_dense(weight).svd()?,
+            false => spectrum::leading(weight.as_ref(), rank)?,
+        };
         let root = |k: usize| (svd.s.get(k).copied().unwrap_or(0.0) / s).sqrt();
         // A layer narrower than the rank has no further directions: zeros there, which then never move.
         let of = |m: MatRef<'_, f64>, row: usize, k: usize| if k < m.ncols() { m[(row, k)] } else { 0.0 };
