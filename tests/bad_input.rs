@@ -165,6 +165,31 @@ fn an_adapter_that_lies_about_its_slot_gets_no_certificate() {
     }
 }
 
+#[test]
+fn a_file_of_a_methods_own_must_fit_the_model() {
+    let desk = Desk::new();
+    desk.run(&format!("{TRAIN} --method mola --steps 2 --token <a> --out a.safetensors")).result();
+    let (content, metadata) = tensors(&desk.path("a.safetensors"));
+    let key = |part: &str| content.keys().find(|name| name.ends_with(part)).unwrap().clone();
+    for (part, shape) in [("mola_router", [0, 64]), ("mola_router", [1, 1]), ("mola_up", [3, 2]), ("mola_down", [2, 3])]
+    {
+        let mut spoiled = content.clone();
+        let values = vec![0.5; shape[0] * shape[1]];
+        spoiled.insert(key(part), Tensor::new(Dtype::F32, &shape, &values));
+        safetensors::save(&desk.path("b.safetensors"), &spoiled, &metadata).unwrap();
+        let failure = desk.run("sample --adapter b.safetensors --steps 1 --prompt x --out x.png").failure();
+        assert!(failure.contains("do not fit") || failure.contains("another model"), "{part} {shape:?}: {failure}");
+    }
+    let mut lie = metadata.clone();
+    lie.insert("triptych.method".into(), "lora".into());
+    safetensors::save(&desk.path("b.safetensors"), &content, &lie).unwrap();
+    let failure = desk.run("sample --adapter b.safetensors --steps 1 --prompt x --out x.png").failure();
+    assert!(failure.contains("how its adapter works"), "{failure}");
+    // It cannot be merged, and the way out is named.
+    let failure = desk.run("merge a.safetensors --out x.safetensors").failure();
+    assert!(failure.contains("depends on the picture"), "{failure}");
+}
+
 /// A model folder that is spoiled by `change`: what `sample` and `train` say of it.
 fn model(case: &str, change: impl FnOnce(&Desk)) -> String {
     let desk = Desk::new();

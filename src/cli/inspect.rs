@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{Shell, ranks_in_words};
+use crate::cli::{Shell, counted, ranks_in_words};
 use crate::engine::Result;
 use crate::engine::inspect::{Report, inspect};
 
@@ -58,8 +58,11 @@ fn words(report: &Report) -> String {
             ..
         } => {
             let unknown = || "not said".to_owned();
-            let tokens =
-                tokens.iter().map(|(token, n)| format!("{token} ({n} vectors)")).collect::<Vec<_>>().join(", ");
+            let tokens = tokens
+                .iter()
+                .map(|(token, n)| format!("{token} ({})", counted(*n, "vector")))
+                .collect::<Vec<_>>()
+                .join(", ");
             let ranks = ranks_in_words(&ranks.iter().copied().collect());
             let mut text = format!(
                 "Adapter {}\n  method: {}\n  made for: {}\n  words: {}\n  {layers} layers{ranks}, {parameters} numbers as {dtype}, {bytes} bytes",

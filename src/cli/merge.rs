@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Progress, Shell, field_value, ranks_in_words};
+use crate::cli::{AdapterArg, Progress, Shell, counted, field_value, ranks_in_words};
 use crate::engine::concept::{self, Concept};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
@@ -95,10 +95,10 @@ fn in_words(
     Combined { file, notes, meeting }: &Combined,
 ) -> String {
     let mut lines = vec![format!(
-        "{}: {} adapters, {} layers{}, words {}",
+        "{}: {}, {}{}, words {}",
         out.display(),
-        sources.len(),
-        file.modules().len(),
+        counted(sources.len(), "adapter"),
+        counted(file.modules().len(), "layer"),
         ranks_in_words(&file.ranks()),
         file.tokens.keys().cloned().collect::<Vec<_>>().join(" "),
     )];
@@ -146,7 +146,7 @@ fn set_blocks(path: &Path, sources: &mut [Source]) -> Result<()> {
     let table: toml::Table =
         toml::from_str(&text).map_err(|e| broken(format!("The block strengths cannot be read: {}", e.message())))?;
     let known: std::collections::BTreeSet<String> =
-        sources.iter().flat_map(|source| source.file.layers.keys()).map(|module| names::block(module)).collect();
+        sources.iter().flat_map(|source| source.file.modules()).map(|module| names::block(module)).collect();
     let strength = |name: &str, value: &toml::Value| -> Result<f32> {
         if !known.contains(name) {
             let list = known.iter().cloned().collect::<Vec<_>>().join(", ");

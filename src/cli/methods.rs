@@ -48,7 +48,12 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         heading(&mut text, "Adapter methods (train --method NAME --set field=value)");
         for row in adapter::METHODS {
             entry(&mut text, row.name, row.title, row.help, row.paper);
-            let _ = writeln!(text, "    trains {} numbers a layer; writes {}", row.count, row.file.words());
+            let _ = writeln!(
+                text,
+                "    numbers that train on a layer of i inputs and o outputs: {}; the file holds {}",
+                row.count,
+                row.file.words()
+            );
             if let Some(gradient) = row.gradient {
                 let _ = writeln!(text, "    gradient: {gradient}");
             }

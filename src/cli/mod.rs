@@ -119,10 +119,18 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// ` of rank 4/8`; nothing where no layer has factors.
+/// ` of rank 8`, ` of rank 4 to 8`; nothing where no layer has factors.
 fn ranks_in_words(ranks: &BTreeSet<usize>) -> String {
-    let list = ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join("/");
-    if list.is_empty() { list } else { format!(" of rank {list}") }
+    match (ranks.first(), ranks.last()) {
+        (Some(least), Some(most)) if least == most => format!(" of rank {most}"),
+        (Some(least), Some(most)) => format!(" of rank {least} to {most}"),
+        _ => String::new(),
+    }
+}
+
+/// `1 adapter`, `2 adapters`.
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// `FILE[:strength[:text-strength]]`.

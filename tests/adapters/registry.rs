@@ -23,7 +23,7 @@ fn rows_are_complete() {
         }
         assert!(row.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{} must be typed easily", row.name);
         assert!(row.count.contains('o') || row.count.contains('i'), "{}: no count {:?}", row.name, row.count);
-        assert!(row.rate > 0.0 && row.rate <= 1.0, "{}: rate {}", row.name, row.rate);
+        assert!(row.rate > 0.0 && row.rate.is_finite(), "{}: rate {}", row.name, row.rate);
         assert_eq!(adapter::method(row.name).unwrap().title, row.title);
         assert_eq!(row.takes_slot, build(row, &[]).basis().is_some(), "{}: a slot is for a basis", row.name);
         assert_fields(row.name, row.fields);

@@ -24,3 +24,4 @@ mod shrink;
 mod sum;
 mod tsv;
 mod votes;
+mod whole;

@@ -15,7 +15,7 @@ pub const METHOD: Method = Method {
     name: "lisa",
     title: "LISA",
     paper: "Pan et al. 2024, arXiv 2403.17919",
-    help: "Trains whole layers, a few at a time: as free as full training in a fraction of the memory; the file is as large as the layers",
+    help: "Trains whole layers, a few at a time: as free as full training with a fraction of its optimiser's memory; the file is as large as the layers",
     fields: &[
         Field {
             name: "awake",
@@ -34,7 +34,7 @@ pub const METHOD: Method = Method {
             kind: Kind::Integer { min: 1, max: 1_000_000 },
         },
     ],
-    count: "i·o, on the drawn layers",
+    count: "i·o where it is drawn",
     file: FileKind::Difference,
     gradient: None,
     rate: 0.5,

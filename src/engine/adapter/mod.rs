@@ -166,6 +166,12 @@ pub trait Adapter: Send + Sync {
     /// What they leave for the file.
     fn store(&self, t: &[Tensor<2>], weight: &Weight) -> Result<Stored>;
 
+    /// The tensors that a file of [`FileKind::Own`] holds of a layer, in the order of [`Adapter::begin`]; `None` where
+    /// their shapes are not those of this layer and these settings.
+    fn own(&self, _layer: &Layer, _shape: &dyn Fn(&str) -> Option<[usize; 2]>) -> Option<&[&'static str]> {
+        None
+    }
+
     /// How many numbers train on a layer at this depth, without making them.
     fn count(&self, layer: &Layer, depth: f32) -> usize;
 

@@ -45,6 +45,9 @@ pub const METHOD: Method = Method {
 /// Experts that answer at each place.
 const TOP: usize = 2;
 
+/// Of the tensors in a file.
+const NAMES: [&str; 3] = ["mola_down", "mola_up", "mola_router"];
+
 struct Mola {
     rank: Rank,
     /// In each quarter of the depth.
@@ -68,12 +71,22 @@ impl Mola {
     }
 }
 
-/// 1 for the `TOP` largest of each row, else 0.
+/// What sets equal probabilities apart, so that exactly [`TOP`] answer: more than rounding, less than any preference.
+const APART: f32 = 1e-6;
+
+/// 1 for the `TOP` largest of each row, else 0. A running maximum: a sort would wait for the device at every layer.
 fn chosen(p: &Tensor<2>) -> Tensor<2> {
+    let [_, experts] = p.dims();
+    let ramp: Vec<f32> = (0..experts).map(|e| -APART * e as f32).collect();
     let p = p.clone().without_autodiff();
-    let [places, experts] = p.dims();
-    let last = p.clone().sort_descending(1).narrow(1, TOP.min(experts) - 1, 1).expand([places, experts]);
-    p.greater_equal(last).float()
+    let mut rest = p.clone() + Tensor::<1>::from_floats(ramp.as_slice(), &p.device()).reshape([1, experts]);
+    let mut chosen = p.zeros_like();
+    for _ in 0..TOP.min(experts) {
+        let best = rest.clone().greater_equal(rest.clone().max_dim(1).expand(rest.dims())).float();
+        rest = rest - best.clone() * 2.0;
+        chosen = chosen + best;
+    }
+    chosen
 }
 
 /// Switch's balance loss `E·Σₑ fₑ·Pₑ`: 1 when all experts are used alike.
@@ -90,9 +103,9 @@ impl Adapter for Mola {
         let r = e * self.rank.rank;
         let router = spot.random.stream(u32::MAX);
         Ok(vec![
-            Start::trained("mola_down", [r, input], kaiming(&spot.random, r, input)),
-            Start::zeros("mola_up", [spot.layer.out, r]),
-            Start::trained("mola_router", [e, input], kaiming(&router, e, input)),
+            Start::trained(NAMES[0], [r, input], kaiming(&spot.random, r, input)),
+            Start::zeros(NAMES[1], [spot.layer.out, r]),
+            Start::trained(NAMES[2], [e, input], kaiming(&router, e, input)),
         ])
     }
 
@@ -119,6 +132,13 @@ impl Adapter for Mola {
         Ok(Stored::Own)
     }
 
+    fn own(&self, layer: &Layer, shape: &dyn Fn(&str) -> Option<[usize; 2]>) -> Option<&[&'static str]> {
+        let [e, _] = shape(NAMES[2]).filter(|[e, _]| *e > 0)?;
+        let (r, input) = (e * self.rank.rank, layer.input());
+        let fits = [[r, input], [layer.out, r], [e, input]];
+        NAMES.iter().zip(fits).all(|(name, fit)| shape(name) == Some(fit)).then_some(&NAMES)
+    }
+
     fn count(&self, layer: &Layer, depth: f32) -> usize {
         self.experts(depth) * (self.rank.rank * (layer.input() + layer.out) + layer.input())
     }
@@ -139,6 +159,7 @@ mod tests {
         let picked = read(chosen(&rows(&[0.1, 0.5, 0.2, 0.2001, 0.7, 0.1, 0.15, 0.05], 4))).unwrap();
         assert_eq!(picked, [0., 1., 0., 1., 1., 0., 1., 0.]);
         assert_eq!(read(chosen(&rows(&[1.0, 1.0], 1))).unwrap(), [1.0, 1.0]);
+        assert_eq!(read(chosen(&rows(&[0.25; 4], 4))).unwrap(), [1., 1., 0., 0.]);
     }
 
     #[test]
@@ -146,7 +167,7 @@ mod tests {
         let p = rows(&[0.25; 16], 4);
         let evenly = rows(&[1., 1., 0., 0., 0., 0., 1., 1., 1., 0., 1., 0., 0., 1., 0., 1.], 4);
         assert!((balance(p, evenly).into_scalar::<f32>() - 1.0).abs() < 1e-6);
-        let one = rows(&[0.97, 0.015, 0.01, 0.005], 4);
+        let one = rows(&[0.97, 0.01, 0.01, 0.01], 4);
         assert!(balance(one.clone(), chosen(&one)).into_scalar::<f32>() > 1.5);
     }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 
-use crate::engine::adapter::{self, Adapter, Context, Spot};
+use crate::engine::adapter::{self, Adapter, Context};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
 use crate::engine::model::{Branch, Change, LayerId, Mounts, StableDiffusion};
-use crate::engine::random::Philox;
 use crate::engine::{Error, Result};
 
 /// The user's multipliers of one adapter.
@@ -94,13 +93,11 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         let adapter = rebuilt(file)?;
         for (module, parts) in &file.own {
             let id = find(module, None)?;
-            let spot = Spot { layer: model.layer(id), weight: model.weight(id), depth: 0.0, random: Philox::new(0) };
-            let tensors = adapter
-                .begin(&spot)?
-                .iter()
-                .map(|start| parts.get(start.name).map(|part| matrix(&part.values, part.shape)))
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| refused(format!("layer {module} is not whole")))?;
+            let names = adapter
+                .own(model.layer(id), &|name| parts.get(name).map(|part| part.shape))
+                .ok_or_else(|| refused(format!("the tensors of layer {module} do not fit it")))?;
+            let tensors =
+                names.iter().filter_map(|&name| parts.get(name)).map(|part| matrix(&part.values, part.shape)).collect();
             mounts.add_live(id, live(Arc::clone(&adapter), tensors, strength.of(module)));
         }
     }
@@ -116,10 +113,10 @@ pub fn live(adapter: Arc<dyn Adapter>, t: Vec<Tensor<2>>, strength: f32) -> Live
 fn rebuilt(file: &LoraFile) -> Result<Arc<dyn Adapter>> {
     let damaged = || Error::new("The file does not say how its adapter works", "Train it again").at(&file.path);
     let of = |key: &str| file.metadata.get(key).ok_or_else(damaged);
-    let row = adapter::method(of(metadata::METHOD)?).map_err(|e| e.at(&file.path))?;
+    let row = adapter::method(of(metadata::METHOD)?).map_err(|_| damaged())?;
     let recipe: serde_json::Value = serde_json::from_str(of(metadata::RECIPE)?).ok().ok_or_else(damaged)?;
     let changes = recipe["method"].as_object().ok_or_else(damaged)?;
     let changes = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
-    let settings = Settings::new(row.fields, changes).map_err(|e| e.at(&file.path))?;
-    Ok((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 })?.into())
+    let settings = Settings::new(row.fields, changes).map_err(|_| damaged())?;
+    Ok((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).map_err(|_| damaged())?.into())
 }

@@ -22,7 +22,7 @@ pub const METHOD: Method = Method {
         help: "Inputs that are turned among each other; a layer takes the largest divisor of its width up to this",
         unit: "inputs",
         default: "32",
-        kind: Kind::Integer { min: 2, max: 256 },
+        kind: Kind::Integer { min: 2, max: 64 },
     }],
     count: "i·(block − 1)/2",
     file: FileKind::Difference,

@@ -16,7 +16,12 @@ pub const METHOD: Method = Method {
     paper: "Hu et al., ECCV 2024, arXiv 2407.15085",
     help: "Several small LoRAs that are made to differ from the model and from each other: holds on to what the model can do",
     fields: &[
-        Field { help: "Directions of each LoRA of the group", default: "4", ..RANK },
+        Field {
+            help: "Directions of each LoRA of the group",
+            default: "4",
+            kind: Kind::Integer { min: 1, max: 128 },
+            ..RANK
+        },
         Field {
             name: "group",
             title: "Group",
@@ -28,7 +33,7 @@ pub const METHOD: Method = Method {
         Field {
             name: "apart",
             title: "Apart α",
-            help: "Weight of the two losses, scaled by (768/outputs)² so that it means the same on every width. The paper's 1e-3 belongs to a classifier; here it would leave nothing to learn with",
+            help: "How strongly the group is kept apart, the same on layers of every width; raise it tenfold at a time, and lower it where nothing is learnt",
             unit: "",
             default: "1e-6",
             kind: Kind::Number { min: 0.0, max: 10.0 },
@@ -42,7 +47,8 @@ pub const METHOD: Method = Method {
     build,
 };
 
-/// Width of the layers that the paper's α belongs to.
+/// Width of the layers that the paper's α belongs to: 1e-3 on the query and value layers of a classifier. On the 84
+/// usual layers of the starter it left nothing to learn with, so the default is 1e-6.
 const PAPER_WIDTH: f32 = 768.0;
 
 /// Both factors of all members are stacked: they run as one LoRA of rank `group·rank`.
@@ -87,9 +93,10 @@ impl Adapter for Pego {
     /// Every member as a LoRA of its own: kaiming and 0.
     fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
         let (r, input) = (self.group * self.rank, spot.layer.input());
+        // The two losses pull enough; the authors set no decay.
         Ok(vec![
-            Start::trained("lora_down", [r, input], kaiming(&spot.random, r, input)),
-            Start::zeros("lora_up", [spot.layer.out, r]),
+            Start { decays: false, ..Start::trained("lora_down", [r, input], kaiming(&spot.random, r, input)) },
+            Start { decays: false, ..Start::zeros("lora_up", [spot.layer.out, r]) },
         ])
     }
 

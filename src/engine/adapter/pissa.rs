@@ -39,11 +39,13 @@ fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
 }
 
 impl Pissa {
-    /// `[up | −up₀]` and `[down; down₀]`: twice the rank, at the same scale.
+    /// `up·down − up₀·down₀` as `[up − up₀ | up₀]·[down; down − down₀]`: what has moved stands alone on one side of each
+    /// product, so that rounding to half precision costs a share of that and not of the layer.
     fn doubled(t: &[Tensor<2>]) -> [Tensor<2>; 2] {
         let [down, up, down0, up0] = t else { unreachable!("four tensors began") };
-        let (down, up) = ([down.clone(), down0.clone()], [up.clone(), up0.clone().neg()]);
-        [Tensor::cat(down.into(), 0), Tensor::cat(up.into(), 1)]
+        let up = vec![up.clone() - up0.clone(), up0.clone()];
+        let down = vec![down.clone(), down.clone() - down0.clone()];
+        [Tensor::cat(down, 0), Tensor::cat(up, 1)]
     }
 }
 
@@ -66,9 +68,12 @@ impl Adapter for Pissa {
             .collect();
         let up: Vec<f32> =
             (0..out * rank).map(|at| (of(svd.u.as_ref(), at / rank, at % rank) * root(at % rank)) as f32).collect();
+        // Decay would pull the layer's own directions to zero.
+        let trained =
+            |name, shape, values: &[f32]| Start { decays: false, ..Start::trained(name, shape, values.into()) };
         Ok(vec![
-            Start::trained("lora_down", [rank, input], down.clone()),
-            Start::trained("lora_up", [out, rank], up.clone()),
+            trained("lora_down", [rank, input], &down),
+            trained("lora_up", [out, rank], &up),
             Start::frozen("start_down", [rank, input], down),
             Start::frozen("start_up", [out, rank], up),
         ])

@@ -66,6 +66,9 @@ impl LoraLayer {
     }
 }
 
+/// What a layer's bias is called beside its layer, where both are treated alike.
+pub const BIAS: &str = " (bias)";
+
 /// What is added to a layer's own parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Difference {
@@ -160,6 +163,10 @@ impl LoraFile {
                 let layer = layer(&file, &parts).map_err(|why| damaged(&module, why))?;
                 layers.insert(module, layer);
             }
+        }
+        let twice = |module: &&String| differences.get(*module).is_some_and(|d: &Difference| !d.shape.is_empty());
+        if let Some(module) = layers.keys().find(twice) {
+            return Err(damaged(module, "it has both factors and a whole difference".into()));
         }
         let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         let metadata = file.metadata().clone();

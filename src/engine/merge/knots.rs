@@ -2,7 +2,8 @@
 //!
 //! `[ΔW₁ … ΔW_T] = U S [V₁ᵀ … V_Tᵀ]`: in the basis U, adapter t is `S Vₜᵀ`, a few rows that can be compared number by
 //! number with the others' although no two adapters wrote in the same directions. The result is `U · ties(S Vₜᵀ)`, of no
-//! higher rank than the adapters have together.
+//! higher rank than the adapters have together. The authors' code trims over all layers at once; here each layer is
+//! trimmed alone, as `ties` does it after PEFT.
 
 use faer::{Mat, MatRef};
 

@@ -25,7 +25,7 @@ use crate::engine::adapter::mount::Strength;
 use crate::engine::event::Watch;
 use crate::engine::field::{Field, Settings};
 use crate::engine::io::Dtype;
-use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
+use crate::engine::io::lora_file::{BIAS, Difference, LoraFile, LoraLayer};
 use crate::engine::merge::note::Note;
 use crate::engine::{Error, Result};
 
@@ -114,7 +114,8 @@ pub struct Evidence<'a> {
     pub importance: &'a Importance<'a>,
 }
 
-/// How much each weight matters for a source: `E[(∂L/∂W)²]`, row-major `[out, in]`, by kohya's module name.
+/// How much each weight matters for a source: `E[(∂L/∂W)²]`, row-major `[out, in]`, by kohya's module name; that of a
+/// bias under the same name and [`BIAS`].
 pub type Importance<'a> = dyn Fn(Question, &mut Watch<'_>) -> Result<BTreeMap<String, Vec<f32>>> + 'a;
 
 /// What is asked of the pictures.
@@ -167,49 +168,37 @@ pub fn merge(
     }
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
     let tokens = words.into_iter().map(|(word, (vectors, _))| (word.clone(), vectors.clone())).collect();
-    let Merged { layers, notes, metadata } = (method.run)(inputs, settings, watch)?;
-    let mut differences = biases(sources, method);
-    let (layers, whole) = written(layers, sources);
-    for (module, mut difference) in whole {
-        difference.bias = differences.remove(&module).and_then(|other| other.bias);
-        differences.insert(module, difference);
-    }
+    let told: Vec<Source> = sources.iter().map(with_biases).collect();
+    let Merged { layers, notes, metadata } = (method.run)(&Inputs { sources: &told, ..*inputs }, settings, watch)?;
+    let (layers, differences) = written(layers, sources);
     let mut of_recipe = recipe::metadata(inputs, method, settings, &notes)?;
     of_recipe.extend(metadata);
     let format = |source: &Source| source.file.dtype.unwrap_or(Dtype::F32);
     // Neither f16 nor bf16 holds the other: where formats differ, only f32 rounds nothing.
     let same = sources.iter().all(|source| format(source) == format(&sources[0]));
+    let whole = || differences.values().flat_map(|d| d.weight.iter().chain(d.bias.iter().flatten()));
     // f16 ends at 65504: what strengths drive beyond it is kept in f32 rather than lost.
-    let largest =
-        layers.values().flat_map(|layer| layer.down.iter().chain(&layer.up)).fold(0.0, |m: f32, x| m.max(x.abs()));
+    let largest = layers
+        .values()
+        .flat_map(|layer| layer.down.iter().chain(&layer.up))
+        .chain(whole())
+        .fold(0.0, |m: f32, x| m.max(x.abs()));
     let fits = format(&sources[0]) != Dtype::F16 || largest < f16::MAX.to_f32();
     let dtype = Some(if same && fits { format(&sources[0]) } else { Dtype::F32 });
     Ok((LoraFile { layers, differences, tokens, metadata: of_recipe, dtype, ..LoraFile::default() }, notes))
 }
 
-/// Biases go the way of their layers: added, or averaged where copies count once.
-fn biases(sources: &[Source], method: &Method) -> BTreeMap<String, Difference> {
-    let mut sums: BTreeMap<String, (Vec<f32>, usize)> = BTreeMap::new();
-    for Source { file, strength } in sources {
-        for (module, difference) in &file.differences {
-            let (Some(bias), w) = (&difference.bias, strength.of(module)) else { continue };
-            let (sum, count) = sums.entry(module.clone()).or_insert((vec![0.0; bias.len()], 0));
-            sum.iter_mut().zip(bias).for_each(|(sum, b)| *sum += w * b);
-            *count += usize::from(w != 0.0);
+/// A source whose biases are layers of one input, so that every method treats them as it does weights.
+fn with_biases(source: &Source) -> Source {
+    let mut source = source.clone();
+    for (module, difference) in &source.file.differences {
+        if let Some(bias) = &difference.bias {
+            let (down_shape, up_shape) = (vec![1, 1], vec![bias.len(), 1]);
+            let layer = LoraLayer { down: vec![1.0], up: bias.clone(), rank: 1, alpha: 1.0, down_shape, up_shape };
+            source.file.layers.insert(format!("{module}{BIAS}"), layer);
         }
     }
-    let averages = method.promises.contains(&Promise::CopiesCountOnce);
-    sums.into_iter()
-        .filter(|(_, (_, count))| *count > 0)
-        .map(|(module, (mut sum, count))| {
-            if averages {
-                for b in &mut sum {
-                    *b /= count as f32;
-                }
-            }
-            (module, Difference { bias: Some(sum), ..Difference::default() })
-        })
-        .collect()
+    source
 }
 
 /// The layers as a file keeps them: those that came whole and would take more room as factors stay whole.
@@ -219,8 +208,19 @@ fn written(
 ) -> (BTreeMap<String, LoraLayer>, BTreeMap<String, Difference>) {
     let came_whole =
         |module: &str| sources.iter().any(|s| s.file.differences.get(module).is_some_and(|d| !d.shape.is_empty()));
-    let (whole, factored): (BTreeMap<_, _>, BTreeMap<_, _>) = layers.into_iter().partition(|(module, layer)| {
-        came_whole(module) && layer.rank * (layer.out() + layer.input()) > layer.out() * layer.input()
-    });
-    (factored, whole.into_iter().map(|(module, layer)| (module, layer.product())).collect())
+    let mut factored = BTreeMap::new();
+    let mut differences: BTreeMap<String, Difference> = BTreeMap::new();
+    for (module, layer) in layers {
+        let is_large = layer.rank * (layer.out() + layer.input()) > layer.out() * layer.input();
+        if let Some(module) = module.strip_suffix(BIAS) {
+            differences.entry(module.to_owned()).or_default().bias = Some(layer.product().weight);
+        } else if is_large && came_whole(&module) {
+            let Difference { weight, shape, .. } = layer.product();
+            let difference = differences.entry(module).or_default();
+            (difference.weight, difference.shape) = (weight, shape);
+        } else {
+            factored.insert(module, layer);
+        }
+    }
+    (factored, differences)
 }

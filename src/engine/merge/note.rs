@@ -62,7 +62,10 @@ pub fn sentences(notes: &[Note]) -> Vec<String> {
                 _ => None,
             });
             let largest = of()
-                .filter_map(|note| if let About::Layer(layer) = &note.about { Some((layer, note.share)) } else { None })
+                .filter_map(|note| match &note.about {
+                    About::Layer(layer) if note.share >= 5e-4 => Some((layer, note.share)),
+                    _ => None,
+                })
                 .max_by(|a, b| a.1.total_cmp(&b.1))
                 .map(|(layer, share)| format!("at most {} ({layer})", percent(share)));
             format!("{what}: {}", whole.chain(sources).chain(largest).collect::<Vec<_>>().join(", "))

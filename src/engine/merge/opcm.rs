@@ -59,6 +59,10 @@ fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Resul
     let deltas = each_layer(inputs.sources, |_, terms| {
         terms.iter().map(|term| Ok((term.source, term.delta()?))).collect::<Result<BTreeMap<_, _>>>()
     })?;
+    if let Some(late) = inputs.sources.iter().skip(1).find(|source| source.file.metadata.contains_key(ALBUM)) {
+        let advice = "Give the album first, or merge it with the method sum";
+        return Err(Error::usage("An album can take adapters, but cannot join another", advice).at(&late.file.path));
+    }
     let mut album: Option<Album> = None;
     let mut weights: BTreeMap<&String, Svd> = BTreeMap::new();
     let mut notes = Vec::new();
@@ -87,7 +91,10 @@ fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Resul
             }
         };
         album = Some(state);
-        watch(Event::note(format!("Adapter {} has joined", t + 1)))?;
+        watch(Event::note(match t {
+            0 => "The album is open".into(),
+            t => format!("Adapter {} has joined", t + 1),
+        }))?;
     }
     let layers = each_layer(inputs.sources, |module, terms| match weights.get(&module.to_owned()) {
         Some(svd) => Ok(pack(svd, 0.0, Limit::NONE, terms).layer),
@@ -147,7 +154,7 @@ fn finished(source: &Source) -> Result<Option<Album>> {
     let mut album: Album = serde_json::from_str(text).map_err(|e| {
         Error::new(format!("The album's state cannot be read ({e})"), "Merge its adapters again").at(&source.file.path)
     })?;
-    let mut strengths = source.file.layers.keys().map(|module| source.strength.of(module));
+    let mut strengths = source.file.modules().into_iter().map(|module| source.strength.of(module));
     let w = strengths.next().unwrap_or(1.0);
     if strengths.any(|other| (other - w).abs() > f32::EPSILON * w.abs()) {
         return Err(Error::usage(

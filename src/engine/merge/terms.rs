@@ -68,7 +68,11 @@ pub fn each_layer<T: Send>(
         .filter_map(Result::transpose)
         .collect::<Result<_>>()?;
     if done.is_empty() {
-        return Err(Error::usage("Every strength is 0, so nothing is left to merge", "Raise at least one strength"));
+        let empty = sources.iter().all(|source| source.file.modules().is_empty());
+        return Err(match empty {
+            true => Error::new("The adapters change no layer, so there is nothing to merge", "Train them for longer"),
+            false => Error::usage("Every strength is 0, so nothing is left to merge", "Raise at least one strength"),
+        });
     }
     Ok(done)
 }

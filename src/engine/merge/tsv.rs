@@ -61,7 +61,7 @@ fn run(inputs: &Inputs<'_>, _: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
     })?;
     let overlaps = layers.iter().map(|(module, (_, overlap, _))| (module.clone(), *overlap));
     let cuts = layers.iter().map(|(module, (.., cut))| (module.clone(), *cut));
-    let mut notes = shares("interference", "Overlap turned away, as a share of the strength", overlaps);
+    let mut notes = shares("interference", "Overlap turned away, beside the adapters' whole strength", overlaps);
     notes.extend(shares("cut", "Energy beyond each adapter's share of directions, left out", cuts));
     let layers = layers.into_iter().map(|(module, (layer, ..))| (module, layer)).collect();
     Ok(Merged { layers, notes, ..Merged::default() })

@@ -14,7 +14,7 @@ pub fn deltas(file: &LoraFile) -> Result<BTreeMap<String, LowRank>> {
     if let Some(module) = file.own.keys().next() {
         return Err(Error::new(
             format!("What this adapter does depends on the picture (layer {module}): it has no fixed weights"),
-            "Choose adapters of other methods; `triptych methods` says which can be merged and measured",
+            "Mount it beside the others when sampling (sample --adapter A --adapter B); `triptych methods` says which methods can be merged and measured",
         )
         .at(&file.path));
     }

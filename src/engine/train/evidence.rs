@@ -16,10 +16,10 @@ use crate::engine::concept::{self, Concept, Fit, Trigger};
 use crate::engine::device::read;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
-use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::lora_file::{BIAS, LoraFile};
 use crate::engine::io::{metadata, safetensors};
 use crate::engine::model::tokenizer::{Encoded, Word};
-use crate::engine::model::{Change, Layer, LayerId, Mounts, StableDiffusion};
+use crate::engine::model::{Change, LayerId, Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::config::plain_caption;
 
@@ -62,16 +62,23 @@ impl Evidence<'_> {
         let (prompts, tokens) = self.prompts()?;
         let mut base = Mounts::none();
         mount(&mut base, model, adapter, &Strength::default())?;
-        let modules = adapter.modules();
-        let layers: Vec<(LayerId, &Layer)> =
-            model.layer_ids().filter(|(_, layer)| modules.contains(&layer.module())).collect();
-        let mut squares: Vec<Option<Tensor<2>>> = vec![None; layers.len()];
+        let mut asked: Vec<(String, LayerId, [usize; 2])> = Vec::new();
+        for (id, layer) in model.layer_ids() {
+            let module = layer.module();
+            if adapter.differences.get(&module).is_some_and(|difference| difference.bias.is_some()) {
+                asked.push((format!("{module}{BIAS}"), id, [layer.out, 1]));
+            }
+            if adapter.pair(&module).is_some() {
+                asked.push((module, id, [layer.out, layer.input()]));
+            }
+        }
+        let mut squares: Vec<Option<Tensor<2>>> = vec![None; asked.len()];
         let (random, total) = (Philox::new(seed), draws * prompts.len());
         watch(Event::Stage { name: "weighing by pictures".into(), total })?;
         for (example, prompt) in prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, draws)).enumerate() {
             let mut mounts = base.clone();
             let leaves: Vec<Tensor<2>> =
-                layers.iter().map(|&(id, layer)| listen(&mut mounts, id, layer, model)).collect();
+                asked.iter().map(|(name, id, shape)| listen(&mut mounts, name, *id, *shape, model)).collect();
             let picture = latents.clone().narrow(0, example / draws, 1);
             let t = [random.stream(TIMESTEPS).below(example as u32, 0, schedule.len())];
             let noise = random.stream(NOISE).normal(example as u32, picture.shape().num_elements());
@@ -89,11 +96,11 @@ impl Evidence<'_> {
             }
             watch(Event::Progress { done: example + 1, total })?;
         }
-        let mean = |sum: Option<Tensor<2>>, layer: &Layer| match sum {
+        let mean = |sum: Option<Tensor<2>>, [out, input]: [usize; 2]| match sum {
             Some(sum) => read(sum / total as f64),
-            None => Ok(vec![0.0; layer.out * layer.input()]),
+            None => Ok(vec![0.0; out * input]),
         };
-        layers.iter().zip(squares).map(|((_, layer), sum)| Ok((layer.module(), mean(sum, layer)?))).collect()
+        asked.into_iter().zip(squares).map(|((name, _, shape), sum)| Ok((name, mean(sum, shape)?))).collect()
     }
 
     /// The pictures' captions, with the adapter's own word where it brings one.
@@ -126,9 +133,19 @@ impl Evidence<'_> {
     }
 }
 
-/// Mounts a tracked zero on a layer's weight itself; its gradient is `∂L/∂W [out, in]`.
-fn listen(mounts: &mut Mounts, id: LayerId, layer: &Layer, model: &StableDiffusion) -> Tensor<2> {
-    let leaf = Tensor::<2>::zeros([layer.out, layer.input()], &model.device).autodiff().require_grad();
-    mounts.add(id, Change::Weight(leaf.clone()));
+/// Mounts a tracked zero on a layer's weight or bias itself; its gradient is `∂L/∂W`.
+fn listen(
+    mounts: &mut Mounts,
+    name: &str,
+    id: LayerId,
+    [out, input]: [usize; 2],
+    model: &StableDiffusion,
+) -> Tensor<2> {
+    let leaf = Tensor::<2>::zeros([out, input], &model.device).autodiff().require_grad();
+    let change = match name.ends_with(BIAS) {
+        true => Change::Bias(leaf.clone().reshape([out])),
+        false => Change::Weight(leaf.clone()),
+    };
+    mounts.add(id, change);
     leaf
 }

@@ -69,6 +69,9 @@ impl Job<'_> {
         let losses = self.train(&config, &data, &mut trainee, restored.unwrap_or_default(), &fingerprint, watch)?;
 
         let file = self.file(&config, &trainee, &fingerprint)?;
+        if file.modules().is_empty() {
+            watch(Event::warning("No layer has learnt anything that the method keeps: the file holds the word alone"))?;
+        }
         file.save(&self.out)?;
         checkpoint::remove(&self.out)?;
         watch(Event::Saved { path: self.out.clone() })?;
