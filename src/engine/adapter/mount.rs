@@ -113,10 +113,12 @@ pub fn live(adapter: Arc<dyn Adapter>, t: Vec<Tensor<2>>, strength: f32) -> Live
 fn rebuilt(file: &LoraFile) -> Result<Arc<dyn Adapter>> {
     let damaged = || Error::new("The file does not say how its adapter works", "Train it again").at(&file.path);
     let of = |key: &str| file.metadata.get(key).ok_or_else(damaged);
-    let row = adapter::method(of(metadata::METHOD)?).map_err(|_| damaged())?;
+    // What a wrong word in the file says in its own words sounds like a slip of the artist's.
+    let why = |e: Error| Error { what: format!("{}: {}", damaged().what, e.what), ..damaged() };
+    let row = adapter::method(of(metadata::METHOD)?).map_err(why)?;
     let recipe: serde_json::Value = serde_json::from_str(of(metadata::RECIPE)?).ok().ok_or_else(damaged)?;
     let changes = recipe["method"].as_object().ok_or_else(damaged)?;
     let changes = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
-    let settings = Settings::new(row.fields, changes).map_err(|_| damaged())?;
-    Ok((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).map_err(|_| damaged())?.into())
+    let settings = Settings::new(row.fields, changes).map_err(why)?;
+    Ok((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).map_err(why)?.into())
 }
