@@ -217,7 +217,8 @@ impl Mounts {
         }
         let y = match weight {
             Some(weight) => place.run(x, weight),
-            None => site.base(),
+            // Taken, not shared: what is added next can then be added in place.
+            None => site.base.into_inner().unwrap_or_else(|| place.run(x, place.weight_oi.clone())),
         };
         rest.into_iter().fold(y, |y, change| match change {
             Change::LowRank(branch) => branch.add(x, y, place.shape),
