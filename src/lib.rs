@@ -5,7 +5,8 @@
 //! `model file → Checkpoint → model → adapters mounted → training → events → spectra → merge → preview → export`
 //!
 //! [`engine`] does all of it and knows no user interface; [`engine::session`] is its one door. [`cli`] is the command
-//! line.
+//! line, [`ui`] the window.
 
 pub mod cli;
 pub mod engine;
+pub mod ui;

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    let began = std::time::Instant::now();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .without_time()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("TRIPTYCH_LOG")
-                .unwrap_or_else(|_| "triptych=warn,error".into()),
+                .unwrap_or_else(|_| "triptych=warn,triptych::ui=info,error".into()),
         )
         .init();
-    triptych::cli::Cli::parse().run()
+    triptych::cli::Cli::parse().run(began)
 }

@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -25,14 +26,17 @@ use crate::engine::adapter::mount::Strength;
 use crate::engine::device::Choice;
 use crate::engine::error::Kind;
 use crate::engine::{Error, Result};
+use crate::ui::{self, Start};
 
 pub use progress::Progress;
 
 /// Teach an image model new concepts and combine them without the concepts spoiling each other.
 ///
+/// Without a command, the window opens.
+///
 /// Exit codes: 0 done, 1 failed with a sentence, 2 a wrong command, 130 stopped by Ctrl+C.
 #[derive(Parser)]
-#[command(name = "triptych", version, about, long_about, arg_required_else_help = true)]
+#[command(name = "triptych", version, about, long_about, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What computes: auto (a real GPU, else the CPU), cpu, gpu, or gpu:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
@@ -40,8 +44,11 @@ pub struct Cli {
     /// Print one JSON object as the result, and progress as one JSON object a line, on stdout
     #[arg(long, global = true)]
     json: bool,
+    /// Without a command: the project the window opens on; the last one if left out
+    #[arg(long, value_name = "F.toml")]
+    project: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -71,9 +78,10 @@ struct Shell {
 }
 
 impl Cli {
-    pub fn run(self) -> ExitCode {
+    pub fn run(self, began: Instant) -> ExitCode {
         let shell = Shell { device: self.device, json: self.json };
-        let result = match self.command {
+        let Some(command) = self.command else { return window(self.project, self.device, began) };
+        let result = match command {
             Command::Demo(args) => demo::run(&args, &shell),
             Command::Inspect(args) => inspect::run(&args, &shell),
             Command::Sample(args) => sample::run(&args, &shell),
@@ -96,6 +104,18 @@ impl Cli {
                     Kind::Cancelled => 130,
                 })
             }
+        }
+    }
+}
+
+/// Opens the window.
+fn window(project: Option<PathBuf>, device: Choice, began: Instant) -> ExitCode {
+    let preferences = dirs::config_dir().map(|folder| folder.join("triptych").join("window.toml"));
+    match ui::run(Start { project, device, preferences, began }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
     }
 }

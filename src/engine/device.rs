@@ -3,10 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use burn::backend::wgpu::WgpuSetup;
 use burn::tensor::{Device, DeviceKind, Tensor};
 use wgpu::{AdapterInfo, Backend, Backends, DeviceType};
 
 use crate::engine::{Error, Result};
+
+/// Kernels submitted at once on a device that also draws: a frame waits for one such slice at most.
+const SHARED_TASKS: usize = 16;
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +91,29 @@ pub fn open(choice: Choice) -> Result<Opened> {
     }
 }
 
+/// Computes on a device that a window already draws with: one queue, nothing copied between the two.
+///
+/// Once per device: each call starts a runtime of its own.
+pub fn share(setup: WgpuSetup) -> Result<Opened> {
+    let info = setup.adapter.get_info();
+    let device = Device::wgpu_options().setup(setup).tasks_max(SHARED_TASKS).init().map_err(|error| {
+        Error::new(
+            format!("The window's GPU “{}” cannot compute ({error})", info.name),
+            "Update its driver, or choose the CPU",
+        )
+    })?;
+    Ok(opened(device, &info, "shared with the window"))
+}
+
+fn opened(device: Device, info: &AdapterInfo, why: &str) -> Opened {
+    Opened {
+        device,
+        name: info.name.clone(),
+        reason: format!("{} over {}, {why}", info.name, info.backend),
+        driver: Some(format!("{} {} {} {}", info.name, info.backend, info.driver, info.driver_info)),
+    }
+}
+
 /// One adapter as burn names it.
 pub struct Adapter {
     pub info: AdapterInfo,
@@ -110,12 +137,7 @@ impl Adapter {
                 ));
             }
         }
-        Ok(Opened {
-            device: Device::wgpu(kind.clone()),
-            name: info.name.clone(),
-            reason: format!("{} over {}, {why}", info.name, info.backend),
-            driver: Some(format!("{} {} {} {}", info.name, info.backend, info.driver, info.driver_info)),
-        })
+        Ok(opened(Device::wgpu(kind.clone()), info, why))
     }
 }
 

@@ -89,8 +89,12 @@ pub struct Combined {
 impl Session {
     /// Opens a device. A GPU that computes wrongly is named and the CPU taken, unless it was asked for by name.
     pub fn open(choice: device::Choice, watch: &mut Watch<'_>) -> Result<Self> {
+        Self::on(device::open(choice)?, choice, watch)
+    }
+
+    /// On a device that is open already, with the same care.
+    pub fn on(mut device: Opened, choice: device::Choice, watch: &mut Watch<'_>) -> Result<Self> {
         let cache = dirs::cache_dir().map(|folder| folder.join("triptych"));
-        let mut device = device::open(choice)?;
         if let Some(driver) = &device.driver
             && let Err(fault) = self_test::cached(&device.device, driver, &[], cache.as_deref())
         {

@@ -1,22 +1,12 @@
-//! The project file: which concept owns which slot of the shared basis.
+//! Which concept owns which slot of the shared basis.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::io::atomic;
+use super::Project;
 use crate::engine::{Error, Result};
-
-/// `triptych.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Project {
-    /// Columns of the basis that each concept owns. Fixed: with another block, slots would overlap.
-    pub block: usize,
-    #[serde(default, rename = "slot", skip_serializing_if = "Vec::is_empty")]
-    pub slots: Vec<Slot>,
-}
 
 /// A taken slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,29 +17,7 @@ pub struct Slot {
     pub token: String,
 }
 
-/// The project that belongs to an adapter file when none is named.
-pub fn beside(out: &Path) -> PathBuf {
-    out.with_file_name("triptych.toml")
-}
-
 impl Project {
-    /// Reads a project, or starts one with `block` columns a slot.
-    pub fn open(path: &Path, block: usize) -> Result<Self> {
-        if !path.is_file() {
-            return Ok(Self { block, slots: Vec::new() });
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
-        let broken = |why: String| {
-            Error::new(format!("The project cannot be read: {why}"), "Mend it by hand, or name another with --project")
-                .at(path)
-        };
-        let project: Self = toml::from_str(&text).map_err(|e| broken(e.message().to_owned()))?;
-        if project.block == 0 {
-            return Err(broken("block must be at least 1".into()));
-        }
-        Ok(project)
-    }
-
     /// Takes a slot for the adapter at `out`: the one it had, the `wanted` one, or the lowest free one, below `capacity`.
     ///
     /// Holds a lock from reading to writing, so that two trainings started together get two slots.
@@ -118,15 +86,9 @@ impl Project {
         let file = relative(out, path);
         self.slots.iter().find(|slot| slot.file == file)
     }
-
-    fn save(&self, path: &Path) -> Result<()> {
-        let text = toml::to_string(self)
-            .map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
-        atomic::write(path, |out| out.write_all(text.as_bytes()))
-    }
 }
 
-fn relative(file: &Path, project: &Path) -> PathBuf {
+pub(super) fn relative(file: &Path, project: &Path) -> PathBuf {
     let folder = project.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let (file, folder) = (absolute(file), absolute(folder));
@@ -134,12 +96,12 @@ fn relative(file: &Path, project: &Path) -> PathBuf {
 }
 
 /// A lock on a project, gone with the process that holds it.
-struct Lock {
+pub(super) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    fn take(project: &Path) -> Result<Self> {
+    pub(super) fn take(project: &Path) -> Result<Self> {
         let name = project.file_name().unwrap_or_default().to_string_lossy();
         let path = project.with_file_name(format!(".{name}.lock"));
         let failed = |e: std::io::Error| Error::io("lock the project", &path, &e);

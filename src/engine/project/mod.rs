@@ -1,0 +1,235 @@
+//! The project file: the model, concepts and adapters an artist works with, how they are mixed, and who owns which slot.
+//!
+//! One readable file, `triptych.toml`; everything it names lies beside it where it can. A file written by an older
+//! version opens: what it lacks takes its default.
+
+mod desk;
+mod slots;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use desk::{Desk, FURTHEST, Fader};
+pub use slots::Slot;
+
+use crate::engine::io::atomic;
+use crate::engine::preview::Request;
+use crate::engine::{Error, Result};
+
+/// Of the file's layout. A newer file than this program knows is refused rather than cut down.
+const VERSION: u32 = 2;
+
+/// `triptych.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Project {
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// Columns of the basis that each concept owns. Fixed: with another block, slots would overlap.
+    pub block: usize,
+    /// `starter`, or a folder in diffusers layout.
+    #[serde(default = "starter")]
+    pub model: String,
+    #[serde(default)]
+    pub training: TrainingForm,
+    #[serde(default)]
+    pub preview: PreviewForm,
+    #[serde(default)]
+    pub desk: Desk,
+    #[serde(default, rename = "concept", skip_serializing_if = "Vec::is_empty")]
+    pub concepts: Vec<ConceptEntry>,
+    #[serde(default, rename = "adapter", skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterEntry>,
+    #[serde(default, rename = "slot", skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<Slot>,
+}
+
+/// A concept as the project knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConceptEntry {
+    /// What the artist calls it.
+    pub name: String,
+    /// Relative to the project where it lies beneath it.
+    pub folder: PathBuf,
+    pub token: String,
+    #[serde(default)]
+    pub class: String,
+}
+
+/// An adapter file as the project knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterEntry {
+    pub name: String,
+    /// Relative to the project where it lies beneath it.
+    pub file: PathBuf,
+    /// Folder of the concept it was taught, where that is known: methods that look at pictures need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concept: Option<PathBuf>,
+}
+
+/// What the next training is asked to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainingForm {
+    /// Folder of the concept, as its entry has it.
+    pub concept: PathBuf,
+    pub method: String,
+    pub seed: u64,
+    /// Fields that differ from their defaults.
+    pub changes: BTreeMap<String, String>,
+}
+
+/// What the next picture is asked to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PreviewForm {
+    pub prompt: String,
+    pub negative: String,
+    pub sampler: String,
+    pub steps: usize,
+    pub cfg: f64,
+    pub seed: u64,
+    /// Whether the seed stays when another picture is asked for.
+    pub seed_locked: bool,
+    /// `[width, height]`; `None` is the model's own.
+    pub size: Option<[usize; 2]>,
+}
+
+impl Default for TrainingForm {
+    fn default() -> Self {
+        Self { concept: PathBuf::new(), method: "orthogonal".into(), seed: 0, changes: BTreeMap::new() }
+    }
+}
+
+impl Default for PreviewForm {
+    fn default() -> Self {
+        let Request { prompt, negative, sampler, steps, cfg, seed, size, .. } = Request::default();
+        Self { prompt, negative, sampler, steps, cfg, seed, seed_locked: true, size }
+    }
+}
+
+impl PreviewForm {
+    /// One picture of it.
+    pub fn request(&self) -> Request {
+        let Self { prompt, negative, sampler, steps, cfg, seed, size, .. } = self.clone();
+        Request { prompt, negative, sampler, steps, cfg, seed, size, ..Request::default() }
+    }
+}
+
+/// The project that belongs to an adapter file when none is named.
+pub fn beside(out: &Path) -> PathBuf {
+    out.with_file_name("triptych.toml")
+}
+
+impl Project {
+    pub fn new(block: usize) -> Self {
+        Self {
+            version: VERSION,
+            block,
+            model: starter(),
+            training: TrainingForm::default(),
+            preview: PreviewForm::default(),
+            desk: Desk::default(),
+            concepts: Vec::new(),
+            adapters: Vec::new(),
+            slots: Vec::new(),
+        }
+    }
+
+    /// Reads a project, or starts one with `block` columns a slot.
+    pub fn open(path: &Path, block: usize) -> Result<Self> {
+        if !path.is_file() {
+            return Ok(Self::new(block));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+        let broken = |why: String| {
+            Error::new(format!("The project cannot be read: {why}"), "Mend it by hand, or name another with --project")
+                .at(path)
+        };
+        let mut project: Self = toml::from_str(&text).map_err(|e| broken(e.message().to_owned()))?;
+        if project.block == 0 {
+            return Err(broken("block must be at least 1".into()));
+        }
+        if project.version > VERSION {
+            return Err(Error::new("The project was written by a newer Triptych", "Install that version").at(path));
+        }
+        project.version = VERSION;
+        Ok(project)
+    }
+
+    /// Writes everything but the slots: those belong to whoever claimed them last, maybe another program.
+    pub fn save_work(&mut self, path: &Path) -> Result<()> {
+        let _lock = slots::Lock::take(path)?;
+        if path.is_file() {
+            let there = Self::open(path, self.block)?;
+            (self.block, self.slots) = (there.block, there.slots);
+        }
+        self.save(path)
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        let text = toml::to_string(self)
+            .map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
+        atomic::write(path, |out| out.write_all(text.as_bytes()))
+    }
+}
+
+/// As a project at `project` names `file`: relative where it lies beneath it.
+pub fn named(file: &Path, project: &Path) -> PathBuf {
+    slots::relative(file, project)
+}
+
+/// Where what a project at `project` calls `file` lies.
+pub fn placed(file: &Path, project: &Path) -> PathBuf {
+    project.parent().map_or_else(|| file.to_path_buf(), |folder| folder.join(file))
+}
+
+/// Files without a version are of the first.
+fn first_version() -> u32 {
+    1
+}
+
+fn starter() -> String {
+    "starter".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_of_the_first_version_opens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("triptych.toml");
+        std::fs::write(&path, "block = 8\n[[slot]]\nnumber = 1\nfile = \"a\"\ntoken = \"<a>\"\n").unwrap();
+        let mut project = Project::open(&path, 16).unwrap();
+        assert_eq!((project.block, project.slots.len(), project.model.as_str()), (8, 1, "starter"));
+        project.concepts.push(ConceptEntry { name: "robot".into(), ..ConceptEntry::default() });
+        project.desk.faders.push(Fader::new("a".into()));
+        project.desk.faders[0].blocks.insert("mid".into(), 0.5);
+        project.slots.clear();
+        project.save_work(&path).unwrap();
+        let again = Project::open(&path, 16).unwrap();
+        assert_eq!(again.slots.len(), 1, "slots are not the window's to lose");
+        assert_eq!(again, project);
+    }
+
+    #[test]
+    fn newer_projects_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("triptych.toml");
+        std::fs::write(&path, "version = 99\nblock = 8\n").unwrap();
+        assert!(Project::open(&path, 8).unwrap_err().what.contains("newer"));
+    }
+
+    #[test]
+    fn what_lies_beneath_is_named_relative() {
+        let project = Path::new("/home/a/p/triptych.toml");
+        assert_eq!(named(Path::new("/home/a/p/x/y.safetensors"), project), Path::new("x/y.safetensors"));
+        assert_eq!(named(Path::new("/other/y"), project), Path::new("/other/y"));
+        assert_eq!(placed(Path::new("x/y"), project), Path::new("/home/a/p/x/y"));
+        assert_eq!(placed(Path::new("/other/y"), project), Path::new("/other/y"));
+    }
+}

@@ -1,0 +1,478 @@
+//! What happens on a command, and on a report.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::engine::device;
+use crate::engine::error::Kind;
+use crate::engine::event::Event;
+use crate::engine::merge::meeting::meeting;
+use crate::engine::project::{AdapterEntry, ConceptEntry, Fader, Project};
+use crate::engine::session::Session;
+use crate::engine::{Error, Result};
+use crate::ui::app::App;
+use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
+use crate::ui::command::Command;
+use crate::ui::run::RunState;
+use crate::ui::studio::Undoable;
+use crate::ui::work::painter::{Order, Painted, Tag};
+use crate::ui::work::{Opened, Report, dialog};
+
+/// Pictures of the preview that are kept.
+const HISTORY: usize = 24;
+
+impl App {
+    /// Opens the device and the model on it, on a thread.
+    pub(super) fn open_device(&mut self) {
+        let studio = &mut self.studio;
+        studio.opened = Loading::Waiting;
+        let (choice, name) = (studio.device, model_name(&studio.project.model, &studio.path));
+        let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();
+        let work = move |post: &crate::ui::work::Post| {
+            let mut watch = |event| {
+                post.send(Report::Said(event));
+                Ok(())
+            };
+            let session = match gpu {
+                Some(setup) => Session::on(device::share(setup)?, choice, &mut watch)?,
+                None => Session::open(choice, &mut watch)?,
+            };
+            let model = session.model(&name)?;
+            Ok(Opened { session: session.into(), model: model.into() })
+        };
+        self.post.spawn("model", work, Report::Opened);
+    }
+
+    /// Cards for everything the project names; what is known already stays.
+    pub(super) fn open_cards(&mut self) {
+        let Project { concepts, adapters, .. } = self.studio.project.clone();
+        let known = std::mem::take(&mut self.studio.concepts);
+        for entry in concepts {
+            let folder = self.studio.placed(&entry.folder);
+            let content = known.iter().find(|card| card.folder == folder).map(|card| card.content.clone());
+            if content.is_none() {
+                self.open_concept(folder.clone());
+            }
+            self.studio.concepts.push(ConceptCard { entry, folder, content: content.unwrap_or(Loading::Waiting) });
+        }
+        let known = std::mem::take(&mut self.studio.adapters);
+        for entry in adapters {
+            let path = self.studio.placed(&entry.file);
+            let content = known.iter().find(|card| card.path == path).map(|card| card.content.clone());
+            if content.is_none() {
+                self.open_adapter(path.clone());
+            }
+            self.studio.adapters.push(AdapterCard { entry, path, content: content.unwrap_or(Loading::Waiting) });
+        }
+        self.meet();
+    }
+
+    fn open_concept(&self, folder: PathBuf) {
+        let place = folder.clone();
+        let work = move |post: &crate::ui::work::Post| cards::concept(&place, post.ctx());
+        self.post.spawn("concept", work, |content| Report::Concept(folder, content));
+    }
+
+    pub(super) fn open_adapter(&self, path: PathBuf) {
+        let place = path.clone();
+        self.post.spawn("adapter", move |_| cards::adapter(&place), |content| Report::Adapter(path, content));
+    }
+
+    /// Measures how the desk's adapters stand to each other.
+    fn meet(&mut self) {
+        let faders = self.studio.project.desk.faders.iter();
+        let found: Vec<_> = faders
+            .filter_map(|fader| {
+                let content = self.studio.adapter(&fader.file)?.content.ready()?;
+                Some((fader.file.clone(), content.file.clone()))
+            })
+            .collect();
+        let (names, files): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        if self.studio.meeting.as_ref().is_some_and(|(known, _)| *known == names) {
+            return;
+        }
+        let work = move |_: &crate::ui::work::Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+        self.post.spawn("overlap", work, |meeting| Report::Meeting(names, meeting));
+    }
+
+    pub(super) fn hear(&mut self, report: Report) {
+        match report {
+            Report::Opened(opened) => {
+                if let Err(error) = &opened {
+                    self.studio.log.error(error);
+                }
+                self.studio.opened = opened.into();
+                self.paint();
+            }
+            Report::Concept(folder, content) => {
+                if let Err(error) = &content {
+                    self.studio.log.error(error);
+                }
+                for card in self.studio.concepts.iter_mut().filter(|card| card.folder == folder) {
+                    card.content = content.clone().into();
+                }
+            }
+            Report::Adapter(path, content) => {
+                if let Err(error) = &content {
+                    self.studio.log.error(error);
+                }
+                for card in self.studio.adapters.iter_mut().filter(|card| card.path == path) {
+                    card.content = content.clone().into();
+                }
+                self.studio.meeting = None;
+                self.meet();
+                self.paint();
+            }
+            Report::Meeting(files, meeting) => self.studio.meeting = Some((files, meeting)),
+            Report::Training(event) => {
+                if let Some(run) = &mut self.studio.run {
+                    run.hear(&event, Instant::now());
+                }
+                self.said(&event);
+            }
+            Report::TrainingEnded(result) => self.training_ended(result),
+            Report::Painted(painted) => self.painted(painted),
+            Report::Do(command) => {
+                let ctx = self.post.ctx().clone();
+                self.act(command, &ctx);
+            }
+            Report::NoDialog(question) => self.studio.asking = Some(question),
+            Report::Done(Ok(text)) => self.studio.log.note(text),
+            Report::Done(Err(error)) => self.studio.log.error(&error),
+            Report::Said(event) => self.said(&event),
+        }
+    }
+
+    fn said(&mut self, event: &Event) {
+        match event {
+            Event::Note { text } => self.studio.log.note(text),
+            Event::Warning { text } => self.studio.log.warn(text),
+            Event::Saved { path } => self.studio.log.note(format!("Saved {}", path.display())),
+            _ => {}
+        }
+    }
+
+    fn training_ended(&mut self, result: Result<PathBuf>) {
+        let Some(run) = &mut self.studio.run else { return };
+        match result {
+            Ok(out) => {
+                run.state = RunState::Done;
+                let (name, concept, prompt) = (run.name.clone(), run.concept.clone(), run.prompt.clone());
+                let entry =
+                    AdapterEntry { name, file: self.studio.named(&out), concept: Some(concept) };
+                self.add_adapter(entry);
+                if self.studio.project.preview.prompt.is_empty() {
+                    self.studio.project.preview.prompt = prompt;
+                }
+            }
+            Err(error) if error.kind == Kind::Cancelled => {
+                run.state = RunState::Stopped;
+                self.studio.log.note("Training stopped; what it learnt is saved, and Resume goes on from there");
+            }
+            Err(error) => {
+                self.studio.log.error(&error);
+                run.state = RunState::Failed(error);
+            }
+        }
+    }
+
+    /// Onto the shelf and the desk; one that is there already is opened anew.
+    fn add_adapter(&mut self, entry: AdapterEntry) {
+        let project = &mut self.studio.project;
+        if !project.desk.faders.iter().any(|fader| fader.file == entry.file) {
+            project.desk.faders.push(Fader::new(entry.file.clone()));
+        }
+        match project.adapters.iter_mut().find(|known| known.file == entry.file) {
+            Some(known) => *known = entry.clone(),
+            None => project.adapters.push(entry.clone()),
+        }
+        let path = self.studio.placed(&entry.file);
+        self.studio.adapters.retain(|card| card.path != path);
+        self.touch();
+        self.open_cards();
+    }
+
+    /// The project has changed.
+    fn touch(&mut self) {
+        self.studio.changed = Some(Instant::now());
+    }
+
+    /// The picture of the mix as it is now.
+    pub(super) fn paint(&mut self) {
+        let studio = &mut self.studio;
+        let Loading::Ready(with) = &studio.opened else { return };
+        let desk = &studio.project.desk;
+        let mix = desk
+            .faders
+            .iter()
+            .filter_map(|fader| {
+                let card = studio.adapters.iter().find(|card| card.entry.file == fader.file)?;
+                Some((card.content.ready()?.file.clone(), desk.heard(fader)))
+            })
+            .collect();
+        let request = studio.project.preview.request();
+        let order = Order { tag: Tag::Mixed, with: with.clone(), mix, request };
+        studio.preview.is_painting = true;
+        self.painter.now(vec![order]);
+    }
+
+    fn painted(&mut self, Painted { tag, request, picture }: Painted) {
+        let view = &mut self.studio.preview;
+        match (tag, picture) {
+            (Tag::Mixed, Ok(picture)) => {
+                view.error = None;
+                view.is_painting = picture.coarse;
+                if !picture.coarse {
+                    view.history.push((request.clone(), picture.clone()));
+                    if view.history.len() > HISTORY {
+                        view.history.remove(0);
+                    }
+                }
+                (view.picture, view.request) = (Some(picture), Some(request));
+            }
+            (Tag::Mixed, Err(error)) => {
+                view.is_painting = false;
+                view.error = Some(error);
+            }
+            (Tag::Other, picture) => view.other = picture.ok(),
+            (Tag::Strip { step }, Ok(picture)) => {
+                if let Some(sample) =
+                    self.studio.run.iter_mut().flat_map(|run| &mut run.strip).find(|sample| sample.step == step)
+                {
+                    sample.picture = Some(picture);
+                }
+            }
+            (Tag::Strip { .. } | Tag::Grid { .. }, _) => {}
+        }
+    }
+
+    #[expect(clippy::too_many_lines, reason = "a flat table: one arm for each command")]
+    pub(super) fn act(&mut self, command: Command, ctx: &egui::Context) {
+        match command {
+            Command::SetDesk { desk, what } => {
+                self.remember(what);
+                self.studio.project.desk = desk;
+                self.desk_changed();
+            }
+            Command::SetTraining(form) => {
+                self.studio.project.training = form;
+                self.touch();
+            }
+            Command::SetPreview(form) => {
+                self.studio.project.preview = form;
+                self.touch();
+                self.paint();
+            }
+            Command::Undo => {
+                let now = self.studio.undoable();
+                if let Ok(before) = self.studio.undo.back(now) {
+                    self.restore(before);
+                }
+            }
+            Command::Redo => {
+                let now = self.studio.undoable();
+                if let Ok(after) = self.studio.undo.forth(now) {
+                    self.restore(after);
+                }
+            }
+            Command::Add(path) => self.add(&path),
+            Command::SetConcept(entry) => {
+                self.remember("concept");
+                let concepts = &mut self.studio.project.concepts;
+                if let Some(known) = concepts.iter_mut().find(|known| known.folder == entry.folder) {
+                    *known = entry;
+                }
+                self.touch();
+                self.open_cards();
+            }
+            Command::RemoveConcept(folder) => {
+                self.remember("removal");
+                self.studio.project.concepts.retain(|entry| entry.folder != folder);
+                self.touch();
+                self.open_cards();
+            }
+            Command::RemoveAdapter(file) => {
+                self.remember("removal");
+                self.studio.project.adapters.retain(|entry| entry.file != file);
+                self.studio.project.desk.faders.retain(|fader| fader.file != file);
+                self.desk_changed();
+                self.open_cards();
+            }
+            Command::RenameAdapter { file, name } => {
+                self.remember("rename");
+                if let Some(entry) = self.studio.project.adapters.iter_mut().find(|entry| entry.file == file) {
+                    entry.name = name;
+                }
+                self.touch();
+                self.open_cards();
+            }
+            Command::OpenModel(name) => {
+                self.studio.project.model = name;
+                self.touch();
+                self.open_device();
+            }
+            Command::SetDevice(choice) => {
+                self.studio.device = choice;
+                self.open_device();
+            }
+            Command::Paint => {
+                let form = &mut self.studio.project.preview;
+                if !form.seed_locked {
+                    form.seed = form.seed.wrapping_add(1);
+                }
+                self.paint();
+            }
+            Command::OpenProject(path) | Command::NewProject(path) => self.open_project(&path),
+            Command::SaveProjectAs(path) => {
+                self.studio.path = path;
+                self.save();
+                self.recent();
+            }
+            Command::Ask(question) => dialog::ask(question, &self.post),
+            Command::DismissNotice => self.studio.asking = None,
+            Command::DismissHint(name) => {
+                self.studio.preferences.hints_read.insert(name.into());
+                self.save_preferences();
+            }
+            Command::SetTheme(name) => {
+                self.studio.preferences.theme = name.into();
+                self.save_preferences();
+            }
+            Command::SetZoom(zoom) => {
+                self.studio.preferences.zoom = zoom;
+                self.save_preferences();
+            }
+            Command::LookAt(file) => self.studio.looked_at = file,
+            Command::Reveal(path) => {
+                if let Err(error) = opener::reveal(&path) {
+                    self.studio.log.error(
+                        &Error::new(format!("The file manager could not be opened ({error})"), "Open the folder yourself")
+                            .at(&path),
+                    );
+                }
+            }
+            other => {
+                let _ = (other, ctx);
+            }
+        }
+    }
+
+    /// Keeps what is about to change for undo.
+    fn remember(&mut self, what: &'static str) {
+        let now = self.studio.undoable();
+        self.studio.undo.note(now, what, Instant::now());
+    }
+
+    fn restore(&mut self, Undoable { desk, concepts, adapters }: Undoable) {
+        let project = &mut self.studio.project;
+        (project.desk, project.concepts, project.adapters) = (desk, concepts, adapters);
+        self.open_cards();
+        self.desk_changed();
+    }
+
+    fn desk_changed(&mut self) {
+        self.touch();
+        self.meet();
+        self.paint();
+    }
+
+    /// Whatever was dropped or chosen: pictures, an adapter, a project.
+    fn add(&mut self, path: &Path) {
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if path.is_dir() {
+            self.remember("concept");
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let folder = self.studio.named(path);
+            let concepts = &mut self.studio.project.concepts;
+            if concepts.iter().any(|entry| entry.folder == folder) {
+                self.studio.log.note(format!("{name} is in the project already"));
+                return;
+            }
+            let token = format!("<{}>", name.split_whitespace().collect::<Vec<_>>().join("-").to_lowercase());
+            self.studio.project.training.concept.clone_from(&folder);
+            concepts.push(ConceptEntry { name, folder, token, class: String::new() });
+            self.touch();
+            self.open_cards();
+        } else if ending == "safetensors" {
+            self.remember("adapter");
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let file = self.studio.named(path);
+            self.add_adapter(AdapterEntry { name, file, concept: None });
+        } else if ending == "toml" {
+            self.open_project(path);
+        } else {
+            self.studio.log.error(
+                &Error::new(
+                    "This is neither a folder of pictures, nor an adapter (.safetensors), nor a project (.toml)",
+                    "Drop the folder that holds the pictures",
+                )
+                .at(path),
+            );
+        }
+    }
+
+    fn open_project(&mut self, path: &Path) {
+        if self.studio.is_training() {
+            self.studio.log.warn("A training is running: stop it before another project is opened");
+            return;
+        }
+        self.save();
+        match Project::open(path, self.studio.project.block) {
+            Ok(project) => {
+                let other_model = project.model != self.studio.project.model;
+                (self.studio.project, self.studio.path) = (project, path.to_path_buf());
+                self.studio.undo = crate::ui::undo::Undo::new();
+                self.studio.run = None;
+                self.save();
+                self.recent();
+                self.open_cards();
+                if other_model {
+                    self.open_device();
+                } else {
+                    self.paint();
+                }
+            }
+            Err(error) => self.studio.log.error(&error),
+        }
+    }
+
+    fn recent(&mut self) {
+        let path = self.studio.path.clone();
+        self.studio.preferences.opened(&path);
+        self.save_preferences();
+    }
+
+    fn save_preferences(&mut self) {
+        let Some(path) = &self.preferences else { return };
+        if let Err(error) = self.studio.preferences.save(path) {
+            self.studio.log.error(&error);
+        }
+    }
+}
+
+/// The last acts of a window.
+pub fn leave(app: &mut App) {
+    if let Some(run) = app.studio.run.as_ref().filter(|run| run.is_live()) {
+        run.control.stop();
+    }
+    if app.studio.changed.is_some() {
+        app.save();
+    }
+    let figures = app.studio.pace.figures();
+    tracing::info!(
+        "UI thread {:.2} ms median, {:.2} ms p99; frame to frame {:.2} ms median, {:.2} ms p99; {} frames",
+        1e3 * figures.work[0],
+        1e3 * figures.work[1],
+        1e3 * figures.frame[0],
+        1e3 * figures.frame[1],
+        figures.frames,
+    );
+}
+
+/// `starter`, or where the project's model lies.
+fn model_name(model: &str, project: &Path) -> String {
+    if model == "starter" {
+        return model.into();
+    }
+    crate::engine::project::placed(Path::new(model), project).to_string_lossy().into_owned()
+}

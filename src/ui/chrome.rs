@@ -1,0 +1,268 @@
+//! What surrounds the panels: the bar above, the log below, hints, questions, figures, closing.
+
+use std::time::Duration;
+
+use egui::{Align, Key, KeyboardShortcut, Layout, Modifiers, RichText, ViewportCommand};
+
+use crate::engine::device::Choice;
+use crate::ui::cards::Loading;
+use crate::ui::command::{Answer, Command, Question};
+use crate::ui::log::{Line, Weight};
+use crate::ui::panel::Row;
+use crate::ui::studio::Studio;
+use crate::ui::theme;
+use crate::ui::work::dialog::with_ending;
+
+const UNDO: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Z);
+const REDO: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND.plus(Modifiers::SHIFT), Key::Z);
+const REDO_TOO: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Y);
+const FIGURES: Key = Key::F12;
+
+const PROJECT_FILE: &str = "toml";
+
+#[derive(Default)]
+pub struct Chrome {
+    shows_log: bool,
+    shows_figures: bool,
+    /// The path field of a question that no dialog could put.
+    typed: String,
+    /// Closing was asked for while a training runs.
+    wants_to_close: bool,
+    may_close: bool,
+}
+
+/// Keys that work everywhere, unless a text field has them.
+pub fn shortcuts(ctx: &egui::Context) -> Vec<Command> {
+    if ctx.egui_wants_keyboard_input() && ctx.memory(|memory| memory.focused().is_some()) && ctx.text_edit_focused() {
+        return Vec::new();
+    }
+    ctx.input_mut(|input| {
+        // Redo first: undo's keys are part of its own.
+        let redo = input.consume_shortcut(&REDO) || input.consume_shortcut(&REDO_TOO);
+        let undo = input.consume_shortcut(&UNDO);
+        [(undo, Command::Undo), (redo, Command::Redo)]
+            .into_iter()
+            .filter_map(|(pressed, command)| pressed.then_some(command))
+            .collect()
+    })
+}
+
+/// A window that is closed while a training runs asks once.
+pub fn hold_closing(ctx: &egui::Context, chrome: &mut Chrome, studio: &Studio) {
+    if ctx.input(|input| input.viewport().close_requested()) && studio.is_training() && !chrome.may_close {
+        ctx.send_viewport_cmd(ViewportCommand::CancelClose);
+        chrome.wants_to_close = true;
+    }
+}
+
+/// A panel's hint, until it is dismissed.
+pub fn hint(ui: &mut egui::Ui, row: &Row, studio: &Studio, out: &mut Vec<Command>) {
+    if row.hint.is_empty() || studio.preferences.hints_read.contains(row.name) {
+        return;
+    }
+    theme::card(ui).show(ui, |ui| {
+        ui.horizontal_wrapped(|ui| {
+            ui.label(RichText::new(row.hint).color(theme::palette(ui).accent));
+            if ui.small_button("Got it").on_hover_text("Do not show this hint again").clicked() {
+                out.push(Command::DismissHint(row.name));
+            }
+        });
+    });
+    ui.add_space(4.0);
+}
+
+impl Chrome {
+    pub fn top(&mut self, ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
+        egui::Panel::top("top").show(ui, |ui| {
+            ui.horizontal(|ui| {
+                ui.heading("Triptych");
+                ui.menu_button("Project", |ui| project_menu(ui, studio, out));
+                let name = studio.path.parent().and_then(|folder| folder.file_name()).unwrap_or_default();
+                ui.weak(format!("{} · {}", name.to_string_lossy(), saved(studio)))
+                    .on_hover_text(studio.path.to_string_lossy());
+                ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                    if ui.selectable_label(self.shows_figures, "⏱").on_hover_text("Frame times (F12)").clicked() {
+                        self.shows_figures ^= true;
+                    }
+                    ui.menu_button("View", |ui| view_menu(ui, studio, out));
+                    device_menu(ui, studio, out);
+                });
+            });
+        });
+        if ui.input(|input| input.key_pressed(FIGURES)) {
+            self.shows_figures ^= true;
+        }
+        if let Some(question) = studio.asking {
+            self.ask(ui, question, out);
+        }
+        if self.wants_to_close {
+            self.closing(ui, out);
+        }
+    }
+
+    /// The path field where no dialog can open.
+    fn ask(&mut self, ui: &mut egui::Ui, question: Question, out: &mut Vec<Command>) {
+        egui::Panel::top("question").show(ui, |ui| {
+            ui.horizontal(|ui| {
+                let label = ui.label(question.title);
+                let width = (ui.available_width() - 160.0).max(120.0);
+                let hint = if question.kind == Answer::Folder { "/path/to/folder" } else { "/path/to/file" };
+                let field = egui::TextEdit::singleline(&mut self.typed).hint_text(hint).desired_width(width);
+                let field = ui.add(field).labelled_by(label.id);
+                let entered = field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter));
+                if (ui.button("OK").clicked() || entered) && !self.typed.trim().is_empty() {
+                    let path = with_ending(self.typed.trim().into(), question.kind, question.ending);
+                    out.push((question.then)(path));
+                    out.push(Command::DismissNotice);
+                    self.typed.clear();
+                }
+                if ui.button("Cancel").clicked() {
+                    out.push(Command::DismissNotice);
+                    self.typed.clear();
+                }
+            });
+        });
+    }
+
+    fn closing(&mut self, ui: &mut egui::Ui, out: &mut Vec<Command>) {
+        egui::Panel::top("closing").show(ui, |ui| {
+            ui.horizontal_wrapped(|ui| {
+                ui.label("A training is running. What it has learnt is saved, and it can go on next time.");
+                if ui.button("Save and close").clicked() {
+                    self.may_close = true;
+                    out.push(Command::Stop);
+                    ui.ctx().send_viewport_cmd(ViewportCommand::Close);
+                }
+                if ui.button("Stay").clicked() {
+                    self.wants_to_close = false;
+                }
+            });
+        });
+    }
+
+    pub fn log(&mut self, ui: &mut egui::Ui, studio: &Studio) {
+        egui::Panel::bottom("log").show(ui, |ui| {
+            ui.horizontal(|ui| {
+                let sign = if self.shows_log { "⏷" } else { "⏵" };
+                if ui.small_button(sign).on_hover_text("Everything that happened").clicked() {
+                    self.shows_log ^= true;
+                }
+                match studio.log.last() {
+                    Some(line) => ui.add(egui::Label::new(worded(ui, line)).truncate()),
+                    None => ui.weak("Nothing has happened yet"),
+                }
+            });
+            if self.shows_log {
+                egui::ScrollArea::vertical().max_height(160.0).stick_to_bottom(true).auto_shrink([false, true]).show(
+                    ui,
+                    |ui| {
+                        for line in &studio.log.lines {
+                            ui.label(worded(ui, line));
+                        }
+                    },
+                );
+            }
+        });
+    }
+
+    /// Frame times over the panels.
+    pub fn over(&mut self, ui: &mut egui::Ui, studio: &Studio, _: &mut Vec<Command>) {
+        if !self.shows_figures {
+            return;
+        }
+        egui::Window::new("Frame times").default_pos([16.0, 64.0]).resizable(false).show(ui.ctx(), |ui| {
+            let figures = studio.pace.figures();
+            let line = |name: &str, [p50, p99]: [f32; 2]| {
+                format!("{name}: {:.1} ms median, {:.1} ms 99th percentile", 1e3 * p50, 1e3 * p99)
+            };
+            ui.label(line("UI thread", figures.work));
+            ui.label(line("Frame to frame", figures.frame));
+            ui.weak(format!("over {} frames", figures.frames));
+        });
+    }
+}
+
+fn saved(studio: &Studio) -> String {
+    match (studio.changed, studio.saved) {
+        (Some(_), _) => "saving…".into(),
+        (None, Some(at)) if at.elapsed() < Duration::from_secs(60) => "saved just now".into(),
+        (None, Some(at)) => format!("saved {} min ago", at.elapsed().as_secs() / 60),
+        (None, None) => "saved".into(),
+    }
+}
+
+fn worded(ui: &egui::Ui, line: &Line) -> RichText {
+    let palette = theme::palette(ui);
+    let (sign, color) = match line.weight {
+        Weight::Note => ("", ui.visuals().weak_text_color()),
+        Weight::Warning => ("Warning: ", palette.warning),
+        Weight::Error => ("Error: ", palette.error),
+    };
+    RichText::new(format!("{}  {sign}{}", clock(line.at), line.text)).color(color).small()
+}
+
+/// Hours, minutes and seconds of universal time.
+fn clock(at: std::time::SystemTime) -> String {
+    let seconds = at.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()) % 86_400;
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+fn project_menu(ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
+    let ask = |title, kind, then| {
+        Command::Ask(Question { title, kind, ending: PROJECT_FILE, offered: "triptych.toml", then })
+    };
+    if ui.button("New…").clicked() {
+        out.push(ask("New project", Answer::NewFile, Command::NewProject));
+    }
+    if ui.button("Open…").clicked() {
+        out.push(ask("Open project", Answer::File, Command::OpenProject));
+    }
+    if ui.button("Save as…").clicked() {
+        out.push(ask("Save project as", Answer::NewFile, Command::SaveProjectAs));
+    }
+    ui.separator();
+    ui.weak("Recent");
+    for path in &studio.preferences.recent {
+        if ui.button(path.to_string_lossy()).clicked() {
+            out.push(Command::OpenProject(path.clone()));
+        }
+    }
+}
+
+fn view_menu(ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
+    for (name, title) in [("dark", "Dark"), ("light", "Light"), ("system", "As the system")] {
+        if ui.radio(studio.preferences.theme == name, title).clicked() {
+            out.push(Command::SetTheme(name));
+        }
+    }
+    ui.separator();
+    ui.weak("Text size");
+    for percent in [80, 100, 125, 150, 200] {
+        let zoom = percent as f32 / 100.0;
+        if ui.radio((studio.preferences.zoom - zoom).abs() < 0.01, format!("{percent} %")).clicked() {
+            out.push(Command::SetZoom(zoom));
+        }
+    }
+}
+
+fn device_menu(ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
+    let (name, reason) = match &studio.opened {
+        Loading::Waiting => ("Opening…".to_owned(), String::new()),
+        Loading::Ready(opened) => (opened.session.device.name.clone(), opened.session.device.reason.clone()),
+        Loading::Failed(error) => ("No model".to_owned(), error.to_string()),
+    };
+    let text = |choice| match choice {
+        Choice::Auto => "Automatic: a GPU where there is one".to_owned(),
+        Choice::Cpu => "CPU".to_owned(),
+        Choice::Gpu(number) => format!("GPU {number}"),
+    };
+    let menu = ui.menu_button(format!("Computes on: {name}"), |ui| {
+        for choice in [Choice::Auto, Choice::Cpu, Choice::Gpu(0)] {
+            let button = egui::RadioButton::new(studio.device == choice, text(choice));
+            if ui.add_enabled(!studio.is_training(), button).clicked() {
+                out.push(Command::SetDevice(choice));
+            }
+        }
+    });
+    menu.response.on_hover_text(reason);
+}

@@ -1,0 +1,90 @@
+//! What panels ask for. The app does it, at one place.
+
+use std::path::PathBuf;
+
+use crate::engine::device::Choice;
+use crate::engine::project::{ConceptEntry, Desk, PreviewForm, TrainingForm};
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// The desk as it is to be; `what` names the change for undo, and equal ones in quick succession are one.
+    SetDesk { desk: Desk, what: &'static str },
+    SetTraining(TrainingForm),
+    SetPreview(PreviewForm),
+    Undo,
+    Redo,
+
+    /// A folder of pictures, an adapter, a project, or a picture with its prompt: whatever was dropped.
+    Add(PathBuf),
+    /// The entry of this folder, as it is to be.
+    SetConcept(ConceptEntry),
+    /// Writes the caption of a picture beside it.
+    SetCaption { concept: PathBuf, picture: PathBuf, text: String },
+    /// Takes a concept or an adapter out of the project; the files stay. Undoable.
+    RemoveConcept(PathBuf),
+    RemoveAdapter(PathBuf),
+    RenameAdapter { file: PathBuf, name: String },
+    /// A missing file is somewhere else now.
+    Relocate { from: PathBuf, to: PathBuf },
+    Reveal(PathBuf),
+
+    OpenModel(String),
+    SetDevice(Choice),
+
+    Train,
+    Enqueue,
+    RunQueue,
+    RemoveQueued(String),
+    MoveQueued(String, usize),
+    Pause,
+    Resume,
+    Stop,
+    SaveNow,
+    /// A sample of the step that training is at.
+    SampleNow,
+    /// Makes the adapter of this step *the* adapter.
+    KeepStep(usize),
+
+    SaveMerged(PathBuf),
+    BakeMerged(PathBuf),
+    SaveRecipe(PathBuf),
+    OpenRecipe(PathBuf),
+
+    /// Another picture now, with a new seed unless it is locked.
+    Paint,
+    SavePicture(PathBuf),
+    CopyPicture,
+    /// The prompt and settings of a saved picture.
+    OpenPrompt(PathBuf),
+    /// Which spectrum is looked at: an adapter of the project, or `None` for the training.
+    LookAt(Option<PathBuf>),
+
+    NewProject(PathBuf),
+    OpenProject(PathBuf),
+    SaveProjectAs(PathBuf),
+    /// A dialog, and what is done with the answer.
+    Ask(Question),
+    SetTheme(&'static str),
+    SetZoom(f32),
+    DismissHint(&'static str),
+    DismissNotice,
+}
+
+/// A file dialog to open.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    pub title: &'static str,
+    pub kind: Answer,
+    /// Ending of the file without a dot; empty for folders.
+    pub ending: &'static str,
+    /// Name offered where a file is written.
+    pub offered: &'static str,
+    pub then: fn(PathBuf) -> Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    File,
+    Folder,
+    NewFile,
+}

@@ -1,0 +1,123 @@
+//! A training as the window follows it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::Error;
+use crate::engine::event::Event;
+use crate::ui::work::painter::Picture;
+use crate::ui::work::training::Control;
+
+/// Share of the new in the smoothed loss.
+const SMOOTHING: f32 = 0.06;
+/// Share of the new in the time of a step.
+const PACE: f64 = 0.2;
+
+pub struct Run {
+    /// What is taught, for people.
+    pub name: String,
+    pub out: PathBuf,
+    /// Of the prompt that samples are made with.
+    pub prompt: String,
+    /// Folder of the concept, as its entry has it.
+    pub concept: PathBuf,
+    pub control: Arc<Control>,
+    pub total: usize,
+    pub steps: Vec<Point>,
+    pub strip: Vec<Sample>,
+    /// The stage before the steps: what, how many done, of how many.
+    pub stage: Option<(String, usize, usize)>,
+    /// Seconds, smoothed, without pauses.
+    pub step_seconds: Option<f64>,
+    last: Option<Instant>,
+    pub started: Instant,
+    pub state: RunState,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunState {
+    Running,
+    Paused,
+    Stopping,
+    Done,
+    Stopped,
+    Failed(Error),
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    pub step: usize,
+    pub loss: f32,
+    pub smooth: f32,
+    pub rate: f64,
+}
+
+/// A picture of a step.
+pub struct Sample {
+    pub step: usize,
+    pub picture: Option<Picture>,
+}
+
+impl Run {
+    pub fn new(name: String, out: PathBuf, concept: PathBuf, prompt: String, total: usize) -> Self {
+        Self {
+            name,
+            out,
+            prompt,
+            concept,
+            control: Arc::default(),
+            total,
+            steps: Vec::new(),
+            strip: Vec::new(),
+            stage: None,
+            step_seconds: None,
+            last: None,
+            started: Instant::now(),
+            state: RunState::Running,
+        }
+    }
+
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, RunState::Running | RunState::Paused | RunState::Stopping)
+    }
+
+    pub fn hear(&mut self, event: &Event, now: Instant) {
+        match event {
+            Event::Stage { name, total } if name != "training" => self.stage = Some((name.clone(), 0, *total)),
+            Event::Progress { done, total } => {
+                if let Some(stage) = &mut self.stage {
+                    (stage.1, stage.2) = (*done, *total);
+                }
+            }
+            Event::Step { step, total, loss, rate, .. } => {
+                self.stage = None;
+                self.total = *total;
+                let smooth = self.steps.last().map_or(*loss, |p| p.smooth + SMOOTHING * (loss - p.smooth));
+                self.steps.push(Point { step: *step, loss: *loss, smooth, rate: *rate });
+                if let Some(last) = self.last.replace(now) {
+                    let seconds = (now - last).as_secs_f64();
+                    self.step_seconds = Some(self.step_seconds.map_or(seconds, |s| s + PACE * (seconds - s)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub fn pause(&mut self, paused: bool) {
+        self.control.pause(paused);
+        self.state = if paused { RunState::Paused } else { RunState::Running };
+        // The pause is not a slow step.
+        self.last = None;
+    }
+
+    pub fn step(&self) -> usize {
+        self.steps.last().map_or(0, |point| point.step)
+    }
+
+    pub fn left(&self) -> Option<Duration> {
+        let left = self.total.saturating_sub(self.step()) as f64;
+        self.step_seconds.map(|seconds| Duration::from_secs_f64(seconds * left))
+    }
+}

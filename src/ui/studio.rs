@@ -1,0 +1,115 @@
+//! Everything the panels show. They read it; the app alone changes it.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::engine::Error;
+use crate::engine::device::Choice;
+use crate::engine::merge::meeting::Meeting;
+use crate::engine::preview::Request;
+use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project};
+use crate::ui::cards::{AdapterCard, ConceptCard, Loading};
+use crate::ui::command::Question;
+use crate::ui::log::Log;
+use crate::ui::pace::Pace;
+use crate::ui::preferences::Preferences;
+use crate::ui::run::Run;
+use crate::ui::undo::Undo;
+use crate::ui::work::Opened;
+use crate::ui::work::painter::Picture;
+
+pub struct Studio {
+    pub project: Project,
+    pub path: PathBuf,
+    /// When the project changed since it was saved.
+    pub changed: Option<Instant>,
+    pub saved: Option<Instant>,
+    pub device: Choice,
+    pub opened: Loading<Opened>,
+    pub concepts: Vec<ConceptCard>,
+    pub adapters: Vec<AdapterCard>,
+    /// The training that runs, or the last one.
+    pub run: Option<Run>,
+    /// The adapters of the desk by their files, and how they stand to each other.
+    pub meeting: Option<(Vec<PathBuf>, Result<Meeting, Error>)>,
+    pub preview: View,
+    /// The adapter whose spectrum is looked at; `None` is the training.
+    pub looked_at: Option<PathBuf>,
+    pub undo: Undo<Undoable>,
+    pub log: Log,
+    pub asking: Option<Question>,
+    pub pace: Pace,
+    pub preferences: Preferences,
+}
+
+/// The preview's pictures.
+#[derive(Default)]
+pub struct View {
+    pub picture: Option<Picture>,
+    /// What was asked for when `picture` was made.
+    pub request: Option<Request>,
+    /// What it is held against.
+    pub other: Option<Picture>,
+    pub error: Option<Error>,
+    pub is_painting: bool,
+    pub history: Vec<(Request, Picture)>,
+}
+
+/// What Ctrl+Z brings back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Undoable {
+    pub desk: Desk,
+    pub concepts: Vec<ConceptEntry>,
+    pub adapters: Vec<AdapterEntry>,
+}
+
+impl Studio {
+    pub fn new(project: Project, path: PathBuf, device: Choice, preferences: Preferences) -> Self {
+        Self {
+            project,
+            path,
+            changed: None,
+            saved: None,
+            device,
+            opened: Loading::Waiting,
+            concepts: Vec::new(),
+            adapters: Vec::new(),
+            run: None,
+            meeting: None,
+            preview: View::default(),
+            looked_at: None,
+            undo: Undo::new(),
+            log: Log::default(),
+            asking: None,
+            pace: Pace::default(),
+            preferences,
+        }
+    }
+
+    /// Where what the project calls `file` lies.
+    pub fn placed(&self, file: &Path) -> PathBuf {
+        project::placed(file, &self.path)
+    }
+
+    /// As the project names a file.
+    pub fn named(&self, file: &Path) -> PathBuf {
+        project::named(file, &self.path)
+    }
+
+    pub fn is_training(&self) -> bool {
+        self.run.as_ref().is_some_and(Run::is_live)
+    }
+
+    pub fn adapter(&self, file: &Path) -> Option<&AdapterCard> {
+        self.adapters.iter().find(|card| card.entry.file == file)
+    }
+
+    pub fn concept(&self, folder: &Path) -> Option<&ConceptCard> {
+        self.concepts.iter().find(|card| card.entry.folder == folder)
+    }
+
+    pub fn undoable(&self) -> Undoable {
+        let Project { desk, concepts, adapters, .. } = &self.project;
+        Undoable { desk: desk.clone(), concepts: concepts.clone(), adapters: adapters.clone() }
+    }
+}

@@ -1,0 +1,118 @@
+//! Work on named threads, and what they report. A panic there becomes a sentence, and the window lives on.
+
+pub mod dialog;
+pub mod painter;
+pub mod training;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use egui::Context;
+
+use crate::engine::event::Event;
+use crate::engine::merge::meeting::Meeting;
+use crate::engine::model::StableDiffusion;
+use crate::engine::session::Session;
+use crate::engine::{Error, Result};
+use crate::ui::cards::{AdapterContent, ConceptContent};
+use crate::ui::command::Command;
+use crate::ui::work::painter::Painted;
+
+/// An open device and the model on it.
+#[derive(Clone)]
+pub struct Opened {
+    pub session: Arc<Session>,
+    pub model: Arc<StableDiffusion>,
+}
+
+/// What a thread tells the window.
+pub enum Report {
+    Opened(Result<Opened>),
+    Concept(PathBuf, Result<ConceptContent>),
+    Adapter(PathBuf, Result<Arc<AdapterContent>>),
+    /// Of the desk's adapters, in its order when it was asked for.
+    Meeting(Vec<PathBuf>, Result<Meeting>),
+    Training(Event),
+    /// The adapter file, or why there is none.
+    TrainingEnded(Result<PathBuf>),
+    Painted(Painted),
+    /// A dialog's answer as a command.
+    Do(Command),
+    /// No dialog can open: ask in the window.
+    NoDialog(crate::ui::command::Question),
+    /// Something was written.
+    Done(Result<String>),
+    Said(Event),
+}
+
+/// Where threads report to.
+#[derive(Clone)]
+pub struct Post {
+    sender: Sender<Report>,
+    ctx: Context,
+}
+
+impl Post {
+    /// Unbounded: reports are small, and a bounded one would stop the training of a window that is not drawn.
+    pub fn new(ctx: &Context) -> (Self, Receiver<Report>) {
+        let (sender, receiver) = channel();
+        (Self { sender, ctx: ctx.clone() }, receiver)
+    }
+
+    /// Lost when the window is gone already, which is as it should be.
+    pub fn send(&self, report: Report) {
+        self.sender.send(report).ok();
+        self.ctx.request_repaint();
+    }
+
+    pub fn ctx(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// Does `work` on a thread of its own and reports what `report` makes of it.
+    pub fn spawn<T: 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+        report: impl FnOnce(Result<T>) -> Report + Send + 'static,
+    ) {
+        let post = self.clone();
+        let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = guarded(|| work(&post));
+            post.send(report(result));
+        });
+        if let Err(error) = started {
+            self.send(Report::Done(Err(Error::new(
+                format!("No thread could be started for {name} ({error})"),
+                "Close other programs and try again",
+            ))));
+        }
+    }
+}
+
+/// `work`, with a panic as an error.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(broken(panic.as_ref())))
+}
+
+fn broken(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    Error::new(
+        format!("Something in the program broke ({})", text.unwrap_or("it gave no reason")),
+        "Nothing of yours is lost; try again, perhaps with smaller settings, and report this if it comes back",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_a_sentence() {
+        let error = guarded::<()>(|| panic!("index 3 of 2")).unwrap_err();
+        assert!(error.what.contains("index 3 of 2") && !error.advice.is_empty());
+    }
+}
