@@ -8,6 +8,7 @@ mod merge;
 mod methods;
 mod overlap;
 mod project;
+mod queue;
 mod sample;
 mod train;
 
