@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["adapter", "concept", "diffusion", "similarity", "spectrum"],
     &["train", "merge", "preview", "export", "project", "vision"],
     &["session", "inspect"],
+    &["queue"],
 ];
 
 /// Above the engine: these may use all of it, and it may use none of them.

@@ -8,6 +8,7 @@ mod merge;
 mod methods;
 mod overlap;
 mod progress;
+mod queue;
 mod sample;
 mod spectrum;
 mod train;
@@ -20,7 +21,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::engine::adapter::mount::Strength;
 use crate::engine::device::Choice;
@@ -61,6 +62,8 @@ enum Command {
     Sample(sample::Args),
     /// Teach a model a concept and write it as an adapter file
     Train(train::Args),
+    /// Line up trainings and let them run one after the other
+    Queue(queue::Args),
     /// Merge adapters into one file
     Merge(merge::Args),
     /// Singular values and effective ranks of an adapter, layer by layer
@@ -86,6 +89,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args, &shell),
             Command::Sample(args) => sample::run(&args, &shell),
             Command::Train(args) => train::run(&args, &shell),
+            Command::Queue(args) => queue::run(&args, &shell),
             Command::Merge(args) => merge::run(&args, &shell),
             Command::Spectrum(args) => spectrum::run(&args, &shell),
             Command::Overlap(args) => overlap::run(&args, &shell),
@@ -95,7 +99,7 @@ impl Cli {
             Ok(code) => code,
             Err(error) => {
                 if shell.json {
-                    say(&json!({ "error": { "what": error.what, "do": error.advice, "path": error.path } }).to_string());
+                    say(&json!({ "error": sentence(&error) }).to_string());
                 }
                 eprintln!("{error}");
                 ExitCode::from(match error.kind {
@@ -137,6 +141,11 @@ impl Shell {
 /// A line on stdout. That nobody reads it any more (`| head`) is no fault, where `println!` would panic.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// An error as JSON.
+fn sentence(error: &Error) -> Value {
+    json!({ "what": error.what, "do": error.advice, "path": error.path })
 }
 
 /// ` of rank 8`, ` of rank 4 to 8`; nothing where no layer has factors.

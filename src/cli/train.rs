@@ -8,16 +8,16 @@ use serde_json::json;
 use crate::cli::{Progress, Shell, field_value, ranks_in_words};
 use crate::engine::adapter::{self, Method};
 use crate::engine::session::{self, Session, Training};
-use crate::engine::{Error, Result};
+use crate::engine::{Error, Result, field};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// A folder in diffusers layout, or `starter`
     #[arg(long, default_value = "starter")]
-    model: String,
+    pub model: String,
     /// Folder of pictures, with or without captions
     #[arg(long, value_name = "DIR")]
-    concept: PathBuf,
+    pub concept: PathBuf,
     /// The new word that calls the concept up
     #[arg(long, default_value = "<sks>")]
     token: String,
@@ -62,32 +62,38 @@ pub struct Args {
     out: PathBuf,
 }
 
+impl Args {
+    /// What is asked for. A misspelt field is told before anything is loaded.
+    pub fn training(&self) -> Result<Training> {
+        let mut changes = match &self.config {
+            Some(path) => config_file(path)?,
+            None => Vec::new(),
+        };
+        let shorts = [("steps", &self.steps), ("batch", &self.batch), ("lr", &self.lr)];
+        changes.extend(shorts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))));
+        changes.extend(self.set.iter().cloned());
+        session::settings(self.method, &changes)?;
+        Ok(Training {
+            token: self.token.clone(),
+            class_word: self.class.clone(),
+            method: self.method,
+            changes,
+            slot: self.slot,
+            project: self.project.clone(),
+            seed: self.seed,
+            out: self.out.clone(),
+            resume: self.resume,
+            stamp: self.stamp,
+        })
+    }
+}
+
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let mut changes = match &args.config {
-        Some(path) => config_file(path)?,
-        None => Vec::new(),
-    };
-    let shorts = [("steps", &args.steps), ("batch", &args.batch), ("lr", &args.lr)];
-    changes.extend(shorts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))));
-    changes.extend(args.set.iter().cloned());
-    // A misspelt field is told before anything is loaded.
-    session::settings(args.method, &changes)?;
+    let training = args.training()?;
     let mut progress = Progress::new(shell.json);
     let session = Session::open(shell.device, &mut progress.watch())?;
     let model = session.model(&args.model)?;
     let concept = session.concept(&args.concept)?;
-    let training = Training {
-        token: args.token.clone(),
-        class_word: args.class.clone(),
-        method: args.method,
-        changes,
-        slot: args.slot,
-        project: args.project.clone(),
-        seed: args.seed,
-        out: args.out.clone(),
-        resume: args.resume,
-        stamp: args.stamp,
-    };
     let start = std::time::Instant::now();
     let trained = session.train(&model, &concept, &training, &mut progress.watch())?;
     let seconds = start.elapsed().as_secs_f64();
@@ -123,15 +129,5 @@ fn config_file(path: &std::path::Path) -> Result<Vec<(String, String)>> {
         Error::new(format!("The configuration cannot be read: {}", e.message()), "Write lines such as rank = 4")
             .at(path)
     })?;
-    table
-        .into_iter()
-        .map(|(name, value)| match value {
-            toml::Value::String(text) => Ok((name, text)),
-            toml::Value::Table(_) | toml::Value::Array(_) | toml::Value::Datetime(_) => {
-                Err(Error::new(format!("The field {name} is not a plain value"), "Write lines such as rank = 4")
-                    .at(path))
-            }
-            plain => Ok((name, plain.to_string())),
-        })
-        .collect()
+    field::changes(&table).map_err(|e| e.at(path))
 }

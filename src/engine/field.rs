@@ -127,6 +127,18 @@ fn parse(field: &Field, text: &str) -> Result<Value> {
         .ok_or_else(|| Error::usage(format!("{} cannot be “{text}”", field.name), format!("It must be {}", field.kind)))
 }
 
+/// A flat TOML table of fields, each value as the user would type it.
+pub fn changes(table: &toml::Table) -> Result<Vec<(String, String)>> {
+    let text = |(name, value): (&String, &toml::Value)| match value {
+        toml::Value::String(text) => Ok((name.clone(), text.clone())),
+        toml::Value::Table(_) | toml::Value::Array(_) | toml::Value::Datetime(_) => {
+            Err(Error::new(format!("The field {name} is not a plain value"), "Write lines such as rank = 4"))
+        }
+        plain => Ok((name.clone(), plain.to_string())),
+    };
+    table.iter().map(text).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

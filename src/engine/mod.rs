@@ -15,6 +15,7 @@ pub mod model;
 pub mod ops;
 pub mod preview;
 pub mod project;
+pub mod queue;
 pub mod random;
 pub mod session;
 pub mod similarity;

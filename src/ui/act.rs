@@ -158,8 +158,7 @@ impl App {
             Ok(out) => {
                 run.state = RunState::Done;
                 let (name, concept, prompt) = (run.name.clone(), run.concept.clone(), run.prompt.clone());
-                let entry =
-                    AdapterEntry { name, file: self.studio.named(&out), concept: Some(concept) };
+                let entry = AdapterEntry { name, file: self.studio.named(&out), concept: Some(concept) };
                 self.add_adapter(entry);
                 if self.studio.project.preview.prompt.is_empty() {
                     self.studio.project.preview.prompt = prompt;
@@ -346,8 +345,11 @@ impl App {
             Command::Reveal(path) => {
                 if let Err(error) = opener::reveal(&path) {
                     self.studio.log.error(
-                        &Error::new(format!("The file manager could not be opened ({error})"), "Open the folder yourself")
-                            .at(&path),
+                        &Error::new(
+                            format!("The file manager could not be opened ({error})"),
+                            "Open the folder yourself",
+                        )
+                        .at(&path),
                     );
                 }
             }

@@ -8,7 +8,10 @@ use crate::engine::project::{ConceptEntry, Desk, PreviewForm, TrainingForm};
 #[derive(Clone, Debug)]
 pub enum Command {
     /// The desk as it is to be; `what` names the change for undo, and equal ones in quick succession are one.
-    SetDesk { desk: Desk, what: &'static str },
+    SetDesk {
+        desk: Desk,
+        what: &'static str,
+    },
     SetTraining(TrainingForm),
     SetPreview(PreviewForm),
     Undo,
@@ -19,13 +22,23 @@ pub enum Command {
     /// The entry of this folder, as it is to be.
     SetConcept(ConceptEntry),
     /// Writes the caption of a picture beside it.
-    SetCaption { concept: PathBuf, picture: PathBuf, text: String },
+    SetCaption {
+        concept: PathBuf,
+        picture: PathBuf,
+        text: String,
+    },
     /// Takes a concept or an adapter out of the project; the files stay. Undoable.
     RemoveConcept(PathBuf),
     RemoveAdapter(PathBuf),
-    RenameAdapter { file: PathBuf, name: String },
+    RenameAdapter {
+        file: PathBuf,
+        name: String,
+    },
     /// A missing file is somewhere else now.
-    Relocate { from: PathBuf, to: PathBuf },
+    Relocate {
+        from: PathBuf,
+        to: PathBuf,
+    },
     Reveal(PathBuf),
 
     OpenModel(String),

@@ -3,11 +3,11 @@
 //! `app` drains what the threads report, draws the panels and does what they ask for. Panels read the [`studio::Studio`]
 //! and answer with [`command::Command`]s. A panel is one file and one line in [`panel::PANELS`].
 
-pub mod app;
 mod act;
-mod command;
+pub mod app;
 mod cards;
 mod chrome;
+mod command;
 mod first_start;
 mod log;
 mod pace;

@@ -58,8 +58,11 @@ pub fn install(ctx: &Context) {
             visuals.window_fill = visuals.panel_fill;
             visuals.override_text_color = Some(Color32::from_rgb(0x1c, 0x20, 0x26));
         }
-        visuals.weak_text_color =
-            Some(if theme == Theme::Dark { Color32::from_rgb(0xa6, 0xae, 0xb8) } else { Color32::from_rgb(0x4a, 0x52, 0x5c) });
+        visuals.weak_text_color = Some(if theme == Theme::Dark {
+            Color32::from_rgb(0xa6, 0xae, 0xb8)
+        } else {
+            Color32::from_rgb(0x4a, 0x52, 0x5c)
+        });
         visuals.selection.bg_fill = palette.accent.gamma_multiply(0.45);
         visuals.selection.stroke = Stroke::new(1.5, palette.accent);
         visuals.hyperlink_color = palette.accent;

@@ -49,12 +49,7 @@ impl<T> Undo<T> {
 }
 
 /// The value to go to, or `now` again where there is none.
-fn step<T>(
-    from: &mut Vec<T>,
-    to: &mut Vec<T>,
-    last: &mut Option<(&'static str, Instant)>,
-    now: T,
-) -> Result<T, T> {
+fn step<T>(from: &mut Vec<T>, to: &mut Vec<T>, last: &mut Option<(&'static str, Instant)>, now: T) -> Result<T, T> {
     *last = None;
     match from.pop() {
         Some(value) => {

@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod folder;
+pub mod lock;
 pub mod lora_file;
 pub mod metadata;
 pub mod names;

@@ -69,8 +69,7 @@ mod tests {
 
     #[test]
     fn solo_silences_the_others_and_mute_wins() {
-        let mut desk =
-            Desk { faders: ["a", "b", "c"].map(|file| Fader::new(file.into())).to_vec(), ..Desk::default() };
+        let mut desk = Desk { faders: ["a", "b", "c"].map(|file| Fader::new(file.into())).to_vec(), ..Desk::default() };
         let heard = |desk: &Desk| desk.faders.iter().map(|fader| desk.heard(fader).unet).collect::<Vec<_>>();
         assert_eq!(heard(&desk), [1.0; 3]);
         desk.faders[1].muted = true;

@@ -16,6 +16,7 @@ pub use desk::{Desk, FURTHEST, Fader};
 pub use slots::Slot;
 
 use crate::engine::io::atomic;
+use crate::engine::io::lock::Lock;
 use crate::engine::preview::Request;
 use crate::engine::{Error, Result};
 
@@ -161,7 +162,7 @@ impl Project {
 
     /// Writes everything but the slots: those belong to whoever claimed them last, maybe another program.
     pub fn save_work(&mut self, path: &Path) -> Result<()> {
-        let _lock = slots::Lock::take(path)?;
+        let _lock = Lock::take(path)?;
         if path.is_file() {
             let there = Self::open(path, self.block)?;
             (self.block, self.slots) = (there.block, there.slots);

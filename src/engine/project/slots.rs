@@ -1,11 +1,11 @@
 //! Which concept owns which slot of the shared basis.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Project;
+use crate::engine::io::lock::Lock;
 use crate::engine::{Error, Result};
 
 /// A taken slot.
@@ -93,25 +93,6 @@ pub(super) fn relative(file: &Path, project: &Path) -> PathBuf {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let (file, folder) = (absolute(file), absolute(folder));
     file.strip_prefix(&folder).map_or_else(|_| file.clone(), Path::to_path_buf)
-}
-
-/// A lock on a project, gone with the process that holds it.
-pub(super) struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    pub(super) fn take(project: &Path) -> Result<Self> {
-        let name = project.file_name().unwrap_or_default().to_string_lossy();
-        let path = project.with_file_name(format!(".{name}.lock"));
-        let failed = |e: std::io::Error| Error::io("lock the project", &path, &e);
-        if let Some(folder) = project.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
-        let file = File::create(&path).map_err(failed)?;
-        file.lock().map_err(failed)?;
-        Ok(Self { _file: file })
-    }
 }
 
 #[cfg(test)]

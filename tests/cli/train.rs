@@ -1,0 +1,84 @@
+//! `triptych train`: the file it writes, and where its fields come from.
+
+use serde_json::{Value, json};
+use triptych::engine::io::metadata;
+use triptych::engine::io::safetensors::Dtype;
+
+use crate::command::{Desk, TRAIN};
+use crate::train;
+
+#[test]
+fn equal_trainings_make_equal_files_wherever_they_lie() {
+    let desk = Desk::new();
+    desk.copy("assets/concepts/kenney_male_person", "unused");
+    let line = |concept: &str, more: &str| {
+        format!("{} --token <a> --steps 3 {more}", TRAIN.replace("concept robot", &format!("concept {concept}")))
+    };
+    let result = desk.run(&line("robot", "--out a.safetensors")).result();
+    assert_eq!((&result["steps"], &result["layers"], &result["out"]), (&json!(3), &json!(14), &json!("a.safetensors")));
+    assert!(result["loss"].as_array().unwrap().iter().all(Value::is_f64) && result["seconds"].is_f64(), "{result}");
+
+    std::fs::create_dir(desk.path("deep")).unwrap();
+    std::fs::rename(desk.path("robot"), desk.path("deep/other name")).unwrap();
+    desk.run(&line("'deep/other name'", "--out deep/er/b.safetensors")).result();
+    assert_eq!(desk.read("a.safetensors"), desk.read("deep/er/b.safetensors"));
+    desk.run(&line("'deep/other name'", "--seed 1 --out c.safetensors --slot 0 --project deep/p.toml")).result();
+    assert_ne!(desk.lora("a.safetensors").layers, desk.lora("c.safetensors").layers, "the seed changes nothing");
+
+    // --stamp says when and by what, and changes no number.
+    desk.run(&line("'deep/other name'", "--stamp --out deep/stamped.safetensors --project q.toml")).result();
+    let (plain, stamped) = (desk.lora("a.safetensors"), desk.lora("deep/stamped.safetensors"));
+    let new: Vec<_> = stamped.metadata.keys().filter(|key| !plain.metadata.contains_key(*key)).collect();
+    assert_eq!(new, ["ss_training_finished_at", "triptych.version"]);
+    assert_eq!((plain.layers, plain.tokens), (stamped.layers, stamped.tokens));
+}
+
+#[test]
+fn a_trained_file_is_complete_and_says_what_it_is() {
+    let desk = Desk::new();
+    train(&desk, "a", "--seed 3 --set dtype=f16 --set vectors=2").result();
+    let file = desk.lora("a.safetensors");
+    assert_eq!((file.layers.len(), file.dtype), (14, Some(Dtype::F16)));
+    assert!(file.layers.values().all(|layer| layer.rank == 2 && layer.up.iter().any(|x| *x != 0.0)));
+    assert_eq!((file.tokens["<a>"].len(), file.tokens["<a>"][0].len()), (2, 128));
+    let expected = [
+        (metadata::METHOD, "orthogonal"),
+        (metadata::BASIS, "slots v1 seed 0 block 8"),
+        (metadata::SLOT, "0"),
+        (metadata::TOKEN, "<a>"),
+        (metadata::CLASS, "robot"),
+        (metadata::BASE, "starter"),
+        ("ss_network_module", "networks.lora"),
+        ("ss_network_dim", "2"),
+        ("ss_seed", "3"),
+        ("modelspec.trigger_phrase", "<a>"),
+    ];
+    for (key, value) in expected {
+        assert_eq!(file.metadata.get(key).map(String::as_str), Some(value), "{key}");
+    }
+    let recipe: Value = serde_json::from_str(&file.metadata[metadata::RECIPE]).unwrap();
+    assert_eq!((&recipe["training"]["steps"], &recipe["method"]["rank"]), (&json!("3"), &json!("2")));
+    let model = desk.run("inspect starter").result();
+    assert_eq!(file.metadata[metadata::BASE_HASH], model["sha256"].as_str().unwrap());
+}
+
+#[test]
+fn fields_come_from_a_file_and_the_command_line_overrides_it() {
+    let desk = Desk::new();
+    desk.write(
+        "c.toml",
+        "rank = 3\nsteps = 2\nbatch = 1\nprior = 0\ntargets = \"*.attn2.to_k\"\nflip = false\nlr = 1e-3",
+    );
+    let line = "train --concept robot --class robot --config c.toml --out";
+    desk.run(&format!("{line} a.safetensors")).result();
+    let result = desk.run(&format!("{line} b.safetensors --steps 4 --set rank=1")).result();
+    assert_eq!(result["steps"], 4);
+    let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| desk.lora(name));
+    assert_eq!((a.ranks().into_iter().collect::<Vec<_>>(), a.layers.len()), (vec![3], 7));
+    assert_eq!((b.ranks().into_iter().collect::<Vec<_>>(), b.layers.len()), (vec![1], 7));
+    let recipe: Value = serde_json::from_str(&a.metadata[metadata::RECIPE]).unwrap();
+    assert_eq!((&recipe["training"]["flip"], &recipe["training"]["lr"]), (&json!("false"), &json!("0.001")));
+    desk.write("c.toml", "colour = \"red\"");
+    let done = desk.say(&format!("{line} c.safetensors"));
+    assert!(done.code == Some(2) && done.stderr.contains("There is no field “colour”"), "{done:?}");
+}
