@@ -87,6 +87,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         out: args.out.clone(),
         resume: args.resume,
         stamp: args.stamp,
+        wishes: None,
     };
     let start = std::time::Instant::now();
     let trained = session.train(&model, &concept, &training, &mut progress.watch())?;
