@@ -23,7 +23,7 @@ const FRONTS: &[&str] = &["cli", "ui"];
 /// Folders of methods: each file that declares a registry row stands alone.
 const METHOD_FOLDERS: &[&str] = &["adapter", "merge"];
 
-const WINDOW_CRATES: &[&str] = &["egui", "eframe", "rfd"];
+const WINDOW_CRATES: &[&str] = &["egui", "egui_plot", "egui_tiles", "egui_wgpu", "eframe", "rfd"];
 
 /// In two pieces, or this file would name itself.
 const DEFAULT_DEVICE: &str = concat!("Device", "::default");

@@ -115,7 +115,7 @@ impl Cli {
 /// Opens the window.
 fn window(project: Option<PathBuf>, device: Choice, began: Instant) -> ExitCode {
     let preferences = dirs::config_dir().map(|folder| folder.join("triptych").join("window.toml"));
-    match ui::run(Start { project, device, preferences, began }) {
+    match ui::run(Start { project, device, preferences, queue: None, began }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

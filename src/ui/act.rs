@@ -13,6 +13,7 @@ use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Command;
+use crate::ui::preflight::Preflight;
 use crate::ui::run::RunState;
 use crate::ui::studio::Undoable;
 use crate::ui::work::painter::{Order, Painted, Tag};
@@ -27,18 +28,21 @@ impl App {
         let studio = &mut self.studio;
         studio.opened = Loading::Waiting;
         let (choice, name) = (studio.device, model_name(&studio.project.model, &studio.path));
+        // A device is handed over once; after that it is there already.
         let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();
+        let shared = (choice == device::Choice::Auto).then(|| self.shared.clone()).flatten();
         let work = move |post: &crate::ui::work::Post| {
             let mut watch = |event| {
                 post.send(Report::Said(event));
                 Ok(())
             };
-            let session = match gpu {
-                Some(setup) => Session::on(device::share(setup)?, choice, &mut watch)?,
+            let shared = gpu.map(device::share).transpose()?.or(shared);
+            let session = match shared.clone() {
+                Some(device) => Session::on(device, choice, &mut watch)?,
                 None => Session::open(choice, &mut watch)?,
             };
             let model = session.model(&name)?;
-            Ok(Opened { session: session.into(), model: model.into() })
+            Ok((Opened { session: session.into(), model: model.into() }, shared))
         };
         self.post.spawn("model", work, Report::Opened);
     }
@@ -101,7 +105,12 @@ impl App {
                 if let Err(error) = &opened {
                     self.studio.log.error(error);
                 }
+                let opened = opened.map(|(opened, shared)| {
+                    self.shared = shared;
+                    opened
+                });
                 self.studio.opened = opened.into();
+                self.look_ahead();
                 self.paint();
             }
             Report::Concept(folder, content) => {
@@ -125,11 +134,13 @@ impl App {
             }
             Report::Meeting(files, meeting) => self.studio.meeting = Some((files, meeting)),
             Report::Training(event) => {
-                if let Some(run) = &mut self.studio.run {
-                    run.hear(&event, Instant::now());
-                }
                 self.said(&event);
+                self.heard_of_training(event);
             }
+            Report::Kept(Ok((step, file))) => self.sample_step(step, file),
+            Report::Kept(Err(error)) => self.studio.log.error(&error),
+            Report::Queue(Ok(entries)) => self.studio.queue.entries = entries,
+            Report::Queue(Err(error)) => self.studio.log.error(&error),
             Report::TrainingEnded(result) => self.training_ended(result),
             Report::Painted(painted) => self.painted(painted),
             Report::Do(command) => {
@@ -152,31 +163,8 @@ impl App {
         }
     }
 
-    fn training_ended(&mut self, result: Result<PathBuf>) {
-        let Some(run) = &mut self.studio.run else { return };
-        match result {
-            Ok(out) => {
-                run.state = RunState::Done;
-                let (name, concept, prompt) = (run.name.clone(), run.concept.clone(), run.prompt.clone());
-                let entry = AdapterEntry { name, file: self.studio.named(&out), concept: Some(concept) };
-                self.add_adapter(entry);
-                if self.studio.project.preview.prompt.is_empty() {
-                    self.studio.project.preview.prompt = prompt;
-                }
-            }
-            Err(error) if error.kind == Kind::Cancelled => {
-                run.state = RunState::Stopped;
-                self.studio.log.note("Training stopped; what it learnt is saved, and Resume goes on from there");
-            }
-            Err(error) => {
-                self.studio.log.error(&error);
-                run.state = RunState::Failed(error);
-            }
-        }
-    }
-
     /// Onto the shelf and the desk; one that is there already is opened anew.
-    fn add_adapter(&mut self, entry: AdapterEntry) {
+    pub(super) fn add_adapter(&mut self, entry: AdapterEntry) {
         let project = &mut self.studio.project;
         if !project.desk.faders.iter().any(|fader| fader.file == entry.file) {
             project.desk.faders.push(Fader::new(entry.file.clone()));
@@ -255,6 +243,7 @@ impl App {
             }
             Command::SetTraining(form) => {
                 self.studio.project.training = form;
+                self.look_ahead();
                 self.touch();
             }
             Command::SetPreview(form) => {
@@ -322,6 +311,7 @@ impl App {
                 self.paint();
             }
             Command::OpenProject(path) | Command::NewProject(path) => self.open_project(&path),
+            Command::Save => self.save(),
             Command::SaveProjectAs(path) => {
                 self.studio.path = path;
                 self.save();
@@ -353,10 +343,46 @@ impl App {
                     );
                 }
             }
+            Command::Train => self.train(false),
+            Command::GoOn => self.train(true),
+            Command::Enqueue => self.enqueue(),
+            Command::RunQueue => self.run_queue(),
+            Command::ListQueue => self.list_queue(),
+            Command::RemoveQueued(id) => self.change_queue(|queue| queue.remove(&id)),
+            Command::RetryQueued(id) => self.change_queue(|queue| queue.retry(&id)),
+            Command::MoveQueued(id, place) => self.change_queue(|queue| queue.move_to(&id, place)),
+            Command::Pause | Command::Resume => {
+                if let Some(run) = &mut self.studio.run {
+                    run.pause(matches!(command, Command::Pause));
+                }
+            }
+            Command::Stop => {
+                self.studio.queue.runs = false;
+                if let Some(run) = &mut self.studio.run {
+                    run.state = RunState::Stopping;
+                    run.control.stop();
+                }
+            }
+            Command::SaveNow => {
+                if let Some(run) = &self.studio.run {
+                    run.control.wishes.save();
+                }
+            }
+            Command::SampleNow => {
+                if let Some(run) = &self.studio.run {
+                    run.control.wishes.keep();
+                }
+            }
+            Command::KeepStep(step) => self.keep_step(step),
             other => {
                 let _ = (other, ctx);
             }
         }
+    }
+
+    /// What the training of the form will take.
+    fn look_ahead(&mut self) {
+        self.studio.preflight = Preflight::of(&self.studio, &self.studio.preferences);
     }
 
     /// Keeps what is about to change for undo.
@@ -444,7 +470,7 @@ impl App {
         self.save_preferences();
     }
 
-    fn save_preferences(&mut self) {
+    pub(super) fn save_preferences(&mut self) {
         let Some(path) = &self.preferences else { return };
         if let Err(error) = self.studio.preferences.save(path) {
             self.studio.log.error(&error);
@@ -472,7 +498,7 @@ pub fn leave(app: &mut App) {
 }
 
 /// `starter`, or where the project's model lies.
-fn model_name(model: &str, project: &Path) -> String {
+pub(super) fn model_name(model: &str, project: &Path) -> String {
     if model == "starter" {
         return model.into();
     }

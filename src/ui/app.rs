@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use eframe::CreationContext;
 use egui_tiles::{Container, Linear, LinearDir, Tile, TileId, Tiles, Tree};
 
-use crate::engine::device::{Choice, WgpuSetup};
+use crate::engine::device::{self, Choice, WgpuSetup};
 use crate::engine::project::Project;
 use crate::ui::command::Command;
 use crate::ui::panel::{PANELS, Panel};
@@ -28,6 +28,8 @@ pub struct Start {
     pub device: Choice,
     /// Where looks and recent projects are kept.
     pub preferences: Option<PathBuf>,
+    /// `None` is the queue that `triptych queue` uses.
+    pub queue: Option<PathBuf>,
     /// When the process began.
     pub began: Instant,
 }
@@ -38,7 +40,10 @@ pub struct App {
     pub(super) painter: Painter,
     /// The window's own GPU, where it is a real one.
     pub(super) gpu: Option<WgpuSetup>,
+    /// The same once the engine computes on it.
+    pub(super) shared: Option<device::Opened>,
     pub(super) preferences: Option<PathBuf>,
+    pub(super) queue_folder: Option<PathBuf>,
     reports: Receiver<Report>,
     panels: Vec<Box<dyn Panel>>,
     tiles: Tree<usize>,
@@ -49,7 +54,7 @@ pub struct App {
 impl App {
     pub fn new(cc: &CreationContext<'_>, start: Start) -> Self {
         theme::install(&cc.egui_ctx);
-        let Start { project, device, preferences, began } = start;
+        let Start { project, device, preferences, queue, began } = start;
         let looks = preferences.as_deref().map(Preferences::open).unwrap_or_default();
         let (post, reports) = Post::new(&cc.egui_ctx);
         let last = || looks.recent.iter().find(|path| path.is_file()).cloned();
@@ -69,7 +74,9 @@ impl App {
             painter: Painter::start(&post),
             post,
             gpu: cc.wgpu_render_state.as_ref().and_then(gpu),
+            shared: None,
             preferences,
+            queue_folder: queue,
             reports,
             panels: PANELS.iter().map(|row| (row.build)()).collect(),
             tiles: tiles(),
@@ -79,6 +86,7 @@ impl App {
         app.set_looks(&cc.egui_ctx);
         app.open_device();
         app.open_cards();
+        app.list_queue();
         app
     }
 

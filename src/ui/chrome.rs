@@ -16,6 +16,9 @@ use crate::ui::work::dialog::with_ending;
 const UNDO: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Z);
 const REDO: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND.plus(Modifiers::SHIFT), Key::Z);
 const REDO_TOO: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Y);
+const TRAIN: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Enter);
+const SAVE: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::S);
+const QUIT: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND, Key::Q);
 const FIGURES: Key = Key::F12;
 
 const PROJECT_FILE: &str = "toml";
@@ -28,30 +31,42 @@ pub struct Chrome {
     typed: String,
     /// Closing was asked for while a training runs.
     wants_to_close: bool,
-    may_close: bool,
+    /// As soon as the training has saved what it learnt.
+    closes_after_training: bool,
 }
 
-/// Keys that work everywhere, unless a text field has them.
+/// Keys that work everywhere; undo and redo only where no text field has its own.
 pub fn shortcuts(ctx: &egui::Context) -> Vec<Command> {
-    if ctx.egui_wants_keyboard_input() && ctx.memory(|memory| memory.focused().is_some()) && ctx.text_edit_focused() {
-        return Vec::new();
+    let in_text = ctx.text_edit_focused();
+    let pressed = |shortcut| ctx.input_mut(|input| input.consume_shortcut(shortcut));
+    let mut commands = Vec::new();
+    // Redo first: undo's keys are part of its own.
+    if !in_text && (pressed(&REDO) || pressed(&REDO_TOO)) {
+        commands.push(Command::Redo);
     }
-    ctx.input_mut(|input| {
-        // Redo first: undo's keys are part of its own.
-        let redo = input.consume_shortcut(&REDO) || input.consume_shortcut(&REDO_TOO);
-        let undo = input.consume_shortcut(&UNDO);
-        [(undo, Command::Undo), (redo, Command::Redo)]
-            .into_iter()
-            .filter_map(|(pressed, command)| pressed.then_some(command))
-            .collect()
-    })
+    if !in_text && pressed(&UNDO) {
+        commands.push(Command::Undo);
+    }
+    if pressed(&TRAIN) {
+        commands.push(Command::Train);
+    }
+    if pressed(&SAVE) {
+        commands.push(Command::Save);
+    }
+    commands
 }
 
 /// A window that is closed while a training runs asks once.
 pub fn hold_closing(ctx: &egui::Context, chrome: &mut Chrome, studio: &Studio) {
-    if ctx.input(|input| input.viewport().close_requested()) && studio.is_training() && !chrome.may_close {
+    if ctx.input_mut(|input| input.consume_shortcut(&QUIT)) {
+        ctx.send_viewport_cmd(ViewportCommand::Close);
+    }
+    if ctx.input(|input| input.viewport().close_requested()) && studio.is_training() {
         ctx.send_viewport_cmd(ViewportCommand::CancelClose);
         chrome.wants_to_close = true;
+    }
+    if chrome.closes_after_training && !studio.is_training() {
+        ctx.send_viewport_cmd(ViewportCommand::Close);
     }
 }
 
@@ -127,14 +142,16 @@ impl Chrome {
     fn closing(&mut self, ui: &mut egui::Ui, out: &mut Vec<Command>) {
         egui::Panel::top("closing").show(ui, |ui| {
             ui.horizontal_wrapped(|ui| {
-                ui.label("A training is running. What it has learnt is saved, and it can go on next time.");
+                ui.label(match self.closes_after_training {
+                    true => "Saving what the training has learnt…",
+                    false => "A training is running: what it has learnt is saved, and it can go on next time",
+                });
                 if ui.button("Save and close").clicked() {
-                    self.may_close = true;
+                    self.closes_after_training = true;
                     out.push(Command::Stop);
-                    ui.ctx().send_viewport_cmd(ViewportCommand::Close);
                 }
                 if ui.button("Stay").clicked() {
-                    self.wants_to_close = false;
+                    (self.wants_to_close, self.closes_after_training) = (false, false);
                 }
             });
         });
@@ -217,8 +234,14 @@ fn project_menu(ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
     if ui.button("Open…").clicked() {
         out.push(ask("Open project", Answer::File, Command::OpenProject));
     }
+    if ui.add(egui::Button::new("Save").shortcut_text(ui.ctx().format_shortcut(&SAVE))).clicked() {
+        out.push(Command::Save);
+    }
     if ui.button("Save as…").clicked() {
         out.push(ask("Save project as", Answer::NewFile, Command::SaveProjectAs));
+    }
+    if ui.add(egui::Button::new("Quit").shortcut_text(ui.ctx().format_shortcut(&QUIT))).clicked() {
+        ui.ctx().send_viewport_cmd(ViewportCommand::Close);
     }
     ui.separator();
     ui.weak("Recent");

@@ -45,8 +45,12 @@ pub enum Command {
     SetDevice(Choice),
 
     Train,
+    /// With the training of the form that was stopped.
+    GoOn,
     Enqueue,
     RunQueue,
+    ListQueue,
+    RetryQueued(String),
     RemoveQueued(String),
     MoveQueued(String, usize),
     Pause,
@@ -74,6 +78,8 @@ pub enum Command {
 
     NewProject(PathBuf),
     OpenProject(PathBuf),
+    /// Now, instead of a moment later by itself.
+    Save,
     SaveProjectAs(PathBuf),
     /// A dialog, and what is done with the answer.
     Ask(Question),

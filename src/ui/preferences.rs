@@ -1,6 +1,6 @@
 //! What belongs to the person, not to a project: looks, recent projects, hints already read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -19,11 +19,19 @@ pub struct Preferences {
     pub zoom: f32,
     pub recent: Vec<PathBuf>,
     pub hints_read: BTreeSet<String>,
+    /// Measured, by device, model, method and shape of a step.
+    pub step_seconds: BTreeMap<String, f64>,
 }
 
 impl Default for Preferences {
     fn default() -> Self {
-        Self { theme: "dark".into(), zoom: 1.0, recent: Vec::new(), hints_read: BTreeSet::new() }
+        Self {
+            theme: "dark".into(),
+            zoom: 1.0,
+            recent: Vec::new(),
+            hints_read: BTreeSet::new(),
+            step_seconds: BTreeMap::new(),
+        }
     }
 }
 

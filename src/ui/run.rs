@@ -25,6 +25,8 @@ pub struct Run {
     pub control: Arc<Control>,
     pub total: usize,
     pub steps: Vec<Point>,
+    /// The loss on pictures and noise that stay the same, by step.
+    pub steady: Vec<(usize, f32)>,
     pub strip: Vec<Sample>,
     /// The stage before the steps: what, how many done, of how many.
     pub stage: Option<(String, usize, usize)>,
@@ -52,6 +54,8 @@ pub struct Point {
     pub loss: f32,
     pub smooth: f32,
     pub rate: f64,
+    /// Joint norm of all gradients.
+    pub gradient: f32,
 }
 
 /// A picture of a step.
@@ -70,6 +74,7 @@ impl Run {
             control: Arc::default(),
             total,
             steps: Vec::new(),
+            steady: Vec::new(),
             strip: Vec::new(),
             stage: None,
             step_seconds: None,
@@ -91,16 +96,17 @@ impl Run {
                     (stage.1, stage.2) = (*done, *total);
                 }
             }
-            Event::Step { step, total, loss, rate, .. } => {
+            Event::Step { step, total, loss, rate, gradient, .. } => {
                 self.stage = None;
                 self.total = *total;
                 let smooth = self.steps.last().map_or(*loss, |p| p.smooth + SMOOTHING * (loss - p.smooth));
-                self.steps.push(Point { step: *step, loss: *loss, smooth, rate: *rate });
+                self.steps.push(Point { step: *step, loss: *loss, smooth, rate: *rate, gradient: *gradient });
                 if let Some(last) = self.last.replace(now) {
                     let seconds = (now - last).as_secs_f64();
                     self.step_seconds = Some(self.step_seconds.map_or(seconds, |s| s + PACE * (seconds - s)));
                 }
             }
+            Event::Steady { step, loss } => self.steady.push((*step, *loss)),
             _ => {}
         }
     }

@@ -8,11 +8,13 @@ use crate::engine::device::Choice;
 use crate::engine::merge::meeting::Meeting;
 use crate::engine::preview::Request;
 use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project};
+use crate::engine::queue::Entry;
 use crate::ui::cards::{AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Question;
 use crate::ui::log::Log;
 use crate::ui::pace::Pace;
 use crate::ui::preferences::Preferences;
+use crate::ui::preflight::Preflight;
 use crate::ui::run::Run;
 use crate::ui::undo::Undo;
 use crate::ui::work::Opened;
@@ -38,6 +40,8 @@ pub struct Studio {
     pub undo: Undo<Undoable>,
     pub log: Log,
     pub asking: Option<Question>,
+    pub queue: Waiting,
+    pub preflight: Option<Preflight>,
     pub pace: Pace,
     pub preferences: Preferences,
 }
@@ -53,6 +57,14 @@ pub struct View {
     pub error: Option<Error>,
     pub is_painting: bool,
     pub history: Vec<(Request, Picture)>,
+}
+
+/// The queue of trainings.
+#[derive(Default)]
+pub struct Waiting {
+    pub entries: Vec<Entry>,
+    /// Whether the next order is taken when one ends.
+    pub runs: bool,
 }
 
 /// What Ctrl+Z brings back.
@@ -81,6 +93,8 @@ impl Studio {
             undo: Undo::new(),
             log: Log::default(),
             asking: None,
+            queue: Waiting::default(),
+            preflight: None,
             pace: Pace::default(),
             preferences,
         }

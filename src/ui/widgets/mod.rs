@@ -1,1 +1,4 @@
 //! Parts that several panels share.
+
+pub mod form;
+pub mod words;

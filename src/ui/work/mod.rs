@@ -12,9 +12,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use egui::Context;
 
+use crate::engine::device;
 use crate::engine::event::Event;
+use crate::engine::io::lora_file::LoraFile;
 use crate::engine::merge::meeting::Meeting;
 use crate::engine::model::StableDiffusion;
+use crate::engine::queue::Entry;
 use crate::engine::session::Session;
 use crate::engine::{Error, Result};
 use crate::ui::cards::{AdapterContent, ConceptContent};
@@ -30,7 +33,8 @@ pub struct Opened {
 
 /// What a thread tells the window.
 pub enum Report {
-    Opened(Result<Opened>),
+    /// With the window's device, where the engine computes on it.
+    Opened(Result<(Opened, Option<device::Opened>)>),
     Concept(PathBuf, Result<ConceptContent>),
     Adapter(PathBuf, Result<Arc<AdapterContent>>),
     /// Of the desk's adapters, in its order when it was asked for.
@@ -38,6 +42,9 @@ pub enum Report {
     Training(Event),
     /// The adapter file, or why there is none.
     TrainingEnded(Result<PathBuf>),
+    /// The file of a kept step.
+    Kept(Result<(usize, Arc<LoraFile>)>),
+    Queue(Result<Vec<Entry>>),
     Painted(Painted),
     /// A dialog's answer as a command.
     Do(Command),

@@ -4,13 +4,27 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::event::Event;
+use crate::engine::queue::Claim;
 use crate::engine::session::Training;
+use crate::engine::train::Wishes;
 use crate::engine::{Error, Result};
-use crate::ui::work::{Opened, Post, Report};
+use crate::ui::work::{Opened, Post, Report, guarded};
+
+/// What is to be taught.
+pub struct Job {
+    pub with: Opened,
+    /// Another model than the open one.
+    pub model: Option<String>,
+    pub concept: PathBuf,
+    pub training: Training,
+    /// The order it was taken from.
+    pub claim: Option<Claim>,
+}
 
 /// Between the window and a training.
 #[derive(Default)]
 pub struct Control {
+    pub wishes: Arc<Wishes>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -33,10 +47,6 @@ impl Control {
         self.changed.notify_all();
     }
 
-    pub fn is_paused(&self) -> bool {
-        self.lock().paused
-    }
-
     /// Waits while paused; an error stops.
     fn pass(&self) -> Result<()> {
         let mut state = self.lock();
@@ -52,26 +62,37 @@ impl Control {
 }
 
 /// Starts; events come as [`Report::Training`], the end as [`Report::TrainingEnded`].
-pub fn start(with: Opened, concept: PathBuf, training: Training, control: Arc<Control>, post: &Post) {
+pub fn start(job: Job, control: Arc<Control>, post: &Post) {
     let work = move |post: &Post| {
-        let Opened { session, model } = with;
-        let concept = session.concept(&concept)?;
-        let mut watch = |event: Event| {
-            post.send(Report::Training(event));
-            control.pass()
-        };
-        let mut train = || session.train(&model, &concept, &training, &mut watch).map(|_| training.out.clone());
-        if session.device.driver.is_some() {
-            return train();
+        let Job { with, model, concept, mut training, claim } = job;
+        training.wishes = Some(Arc::clone(&control.wishes));
+        let out = training.out.clone();
+        let result = guarded(|| {
+            let Opened { session, model: open, .. } = &with;
+            let other = model.map(|name| session.model(&name)).transpose()?;
+            let concept = session.concept(&concept)?;
+            let mut watch = |event: Event| {
+                post.send(Report::Training(event));
+                control.pass()
+            };
+            let mut train = || session.train(other.as_ref().unwrap_or(open), &concept, &training, &mut watch).map(drop);
+            if session.device.driver.is_some() { train() } else { with_a_core_free(train)? }
+        });
+        if let Some(claim) = claim {
+            claim.finish(&result)?;
         }
-        // On the CPU one core stays free, or the window would wait for its turn.
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(cores.saturating_sub(1).max(1))
-            .thread_name(|i| format!("training {i}"))
-            .build()
-            .map_err(|e| Error::new(format!("No threads could be started ({e})"), "Close other programs"))?;
-        pool.install(train)
+        result.map(|()| out)
     };
     post.spawn("training", work, Report::TrainingEnded);
+}
+
+/// On the CPU one core stays free, or the window would wait for its turn.
+fn with_a_core_free<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(cores.saturating_sub(1).max(1))
+        .thread_name(|i| format!("training {i}"))
+        .build()
+        .map_err(|e| Error::new(format!("No threads could be started ({e})"), "Close other programs"))?;
+    Ok(pool.install(work))
 }

@@ -1,0 +1,199 @@
+//! The form: concept, method, preset, every field, and what it will take.
+
+use egui::{ComboBox, RichText, ScrollArea, Ui};
+
+use crate::engine::adapter::{self, METHODS};
+use crate::engine::project::TrainingForm;
+use crate::engine::train::config;
+use crate::ui::command::Command;
+use crate::ui::studio::Studio;
+use crate::ui::theme;
+use crate::ui::widgets::form::form;
+use crate::ui::widgets::words;
+
+/// Settings that go together.
+struct Preset {
+    title: &'static str,
+    help: &'static str,
+    changes: &'static [(&'static str, &'static str)],
+}
+
+const PRESETS: &[Preset] = &[
+    Preset {
+        title: "Quick look",
+        help: "50 steps: enough to see whether the pictures are understood",
+        changes: &[("steps", "50")],
+    },
+    Preset { title: "Usual", help: "The defaults: a concept in a few minutes on the starter model", changes: &[] },
+    Preset {
+        title: "Thorough",
+        help: "400 steps, falling along a cosine, for concepts with much detail",
+        changes: &[("steps", "400"), ("schedule", "cosine")],
+    },
+];
+
+#[derive(Default)]
+pub struct Plan {
+    search: String,
+    shows_all: bool,
+}
+
+impl Plan {
+    pub fn ui(&mut self, ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
+        let mut asked = studio.project.training.clone();
+        // What starts the training stays in sight, whatever the length of the form.
+        egui::Panel::bottom("start").frame(egui::Frame::new().inner_margin(4)).show(ui, |ui| start(ui, studio, out));
+        ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+            concept(ui, studio, &mut asked);
+            method(ui, &mut asked);
+            ui.horizontal_wrapped(|ui| {
+                ui.label("Preset");
+                for preset in PRESETS {
+                    let chosen = is_preset(&asked, preset);
+                    if ui.selectable_label(chosen, preset.title).on_hover_text(preset.help).clicked() {
+                        asked.changes =
+                            preset.changes.iter().map(|&(name, value)| (name.into(), value.into())).collect();
+                    }
+                }
+            });
+            ui.add_space(4.0);
+            ui.horizontal(|ui| {
+                let label = ui.label("Search");
+                ui.add(egui::TextEdit::singleline(&mut self.search).hint_text("settings").desired_width(120.0))
+                    .labelled_by(label.id);
+                ui.checkbox(&mut self.shows_all, "All settings").on_hover_text("Every field of training");
+            });
+            self.fields(ui, &mut asked);
+        });
+        if asked != studio.project.training {
+            out.push(Command::SetTraining(asked));
+        }
+    }
+
+    fn fields(&self, ui: &mut Ui, asked: &mut TrainingForm) {
+        if let Ok(row) = adapter::method(&asked.method)
+            && !row.fields.is_empty()
+        {
+            ui.strong(row.title);
+            form(ui, row.fields, &mut asked.changes, &self.search);
+        }
+        ui.strong("Training");
+        let shown = match self.shows_all || !self.search.is_empty() {
+            true => config::FIELDS.to_vec(),
+            // The rest is for those who look for it.
+            false => config::FIELDS
+                .iter()
+                .filter(|field| {
+                    ["steps", "batch", "lr", "prior"].contains(&field.name) || asked.changes.contains_key(field.name)
+                })
+                .copied()
+                .collect(),
+        };
+        form(ui, &shown, &mut asked.changes, &self.search);
+        ui.horizontal(|ui| {
+            let label =
+                ui.label("Seed").on_hover_text("Everything random in the training: the same seed, the same file");
+            ui.add(egui::DragValue::new(&mut asked.seed)).labelled_by(label.id);
+        });
+    }
+}
+
+fn concept(ui: &mut Ui, studio: &Studio, asked: &mut TrainingForm) {
+    ui.horizontal_wrapped(|ui| {
+        let label = ui.label("Concept");
+        let chosen = studio.concept(&asked.concept).map_or("Choose one", |card| card.entry.name.as_str());
+        let combo = ComboBox::from_id_salt("concept").selected_text(chosen).truncate().width(180.0);
+        let combo = combo.show_ui(ui, |ui| {
+            for card in &studio.concepts {
+                ui.selectable_value(&mut asked.concept, card.entry.folder.clone(), &card.entry.name);
+            }
+        });
+        combo.response.labelled_by(label.id);
+        if let Some(card) = studio.concept(&asked.concept) {
+            ui.weak(format!("called up by {} {}", card.entry.token, card.entry.class));
+        }
+    });
+}
+
+fn method(ui: &mut Ui, asked: &mut TrainingForm) {
+    ui.horizontal_wrapped(|ui| {
+        let label = ui.label("Method");
+        let row = adapter::method(&asked.method).ok();
+        let combo = ComboBox::from_id_salt("method")
+            .selected_text(row.map_or("Choose one", |row| row.title))
+            .truncate()
+            .width(180.0);
+        let before = asked.method.clone();
+        let combo = combo.show_ui(ui, |ui| {
+            for row in METHODS {
+                ui.selectable_value(&mut asked.method, row.name.into(), row.title).on_hover_text(row.help);
+            }
+        });
+        combo.response.labelled_by(label.id);
+        if asked.method != before {
+            // What the new method does not know would be refused.
+            let fields = adapter::method(&asked.method).map_or(&[][..], |row| row.fields);
+            asked.changes.retain(|name, _| fields.iter().chain(config::FIELDS).any(|field| field.name == name));
+        }
+        if let Some(row) = row {
+            ui.weak(format!("leaves {}", row.file.words())).on_hover_text(row.paper);
+        }
+    });
+    if let Ok(row) = adapter::method(&asked.method) {
+        ui.weak(row.help);
+    }
+}
+
+fn is_preset(asked: &TrainingForm, preset: &Preset) -> bool {
+    asked.changes.len() == preset.changes.len()
+        && preset.changes.iter().all(|(name, value)| asked.changes.get(*name).is_some_and(|v| v == value))
+}
+
+/// Memory, time, and the buttons.
+fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
+    let palette = theme::palette(ui);
+    let refusal = studio.preflight.as_ref().and_then(crate::ui::preflight::Preflight::refusal);
+    if let Some(preflight) = &studio.preflight {
+        if let Ok(memory) = &preflight.memory {
+            let parts = memory
+                .parts
+                .iter()
+                .map(|(name, bytes)| format!("{name}: {}", words::bytes(*bytes)))
+                .collect::<Vec<_>>()
+                .join("\n");
+            let free = preflight.free.map_or(String::new(), |free| format!(" of {} free", words::bytes(free)));
+            let time = match preflight.step_seconds {
+                Some(seconds) => format!("about {}", words::duration(seconds * preflight.steps as f64)),
+                None => "the time is known after the first steps".into(),
+            };
+            ui.weak(format!("About {}{free}, {time}", words::bytes(memory.total()))).on_hover_text(parts);
+        }
+    } else {
+        ui.weak("Opening the model…");
+    }
+    if let Some(error) = &refusal {
+        ui.label(RichText::new(error.to_string()).color(palette.error));
+    }
+    ui.horizontal_wrapped(|ui| {
+        let ready = studio.preflight.is_some() && refusal.is_none() && studio.asked().is_ok();
+        let button = egui::Button::new(RichText::new("Train").strong()).min_size(egui::vec2(90.0, 28.0));
+        let why = if studio.is_training() {
+            "A training is running"
+        } else {
+            "A concept, a model and valid settings are needed"
+        };
+        if ui.add_enabled(ready && !studio.is_training(), button).on_disabled_hover_text(why).clicked() {
+            out.push(Command::Train);
+        }
+        if studio.can_go_on() && !studio.is_training() {
+            let button = ui.button("Go on").on_hover_text("From the saved state of the training that was stopped");
+            if button.clicked() {
+                out.push(Command::GoOn);
+            }
+        }
+        let button = ui.add_enabled(ready, egui::Button::new("Add to queue"));
+        if button.on_hover_text("Teach it after the others").clicked() {
+            out.push(Command::Enqueue);
+        }
+    });
+}

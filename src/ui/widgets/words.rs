@@ -1,0 +1,32 @@
+//! Numbers as people read them.
+
+/// `8 s`, `3 min 20 s`, `2 h 05 min`.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+/// `212 KB`, `1.4 GB`.
+pub fn bytes(bytes: u64) -> String {
+    let x = bytes as f64;
+    match bytes {
+        0..1_000_000 => format!("{:.0} KB", x / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", x / 1e6),
+        _ => format!("{:.1} GB", x / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!([7.6, 200.0, 7500.0].map(duration), ["8 s", "3 min 20 s", "2 h 05 min"]);
+        assert_eq!([212_300, 1_450_000, 1_400_000_000].map(bytes), ["212 KB", "1.4 MB", "1.4 GB"]);
+    }
+}
