@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["ops", "io", "contact_sheet"],
     &["model"],
     &["adapter", "concept", "diffusion", "similarity", "spectrum"],
-    &["train", "merge", "preview", "export", "project", "vision"],
+    &["train", "merge", "parameters", "preview", "export", "project", "vision"],
     &["session", "inspect"],
     &["queue"],
 ];

@@ -11,6 +11,7 @@ use crate::engine::device::read;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::png;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
+use crate::engine::parameters;
 use crate::engine::preview::{Pictures, Request, Start};
 use crate::engine::session::{Session, Used};
 use crate::engine::{Error, Result};
@@ -82,10 +83,13 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let pictures = session.sample(&model, &mounted, &request, &mut progress.watch())?;
     let seconds = begun.elapsed().as_secs_f64();
     let rgb = pictures.rgb()?;
+    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let adapters: Vec<_> = args.adapter.iter().map(|a| (stem(&a.path), a.strength.unet)).collect();
     let mut files = Vec::new();
     for (i, picture) in rgb.iter().enumerate() {
         let path = numbered(&args.out, i, rgb.len());
-        png::write(&path, picture, &text(args, &model.name, picture, i))?;
+        let size = [picture.width(), picture.height()];
+        png::write(&path, picture, &parameters::text(&request, size, i, &model.name, &adapters))?;
         files.push(path);
     }
     if let Some(path) = &args.dump {
@@ -94,26 +98,6 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let result = json!({ "files": files, "seconds": seconds, "seed": args.seed, "device": session.device.name });
     shell.print(&result, || files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What the PNG tells of itself: A1111's `parameters` line, which ComfyUI and the usual viewers read too.
-fn text(args: &Args, model: &str, picture: &image::RgbImage, i: usize) -> BTreeMap<String, String> {
-    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let adapters: String =
-        args.adapter.iter().map(|a| format!(" <lora:{}:{}>", stem(&a.path), a.strength.unet)).collect();
-    let negative =
-        if args.negative.is_empty() { String::new() } else { format!("\nNegative prompt: {}", args.negative) };
-    let parameters = format!(
-        "{}{adapters}{negative}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
-        args.prompt,
-        args.steps,
-        args.sampler,
-        args.cfg,
-        args.seed + i as u64,
-        picture.width(),
-        picture.height(),
-    );
-    BTreeMap::from([(png::PARAMETERS.to_owned(), parameters), ("Software".to_owned(), "Triptych".to_owned())])
 }
 
 fn numbered(out: &Path, i: usize, count: usize) -> PathBuf {

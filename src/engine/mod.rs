@@ -13,6 +13,7 @@ pub mod io;
 pub mod merge;
 pub mod model;
 pub mod ops;
+pub mod parameters;
 pub mod preview;
 pub mod project;
 pub mod queue;

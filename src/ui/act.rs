@@ -3,24 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::engine::Error;
 use crate::engine::device;
-use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::merge::meeting::meeting;
 use crate::engine::project::{AdapterEntry, ConceptEntry, Fader, Project};
 use crate::engine::session::Session;
-use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Command;
 use crate::ui::preflight::Preflight;
 use crate::ui::run::RunState;
 use crate::ui::studio::Undoable;
-use crate::ui::work::painter::{Order, Painted, Tag};
 use crate::ui::work::{Opened, Report, dialog};
-
-/// Pictures of the preview that are kept.
-const HISTORY: usize = 24;
 
 impl App {
     /// Opens the device and the model on it, on a thread.
@@ -184,55 +179,6 @@ impl App {
         self.studio.changed = Some(Instant::now());
     }
 
-    /// The picture of the mix as it is now.
-    pub(super) fn paint(&mut self) {
-        let studio = &mut self.studio;
-        let Loading::Ready(with) = &studio.opened else { return };
-        let desk = &studio.project.desk;
-        let mix = desk
-            .faders
-            .iter()
-            .filter_map(|fader| {
-                let card = studio.adapters.iter().find(|card| card.entry.file == fader.file)?;
-                Some((card.content.ready()?.file.clone(), desk.heard(fader)))
-            })
-            .collect();
-        let request = studio.project.preview.request();
-        let order = Order { tag: Tag::Mixed, with: with.clone(), mix, request };
-        studio.preview.is_painting = true;
-        self.painter.now(vec![order]);
-    }
-
-    fn painted(&mut self, Painted { tag, request, picture }: Painted) {
-        let view = &mut self.studio.preview;
-        match (tag, picture) {
-            (Tag::Mixed, Ok(picture)) => {
-                view.error = None;
-                view.is_painting = picture.coarse;
-                if !picture.coarse {
-                    view.history.push((request.clone(), picture.clone()));
-                    if view.history.len() > HISTORY {
-                        view.history.remove(0);
-                    }
-                }
-                (view.picture, view.request) = (Some(picture), Some(request));
-            }
-            (Tag::Mixed, Err(error)) => {
-                view.is_painting = false;
-                view.error = Some(error);
-            }
-            (Tag::Other, picture) => view.other = picture.ok(),
-            (Tag::Strip { step }, Ok(picture)) => {
-                if let Some(sample) =
-                    self.studio.run.iter_mut().flat_map(|run| &mut run.strip).find(|sample| sample.step == step)
-                {
-                    sample.picture = Some(picture);
-                }
-            }
-            (Tag::Strip { .. } | Tag::Grid { .. }, _) => {}
-        }
-    }
-
     #[expect(clippy::too_many_lines, reason = "a flat table: one arm for each command")]
     pub(super) fn act(&mut self, command: Command, ctx: &egui::Context) {
         match command {
@@ -302,6 +248,23 @@ impl App {
             Command::SetDevice(choice) => {
                 self.studio.device = choice;
                 self.open_device();
+            }
+            Command::Compare(against) => {
+                self.studio.preview.against = against;
+                self.studio.preview.other = None;
+                self.paint();
+            }
+            Command::StartGrid(plan) => self.start_grid(&plan),
+            Command::StopGrid => self.stop_grid(),
+            Command::SaveGrid(path) => self.save_grid(path),
+            Command::SavePicture(path) => self.save_picture(path),
+            Command::OpenPrompt(path) => self.open_prompt(&path),
+            Command::CopyPicture => {
+                if let Some(picture) = &self.studio.preview.picture {
+                    let size = [picture.image.width() as usize, picture.image.height() as usize];
+                    ctx.copy_image(egui::ColorImage::from_rgb(size, &picture.image));
+                    self.studio.log.note("The picture is on the clipboard");
+                }
             }
             Command::Paint => {
                 let form = &mut self.studio.project.preview;
@@ -428,6 +391,8 @@ impl App {
             self.add_adapter(AdapterEntry { name, file, concept: None });
         } else if ending == "toml" {
             self.open_project(path);
+        } else if ending == "png" {
+            self.open_prompt(path);
         } else {
             self.studio.log.error(
                 &Error::new(

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use crate::engine::device::Choice;
 use crate::engine::project::{ConceptEntry, Desk, PreviewForm, TrainingForm};
+use crate::ui::grid::Plan;
+use crate::ui::studio::Against;
 
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -69,6 +71,11 @@ pub enum Command {
 
     /// Another picture now, with a new seed unless it is locked.
     Paint,
+    /// What the preview is held against.
+    Compare(Option<Against>),
+    StartGrid(Plan),
+    StopGrid,
+    SaveGrid(PathBuf),
     SavePicture(PathBuf),
     CopyPicture,
     /// The prompt and settings of a saved picture.

@@ -11,6 +11,7 @@ use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project};
 use crate::engine::queue::Entry;
 use crate::ui::cards::{AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Question;
+use crate::ui::grid::Grid;
 use crate::ui::log::Log;
 use crate::ui::pace::Pace;
 use crate::ui::preferences::Preferences;
@@ -54,9 +55,20 @@ pub struct View {
     pub request: Option<Request>,
     /// What it is held against.
     pub other: Option<Picture>,
+    pub against: Option<Against>,
+    pub grid: Option<Grid>,
     pub error: Option<Error>,
     pub is_painting: bool,
     pub history: Vec<(Request, Picture)>,
+}
+
+/// What the preview is held against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Against {
+    /// The model without any adapter.
+    Untouched,
+    /// One adapter of the desk at full strength, by its file.
+    Alone(PathBuf),
 }
 
 /// The queue of trainings.

@@ -106,7 +106,12 @@ impl Default for TrainingForm {
 
 impl Default for PreviewForm {
     fn default() -> Self {
-        let Request { prompt, negative, sampler, steps, cfg, seed, size, .. } = Request::default();
+        Request::default().into()
+    }
+}
+
+impl From<Request> for PreviewForm {
+    fn from(Request { prompt, negative, sampler, steps, cfg, seed, size, .. }: Request) -> Self {
         Self { prompt, negative, sampler, steps, cfg, seed, seed_locked: true, size }
     }
 }

@@ -1,0 +1,188 @@
+//! The preview's commands: pictures of the mix, comparisons, grids, files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::engine::adapter::mount::Strength;
+use crate::engine::io::png;
+use crate::engine::parameters;
+use crate::engine::project::PreviewForm;
+use crate::engine::{Error, Result};
+use crate::ui::app::App;
+use crate::ui::cards::Loading;
+use crate::ui::grid::{Grid, Plan};
+use crate::ui::studio::{Against, Studio};
+use crate::ui::work::painter::{Mix, Order, Painted, Tag};
+use crate::ui::work::{Opened, Post, Report};
+
+/// Pictures of the preview that are kept.
+const HISTORY: usize = 24;
+
+impl Studio {
+    /// The desk's adapters that are open, as they are heard.
+    pub fn mix(&self) -> Mix {
+        let desk = &self.project.desk;
+        let open = |file: &Path| Some(Arc::clone(&self.adapter(file)?.content.ready()?.file));
+        desk.faders.iter().filter_map(|fader| Some((open(&fader.file)?, desk.heard(fader)))).collect()
+    }
+
+    /// Names and strengths of what is heard.
+    fn heard(&self) -> Vec<(String, f32)> {
+        let desk = &self.project.desk;
+        let name = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        desk.faders
+            .iter()
+            .map(|fader| (name(&fader.file), desk.heard(fader).unet))
+            .filter(|(_, strength)| *strength != 0.0)
+            .collect()
+    }
+}
+
+impl App {
+    /// The picture of the mix as it is now, and what it is held against.
+    pub(super) fn paint(&mut self) {
+        let Loading::Ready(with) = &self.studio.opened else { return };
+        let mut request = self.studio.project.preview.request();
+        if request.prompt.is_empty() {
+            return;
+        }
+        request.count = 1;
+        let order = |tag, mix| Order { tag, with: with.clone(), mix, request: request.clone() };
+        let mut orders = vec![order(Tag::Mixed, self.studio.mix())];
+        match &self.studio.preview.against {
+            Some(Against::Untouched) => {
+                let mut mix = self.studio.mix();
+                mix.iter_mut().for_each(|(_, strength)| *strength = Strength::uniform(0.0));
+                orders.push(order(Tag::Other, mix));
+            }
+            Some(Against::Alone(file)) => {
+                let path = self.studio.placed(file);
+                let mut mix = self.studio.mix();
+                for (adapter, strength) in &mut mix {
+                    *strength = Strength::uniform(if adapter.path == path { 1.0 } else { 0.0 });
+                }
+                orders.push(order(Tag::Other, mix));
+            }
+            None => {}
+        }
+        self.studio.preview.is_painting = true;
+        self.painter.now(orders);
+    }
+
+    pub(super) fn painted(&mut self, Painted { tag, request, picture }: Painted) {
+        let view = &mut self.studio.preview;
+        match (tag, picture) {
+            (Tag::Mixed, Ok(picture)) => {
+                view.error = None;
+                view.is_painting = picture.coarse;
+                if !picture.coarse {
+                    view.history.push((request.clone(), picture.clone()));
+                    if view.history.len() > HISTORY {
+                        view.history.remove(0);
+                    }
+                }
+                (view.picture, view.request) = (Some(picture), Some(request));
+            }
+            (Tag::Mixed, Err(error)) => {
+                view.is_painting = false;
+                view.error = Some(error);
+            }
+            (Tag::Other, picture) => view.other = picture.ok(),
+            (Tag::Strip { step }, Ok(picture)) => {
+                let strip = self.studio.run.iter_mut().flat_map(|run| &mut run.strip);
+                if let Some(sample) = strip.into_iter().find(|sample| sample.step == step) {
+                    sample.picture = Some(picture);
+                }
+            }
+            (Tag::Strip { .. }, Err(error)) => self.studio.log.error(&error),
+            (Tag::Grid { run, cell }, picture) => {
+                let Some(grid) = view.grid.as_mut().filter(|grid| grid.run == run) else { return };
+                match picture {
+                    Ok(picture) => grid.cells[cell] = Some(picture),
+                    Err(error) => {
+                        grid.errors += 1;
+                        self.studio.log.error(&error);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn start_grid(&mut self, plan: &Plan) {
+        let Some(with) = self.studio.opened.ready().cloned() else { return };
+        let base = self.studio.project.preview.request();
+        match plan.cells(&base, &self.studio.mix()) {
+            Ok((labels, cells)) => {
+                let run = self.studio.preview.grid.as_ref().map_or(0, |grid| grid.run + 1);
+                self.painter.drop_later(|tag| matches!(tag, Tag::Strip { .. }));
+                let order = |(cell, (request, mix))| Order {
+                    tag: Tag::Grid { run, cell },
+                    with: Opened::clone(&with),
+                    mix,
+                    request,
+                };
+                let started = Instant::now();
+                self.studio.preview.grid =
+                    Some(Grid { run, labels, cells: vec![None; cells.len()], errors: 0, started, base });
+                self.painter.later(cells.into_iter().enumerate().map(order).collect());
+            }
+            Err(error) => self.studio.log.error(&error),
+        }
+    }
+
+    pub(super) fn stop_grid(&mut self) {
+        self.painter.drop_later(|tag| matches!(tag, Tag::Strip { .. }));
+        self.studio.preview.grid = None;
+    }
+
+    pub(super) fn save_grid(&mut self, path: PathBuf) {
+        let (Some(grid), Some(with)) = (&self.studio.preview.grid, self.studio.opened.ready()) else { return };
+        let sheet = grid.sheet(&grid.base.prompt);
+        let size = [sheet.width(), sheet.height()];
+        let text = parameters::text(&grid.base, size, 0, &with.model.name, &self.studio.heard());
+        self.write_picture(path, sheet, text);
+    }
+
+    pub(super) fn save_picture(&mut self, path: PathBuf) {
+        let view = &self.studio.preview;
+        let (Some(picture), Some(request), Some(with)) = (&view.picture, &view.request, self.studio.opened.ready())
+        else {
+            return;
+        };
+        let image = (*picture.image).clone();
+        let size = [image.width(), image.height()];
+        let text = parameters::text(request, size, 0, &with.model.name, &self.studio.heard());
+        self.write_picture(path, image, text);
+    }
+
+    fn write_picture(&self, path: PathBuf, image: image::RgbImage, text: BTreeMap<String, String>) {
+        let work = move |_: &Post| {
+            png::write(&path, &image, &text)?;
+            Ok(format!("Saved {}", path.display()))
+        };
+        self.post.spawn("picture", work, Report::Done);
+    }
+
+    /// Prompt and settings of a saved picture.
+    pub(super) fn open_prompt(&mut self, path: &Path) {
+        match asked_of(path) {
+            Ok(form) => {
+                self.studio.project.preview = PreviewForm { seed_locked: true, ..form };
+                self.studio.changed = Some(Instant::now());
+                self.paint();
+            }
+            Err(error) => self.studio.log.error(&error),
+        }
+    }
+}
+
+fn asked_of(path: &Path) -> Result<PreviewForm> {
+    let texts = png::read_text(path)?;
+    let request = texts.get(png::PARAMETERS).and_then(|text| parameters::read(text)).ok_or_else(|| {
+        Error::new("This picture does not say how it was made", "Choose one that Triptych or A1111 saved as PNG")
+            .at(path)
+    })?;
+    Ok(PreviewForm::from(request))
+}
