@@ -7,6 +7,7 @@ pub mod device;
 pub mod diffusion;
 pub mod error;
 pub mod event;
+pub mod export;
 pub mod field;
 pub mod inspect;
 pub mod io;

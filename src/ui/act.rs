@@ -143,6 +143,7 @@ impl App {
                 self.act(command, &ctx);
             }
             Report::NoDialog(question) => self.studio.asking = Some(question),
+            Report::Merged(result) => self.merged(result),
             Report::Done(Ok(text)) => self.studio.log.note(text),
             Report::Done(Err(error)) => self.studio.log.error(&error),
             Report::Said(event) => self.said(&event),
@@ -160,10 +161,16 @@ impl App {
 
     /// Onto the shelf and the desk; one that is there already is opened anew.
     pub(super) fn add_adapter(&mut self, entry: AdapterEntry) {
-        let project = &mut self.studio.project;
-        if !project.desk.faders.iter().any(|fader| fader.file == entry.file) {
-            project.desk.faders.push(Fader::new(entry.file.clone()));
+        let desk = &mut self.studio.project.desk;
+        if !desk.faders.iter().any(|fader| fader.file == entry.file) {
+            desk.faders.push(Fader::new(entry.file.clone()));
         }
+        self.shelve(entry);
+    }
+
+    /// Onto the shelf; one that is there already is opened anew.
+    pub(super) fn shelve(&mut self, entry: AdapterEntry) {
+        let project = &mut self.studio.project;
         match project.adapters.iter_mut().find(|known| known.file == entry.file) {
             Some(known) => *known = entry.clone(),
             None => project.adapters.push(entry.clone()),
@@ -249,6 +256,10 @@ impl App {
                 self.studio.device = choice;
                 self.open_device();
             }
+            Command::SaveMerged(path) => self.save_merged(path),
+            Command::BakeMerged(folder) => self.bake_merged(folder),
+            Command::SaveRecipe(path) => self.save_recipe(path),
+            Command::OpenRecipe(path) => self.open_recipe(&path),
             Command::Compare(against) => {
                 self.studio.preview.against = against;
                 self.studio.preview.other = None;
@@ -349,7 +360,7 @@ impl App {
     }
 
     /// Keeps what is about to change for undo.
-    fn remember(&mut self, what: &'static str) {
+    pub(super) fn remember(&mut self, what: &'static str) {
         let now = self.studio.undoable();
         self.studio.undo.note(now, what, Instant::now());
     }
@@ -361,7 +372,7 @@ impl App {
         self.desk_changed();
     }
 
-    fn desk_changed(&mut self) {
+    pub(super) fn desk_changed(&mut self) {
         self.touch();
         self.meet();
         self.paint();

@@ -11,6 +11,7 @@ mod command;
 mod first_start;
 mod grid;
 mod log;
+mod mixdown;
 mod pace;
 pub mod panel;
 mod panels;

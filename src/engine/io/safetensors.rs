@@ -136,6 +136,13 @@ impl Checkpoint {
         Ok(&self.entry(name)?.shape)
     }
 
+    /// A tensor as it is stored.
+    pub fn raw(&self, name: &str) -> Result<Tensor> {
+        let shape = self.shape(name)?.to_vec();
+        let entry = &self.entries[name];
+        Ok(Tensor { dtype: entry.dtype, shape, bytes: self.map[entry.start..entry.end].to_vec() })
+    }
+
     /// The values of an f16, bf16, f32 or f64 tensor as f32, row-major.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;

@@ -17,8 +17,8 @@ use crate::engine::{Error, Result};
 /// The model that comes with the program.
 static STARTER: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/assets/starter");
 
-const WEIGHTS: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
-const TEXT_WEIGHTS: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
+pub const WEIGHTS: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+pub const TEXT_WEIGHTS: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
 
 /// `scheduler/scheduler_config.json`, as far as a schedule depends on it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -1,11 +1,15 @@
 //! The mixing desk: how strongly each adapter is heard, and how they are merged.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{named, placed};
 use crate::engine::adapter::mount::Strength;
+use crate::engine::io::atomic;
+use crate::engine::{Error, Result};
 
 /// Furthest a fader goes either way.
 pub const FURTHEST: f32 = 2.0;
@@ -59,6 +63,32 @@ impl Desk {
     }
 }
 
+impl Desk {
+    /// Writes the desk as a recipe: faders and method, with files named relative to it where they lie beneath it. The
+    /// faders' files are absolute.
+    pub fn save_recipe(&self, path: &Path) -> Result<()> {
+        let mut desk = self.clone();
+        desk.faders.iter_mut().for_each(|fader| fader.file = named(&fader.file, path));
+        let text = toml::to_string(&desk)
+            .map_err(|e| Error::new(format!("The recipe cannot be written ({e})"), "Report this").at(path))?;
+        atomic::write(path, |out| out.write_all(text.as_bytes()))
+    }
+
+    /// The desk of a recipe, its files absolute.
+    pub fn open_recipe(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+        let mut desk: Self = toml::from_str(&text).map_err(|e| {
+            Error::new(format!("This is not a recipe ({})", e.message()), "Choose one that “Save recipe” wrote")
+                .at(path)
+        })?;
+        if desk.faders.is_empty() {
+            return Err(Error::new("The recipe names no adapter", "Choose one that “Save recipe” wrote").at(path));
+        }
+        desk.faders.iter_mut().for_each(|fader| fader.file = placed(&fader.file, path));
+        Ok(desk)
+    }
+}
+
 fn one() -> f32 {
     1.0
 }
@@ -78,5 +108,19 @@ mod tests {
         assert_eq!(heard(&desk), [0.0, 0.0, 1.0]);
         desk.faders[2].muted = true;
         assert_eq!(heard(&desk), [0.0; 3]);
+    }
+
+    #[test]
+    fn a_recipe_travels_with_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        let mut fader = Fader::new(folder.path().join("a.safetensors"));
+        (fader.strength, fader.muted) = (-0.25, true);
+        let desk = Desk { method: "ties".into(), faders: vec![fader], ..Desk::default() };
+        desk.save_recipe(&path).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("file = \"a.safetensors\""));
+        assert_eq!(Desk::open_recipe(&path).unwrap(), desk);
+        std::fs::write(&path, "block = 8").unwrap();
+        assert!(Desk::open_recipe(&path).unwrap_err().what.contains("no adapter"));
     }
 }

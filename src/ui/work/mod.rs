@@ -50,6 +50,8 @@ pub enum Report {
     Do(Command),
     /// No dialog can open: ask in the window.
     NoDialog(crate::ui::command::Question),
+    /// The file of a merge.
+    Merged(Result<PathBuf>),
     /// Something was written.
     Done(Result<String>),
     Said(Event),

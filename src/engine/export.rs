@@ -1,0 +1,218 @@
+//! A mix as a whole model: adapters added into the weights of a copy, in diffusers layout.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use walkdir::WalkDir;
+
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
+use crate::engine::io::{Dtype, Folder, names};
+use crate::engine::merge::{Source, recipe};
+use crate::engine::model::{Part, StableDiffusion, sd};
+use crate::engine::{Error, Result};
+
+/// Endings of what describes a model; weights are written anew or left behind.
+const DESCRIPTIONS: [&str; 4] = ["json", "txt", "md", "model"];
+/// Where the words of the adapters go; other tools load them as textual inversions.
+const WORDS: &str = "embeddings";
+/// Key of a word's vectors in diffusers' and A1111's textual-inversion files.
+const WORD_KEY: &str = "emb_params";
+
+/// Writes `folder` with every source at its strength in the weights, in the number format they had. The adapters' words lie
+/// beside them in `embeddings/`.
+pub fn bake(from: &Folder, model: &StableDiffusion, sources: &[Source], folder: &Path) -> Result<()> {
+    if folder.exists() {
+        let advice = "Name a folder that does not exist yet: nothing is overwritten";
+        return Err(Error::new("There is something of this name already", advice).at(folder));
+    }
+    let sums = sums(model, sources)?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| Error::io("make the folder", parent, &e))?;
+    let beside = tempfile::Builder::new()
+        .prefix(".triptych-model")
+        .tempdir_in(parent)
+        .map_err(|e| Error::io("write", parent, &e))?;
+    let new = beside.path().join("model");
+    describe(from, &new)?;
+    for (part, files, stored) in [
+        ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
+        ("unet", sd::WEIGHTS, Some(Part::Unet)),
+        ("vae", sd::WEIGHTS, None),
+    ] {
+        let candidates = files.map(|file| format!("{part}/{file}"));
+        let file = from.checkpoint(&candidates.each_ref().map(String::as_str))?;
+        let tensors = with_sums(&file, stored, &sums)?;
+        safetensors::save(&new.join(part).join(files[0]), &tensors, file.metadata())?;
+    }
+    for (word, (vectors, _)) in recipe::words(sources.iter().map(|source| &source.file))? {
+        let name: String = word.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect();
+        let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
+        let tensor = Tensor::new(Dtype::F32, &shape, &vectors.concat());
+        let path = new.join(WORDS).join(format!("{name}.safetensors"));
+        let about = BTreeMap::from([("token".to_owned(), word.clone())]);
+        safetensors::save(&path, &BTreeMap::from([(WORD_KEY.to_owned(), tensor)]), &about)?;
+    }
+    fs::rename(&new, folder).map_err(|e| Error::io("put the model in its place", folder, &e))
+}
+
+/// `Σ strength · ΔW` of each layer, and of its bias, under the names that the files give them.
+type Sums = BTreeMap<(Part, String), Vec<f32>>;
+
+fn sums(model: &StableDiffusion, sources: &[Source]) -> Result<Sums> {
+    let table: BTreeMap<String, _> = model.layer_ids().map(|(_, layer)| (layer.module(), layer)).collect();
+    let mut sums = Sums::new();
+    for Source { file, strength } in sources {
+        refuse_own(file)?;
+        for module in file.modules() {
+            let layer = table.get(module).copied().filter(|layer| fits(file, module, layer.out, layer.input()));
+            let layer = layer.ok_or_else(|| {
+                Error::new(
+                    format!("The adapter was made for another model than {}: layer {module} does not fit", model.name),
+                    "Choose the model it was trained on",
+                )
+                .at(&file.path)
+            })?;
+            let by = strength.of(module);
+            let mut add = |ending: &str, values: &[f32]| {
+                let sum = sums
+                    .entry((layer.part, format!("{}.{ending}", layer.path)))
+                    .or_insert_with(|| vec![0.0; values.len()]);
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += by * value);
+            };
+            if let Some(pair) = file.pair(module) {
+                add("weight", &pair.product().weight);
+            }
+            if let Some(bias) = file.differences.get(module).and_then(|difference| difference.bias.as_ref()) {
+                add("bias", bias);
+            }
+        }
+    }
+    Ok(sums)
+}
+
+fn fits(file: &LoraFile, module: &str, out: usize, input: usize) -> bool {
+    let weight = file.pair(module).is_none_or(|pair| (pair.out(), pair.input()) == (out, input));
+    let bias = file.differences.get(module).and_then(|difference| difference.bias.as_ref());
+    weight && bias.is_none_or(|bias| bias.len() == out)
+}
+
+fn refuse_own(file: &LoraFile) -> Result<()> {
+    if file.own.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        "What this adapter does depends on the picture, so no weights can hold it",
+        "Mute it, or mount it when sampling: sample --adapter F",
+    )
+    .at(&file.path))
+}
+
+/// The tensors of a file, those that have a sum with it added.
+fn with_sums(file: &Checkpoint, part: Option<Part>, sums: &Sums) -> Result<BTreeMap<String, Tensor>> {
+    let mut tensors = BTreeMap::new();
+    for (stored, entry) in file.entries() {
+        let ours = match part {
+            Some(Part::Text) => names::text_encoder(stored),
+            _ => Some(stored.clone()),
+        };
+        let sum = part.zip(ours).and_then(|key| sums.get(&key));
+        let tensor = match sum {
+            Some(sum) => {
+                let mut values = file.f32(stored)?;
+                values.iter_mut().zip(sum).for_each(|(value, sum)| *value += sum);
+                Tensor::new(entry.dtype, &entry.shape, &values)
+            }
+            None => file.raw(stored)?,
+        };
+        tensors.insert(stored.clone(), tensor);
+    }
+    Ok(tensors)
+}
+
+/// Copies what describes the model.
+fn describe(from: &Folder, to: &Path) -> Result<()> {
+    let is_description = |path: &Path| path.extension().is_some_and(|e| DESCRIPTIONS.iter().any(|d| e == *d));
+    let write = |name: &Path, bytes: &[u8]| {
+        let path = to.join(name);
+        let folder = path.parent().unwrap_or(to);
+        fs::create_dir_all(folder).and_then(|()| fs::write(&path, bytes)).map_err(|e| Error::io("write", &path, &e))
+    };
+    for name in described(from).into_iter().filter(|name| is_description(name)) {
+        write(&name, &from.bytes(&name.to_string_lossy())?)?;
+    }
+    Ok(())
+}
+
+/// Every file of a folder, relative to it.
+fn described(folder: &Folder) -> Vec<PathBuf> {
+    fn inside(dir: &include_dir::Dir<'_>) -> Vec<PathBuf> {
+        dir.files().map(|file| file.path().to_path_buf()).chain(dir.dirs().flat_map(inside)).collect()
+    }
+    match folder {
+        Folder::Embedded { dir, .. } => inside(dir),
+        Folder::Disk(path) => WalkDir::new(path)
+            .max_depth(2)
+            .into_iter()
+            .filter_map(|entry| Some(entry.ok()?.path().strip_prefix(path).ok()?.to_path_buf()))
+            .filter(|name| path.join(name).is_file())
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::adapter::mount::{self, Strength};
+    use crate::engine::device::{cpu, read};
+    use crate::engine::io::lora_file::LoraLayer;
+    use crate::engine::model::Mounts;
+
+    /// An adapter that pushes two layers, one of the text encoder and one convolution.
+    fn adapter(model: &StableDiffusion) -> LoraFile {
+        let mut file = LoraFile::default();
+        let conv = model.layers.iter().find(|layer| layer.part == Part::Unet && layer.kernel == Some([3, 3])).unwrap();
+        let text = model.layers.iter().find(|layer| layer.part == Part::Text).unwrap();
+        for layer in [conv, text] {
+            let numbers = |n: usize| (0..n).map(|i| ((i * 7 % 13) as f32 - 6.0) / 60.0).collect::<Vec<_>>();
+            let (down, up) = (numbers(2 * layer.input()), numbers(2 * layer.out));
+            let (down_shape, up_shape) = (layer.down_shape(2), layer.up_shape(2));
+            let pair = LoraLayer { down, up, rank: 2, alpha: 1.0, down_shape, up_shape };
+            file.layers.insert(layer.module(), pair);
+        }
+        file.tokens.insert("<new>".into(), vec![vec![0.1; model.text.config.hidden_size]]);
+        file
+    }
+
+    #[test]
+    fn a_baked_model_is_the_model_with_its_adapters() {
+        let from = StableDiffusion::folder("starter");
+        let model = StableDiffusion::open(&from, &cpu()).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
+        let out = scratch.path().join("baked");
+        bake(&from, &model, std::slice::from_ref(&source), &out).unwrap();
+        assert!(out.join("model_index.json").is_file() && out.join("embeddings/new.safetensors").is_file());
+
+        let baked = StableDiffusion::open(&StableDiffusion::folder(&out.to_string_lossy()), &cpu()).unwrap();
+        let mut mounts = Mounts::none();
+        mount::mount(&mut mounts, &model, &source.file, &source.strength).unwrap();
+        let rested = |model: &StableDiffusion, mounts: Mounts| {
+            let tokens = [model.tokenizer.encode("a 3d emoji of robot", &[]).unwrap()];
+            let context = model.condition(&tokens, &[], &mounts);
+            let [_, n, width] = context.dims();
+            let side = 8;
+            let x = burn::tensor::Tensor::<4>::ones([1, 4, side, side], &model.device);
+            read(model.unet.forward(x, &[500.0], &context.reshape([1, n, width]), &mounts)).unwrap()
+        };
+        let (mounted, baked) = (rested(&model, mounts), rested(&baked, Mounts::none()));
+        let largest = mounted.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let worst = mounted.iter().zip(&baked).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+        // The starter's weights are f16: the sum is rounded once.
+        assert!(worst < 5e-3 * largest, "{worst} of {largest}");
+
+        let again = bake(&from, &model, &[source], &out).unwrap_err();
+        assert!(again.advice.contains("nothing is overwritten"));
+    }
+}
