@@ -18,7 +18,7 @@ use crate::engine::train::live::Live;
 use crate::engine::train::numbers::{Numbers, Unread};
 use crate::engine::train::steady::Steady;
 use crate::engine::train::step::{Group, Rates, Trainee};
-use crate::engine::train::wishes::Wishes;
+use crate::engine::train::wishes::{Wished, Wishes};
 use crate::engine::train::{checkpoint, keep};
 use crate::engine::{Error, Result};
 
@@ -121,8 +121,8 @@ struct Run<'a> {
 
 /// What a step does besides training.
 struct Due {
-    save: bool,
-    keep: bool,
+    /// By plan or by wish.
+    files: Wished,
     steady: bool,
     look: bool,
 }
@@ -178,12 +178,15 @@ impl<'a> Run<'a> {
                 clip: config.clip,
             };
             trainee.update(gradients, rates);
-            if due.keep {
+            if due.files.keep {
                 let path = self.keep(done, trainee)?;
                 go_on = go_on.and(tell(Event::Kept { step: done, path }));
             }
             if let Some(steady) = self.steady.as_ref().filter(|_| due.steady && go_on.is_ok()) {
-                go_on = tell(Event::Steady { step: done, loss: steady.loss(job.model, trainee)? });
+                let start = Instant::now();
+                let loss = steady.loss(job.model, trainee)?;
+                tracing::debug!("the steady loss of step {done} took {:?}", start.elapsed());
+                go_on = tell(Event::Steady { step: done, loss });
             }
             if due.look
                 && go_on.is_ok()
@@ -191,7 +194,7 @@ impl<'a> Run<'a> {
             {
                 go_on = tell(Event::Spectrum(spectrum));
             }
-            if done < config.steps && (due.save || go_on.is_err()) {
+            if done < config.steps && (due.files.save || go_on.is_err()) {
                 checkpoint::save(&job.out, trainee, &losses, self.fingerprint)?;
                 last_save = Instant::now();
             }
@@ -203,15 +206,17 @@ impl<'a> Run<'a> {
         Ok(losses)
     }
 
-    /// What is to be done after step `done`, by plan or by wish.
+    /// What is to be done after step `done`.
     fn due(&self, done: usize, last_save: Instant, look: bool) -> Due {
         let config = self.config;
         let wished = self.job.wishes.as_deref().map(Wishes::take).unwrap_or_default();
         let every = |n: usize| n > 0 && done.is_multiple_of(n);
         let long_ago = last_save.elapsed() > Duration::from_secs_f64(config.save_minutes * 60.0);
         Due {
-            save: wished.save || every(config.save_every) || long_ago,
-            keep: wished.keep || every(config.keep_every),
+            files: Wished {
+                save: wished.save || every(config.save_every) || long_ago,
+                keep: wished.keep || every(config.keep_every),
+            },
             steady: every(config.validate_every),
             look,
         }
@@ -229,7 +234,7 @@ impl<'a> Run<'a> {
 impl Due {
     /// Whether the device has to be waited for anyway.
     fn any(&self) -> bool {
-        self.save || self.keep || self.steady || self.look
+        self.files.save || self.files.keep || self.steady || self.look
     }
 }
 
