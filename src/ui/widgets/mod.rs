@@ -1,1 +1,5 @@
 //! Parts that several panels share.
+
+pub mod called;
+pub mod draft;
+pub mod failure;

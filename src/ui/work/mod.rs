@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use egui::Context;
+use egui::{Context, TextureHandle};
 
 use crate::engine::event::Event;
 use crate::engine::merge::meeting::Meeting;
@@ -19,6 +19,7 @@ use crate::engine::session::Session;
 use crate::engine::{Error, Result};
 use crate::ui::cards::{AdapterContent, ConceptContent};
 use crate::ui::command::Command;
+use crate::ui::crops;
 use crate::ui::work::painter::Painted;
 
 /// An open device and the model on it.
@@ -33,6 +34,9 @@ pub enum Report {
     Opened(Result<Opened>),
     Concept(PathBuf, Result<ConceptContent>),
     Adapter(PathBuf, Result<Arc<AdapterContent>>),
+    /// Of a picture in this folder: where its caption was written.
+    Captioned(PathBuf, Result<PathBuf>),
+    Crop(crops::Key, Result<TextureHandle>),
     /// Of the desk's adapters, in its order when it was asked for.
     Meeting(Vec<PathBuf>, Result<Meeting>),
     Training(Event),
