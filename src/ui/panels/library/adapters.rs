@@ -63,7 +63,7 @@ impl Library {
 }
 
 fn head(ui: &mut Ui, studio: &Studio, card: &AdapterCard, summary: Option<&Summary>) {
-    ui.horizontal(|ui| {
+    ui.horizontal_top(|ui| {
         let bars = summary.is_some_and(|summary| !summary.bars.is_empty());
         let room = ui.available_width() - if bars { BARS.x + 8.0 } else { 0.0 };
         ui.allocate_ui(vec2(room, 0.0), |ui| {

@@ -64,6 +64,8 @@ impl Panel for Library {
 /// A section's title with what stands beside it.
 fn heading(ui: &mut Ui, title: &str, beside: impl FnOnce(&mut Ui)) {
     ui.horizontal_wrapped(|ui| {
+        // As high as a button, so that the title stands in its middle.
+        ui.spacing_mut().interact_size.y = 24.0;
         ui.label(RichText::new(title).strong());
         beside(ui);
     });
