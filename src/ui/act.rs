@@ -1,5 +1,7 @@
 //! What happens on a command, and on a report.
 
+mod shelf;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,6 +14,7 @@ use crate::engine::session::Session;
 use crate::ui::app::App;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Command;
+use crate::ui::facts::Facts;
 use crate::ui::preflight::Preflight;
 use crate::ui::run::RunState;
 use crate::ui::studio::Undoable;
@@ -104,6 +107,7 @@ impl App {
                     self.shared = shared;
                     opened
                 });
+                self.studio.facts = opened.as_ref().ok().map(|opened| Facts::of(&opened.model));
                 self.studio.opened = opened.into();
                 self.look_ahead();
                 self.paint();
@@ -127,6 +131,8 @@ impl App {
                 self.meet();
                 self.paint();
             }
+            Report::Captioned(folder, written) => self.captioned(folder, written),
+            Report::Crop(key, crop) => self.studio.crops.put(key, crop.into()),
             Report::Meeting(files, meeting) => self.studio.meeting = Some((files, meeting)),
             Report::Training(event) => {
                 self.said(&event);
@@ -226,6 +232,12 @@ impl App {
                 self.touch();
                 self.open_cards();
             }
+            Command::SetCaption { concept, picture, text } => self.set_caption(&concept, picture, text),
+            Command::Relocate { from, to } => self.relocate(&from, &to),
+            Command::Find(from) => self.find(from),
+            Command::Found(to) => self.found(&to),
+            Command::Reopen(file) => self.reopen(&file),
+            Command::Crop { picture, how } => self.crop((picture, how)),
             Command::RemoveConcept(folder) => {
                 self.remember("removal");
                 self.studio.project.concepts.retain(|entry| entry.folder != folder);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::engine::concept::latents::Preparation;
 use crate::engine::device::Choice;
 use crate::engine::project::{ConceptEntry, Desk, PreviewForm, TrainingForm};
 use crate::ui::grid::Plan;
@@ -40,6 +41,16 @@ pub enum Command {
     Relocate {
         from: PathBuf,
         to: PathBuf,
+    },
+    /// Asks where a missing concept or adapter is now, and what is done with the answer.
+    Find(PathBuf),
+    Found(PathBuf),
+    /// Reads a concept or an adapter from the disk again.
+    Reopen(PathBuf),
+    /// Makes the picture as training will see it.
+    Crop {
+        picture: PathBuf,
+        how: Preparation,
     },
     Reveal(PathBuf),
 

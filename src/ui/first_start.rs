@@ -11,6 +11,9 @@ const BLOCK: usize = 8;
 /// Which of the shipped concepts, and the words that call them up.
 const TAUGHT: [(usize, &str); 2] = [(0, "<robo>"), (1, "<head>")];
 
+/// Something the starter model knows, so that a picture is there before anything is taught.
+const FIRST_PROMPT: &str = "a 3d emoji of robot";
+
 /// Where the starter project lies for this person.
 pub fn place() -> Result<PathBuf> {
     let data = dirs::data_dir().ok_or_else(|| {
@@ -37,6 +40,7 @@ pub fn project(path: &Path) -> Result<Project> {
         });
     }
     project.training.concept.clone_from(&project.concepts[0].folder);
+    project.preview.prompt = FIRST_PROMPT.into();
     project.save_work(path)?;
     Ok(project)
 }

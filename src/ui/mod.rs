@@ -8,6 +8,8 @@ pub mod app;
 mod cards;
 mod chrome;
 mod command;
+mod crops;
+mod facts;
 mod first_start;
 mod grid;
 mod log;

@@ -11,6 +11,8 @@ use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project};
 use crate::engine::queue::Entry;
 use crate::ui::cards::{AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Question;
+use crate::ui::crops::Crops;
+use crate::ui::facts::Facts;
 use crate::ui::grid::Grid;
 use crate::ui::log::Log;
 use crate::ui::pace::Pace;
@@ -29,8 +31,13 @@ pub struct Studio {
     pub saved: Option<Instant>,
     pub device: Choice,
     pub opened: Loading<Opened>,
+    /// Of the open model.
+    pub facts: Option<Facts>,
     pub concepts: Vec<ConceptCard>,
     pub adapters: Vec<AdapterCard>,
+    pub crops: Crops,
+    /// What a dialog looks for: a concept's folder or an adapter's file that is missing.
+    pub finding: Option<PathBuf>,
     /// The training that runs, or the last one.
     pub run: Option<Run>,
     /// The adapters of the desk by their files, and how they stand to each other.
@@ -96,8 +103,11 @@ impl Studio {
             saved: None,
             device,
             opened: Loading::Waiting,
+            facts: None,
             concepts: Vec::new(),
             adapters: Vec::new(),
+            crops: Crops::default(),
+            finding: None,
             run: None,
             meeting: None,
             preview: View::default(),

@@ -244,7 +244,10 @@ impl App {
                 let (concept, prompt) = (run.concept.clone(), run.prompt.clone());
                 let entry = AdapterEntry { name: name.clone(), file: self.studio.named(&out), concept: Some(concept) };
                 self.add_adapter(entry);
-                if self.studio.project.preview.prompt.is_empty() {
+                // A prompt of the artist's own words stays; one without any taught word would show nothing new.
+                let open = self.studio.adapters.iter().filter_map(|card| card.content.ready());
+                let mut words = open.flat_map(|content| content.file.tokens.keys());
+                if !words.any(|word| self.studio.project.preview.prompt.contains(word.as_str())) {
                     self.studio.project.preview.prompt = prompt;
                 }
                 if let (Some(preflight), Some(seconds)) = (&self.studio.preflight, measured) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use walkdir::WalkDir;
 
-use super::{Concept, caption, picture};
+use super::{Concept, beside, caption, picture};
 use crate::engine::{Error, Result};
 
 /// The last row is refused by the decoder with a sentence; passing over it in silence would look like lost pictures.
@@ -22,8 +22,6 @@ const EXTENSIONS: [&str; 13] = [
 
 /// Above this the number in front is a year or a serial number, not a repeat count.
 const MAX_REPEATS: usize = 1000;
-
-const UTF8_BOM: &[u8] = b"\xEF\xBB\xBF";
 
 /// A picture that decodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,26 +140,7 @@ fn gather(folder: &Path, own: Option<&Layout>) -> Result<(Vec<Candidate>, Vec<St
 fn check(candidate: Candidate) -> Result<Picture> {
     let Candidate { path, repeats } = candidate;
     picture::decode(&path)?;
-    Ok(Picture { caption: caption_beside(&path)?, path, repeats })
-}
-
-fn caption_beside(picture: &Path) -> Result<Option<String>> {
-    for extension in ["txt", "caption"] {
-        let path = picture.with_extension(extension);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(source) if source.kind() == ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::io("read the caption", &path, &source)),
-        };
-        let text = str::from_utf8(bytes.strip_prefix(UTF8_BOM).unwrap_or(&bytes)).map_err(|source| {
-            let advice = "Save it again with the encoding UTF-8; until then its picture is left out";
-            Error::new(format!("The caption is not UTF-8 text ({source})"), advice).at(&path)
-        })?;
-        if !text.trim().is_empty() {
-            return Ok(Some(text.trim().to_owned()));
-        }
-    }
-    Ok(None)
+    Ok(Picture { caption: beside::read(&path)?, path, repeats })
 }
 
 fn is_picture(path: &Path) -> bool {

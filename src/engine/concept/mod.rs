@@ -1,8 +1,9 @@
 //! A concept on disk: a folder of pictures, their captions, and the word that will call it up.
 //!
-//! `folder` finds the pictures, `caption` puts the trigger token into their texts, `picture` turns one file into
-//! numbers for the image encoder.
+//! `folder` finds the pictures, `beside` their captions, `caption` puts the trigger token into their texts, `picture`
+//! turns one file into numbers for the image encoder.
 
+pub mod beside;
 mod caption;
 mod folder;
 pub mod latents;

@@ -81,6 +81,21 @@ impl Project {
         project.save(path)
     }
 
+    /// The adapter at `from` is at `to` now, and its slot with it.
+    pub fn moved(path: &Path, block: usize, from: &Path, to: &Path) -> Result<Vec<Slot>> {
+        let _lock = Lock::take(path)?;
+        let mut project = Self::open(path, block)?;
+        let (from, to) = (relative(from, path), relative(to, path));
+        let mut any = false;
+        for slot in project.slots.iter_mut().filter(|slot| slot.file == from) {
+            (slot.file, any) = (to.clone(), true);
+        }
+        if any {
+            project.save(path)?;
+        }
+        Ok(project.slots)
+    }
+
     /// The slot that the adapter at `out` has in the project at `path`.
     pub fn slot_of(&self, out: &Path, path: &Path) -> Option<&Slot> {
         let file = relative(out, path);
@@ -113,6 +128,9 @@ mod tests {
         assert!(claim("d", None).unwrap_err().what.contains("room for 3"));
         assert!(claim("d", Some(1)).unwrap_err().what.contains("belongs to"));
         assert!(claim("d", Some(7)).unwrap_err().what.contains("no slot 7"));
+        let moved = Project::moved(&path, 8, &folder.path().join("b"), &folder.path().join("e")).unwrap();
+        assert!(moved.iter().any(|slot| slot.number == 2 && slot.file == Path::new("e")));
+        Project::moved(&path, 8, &folder.path().join("e"), &folder.path().join("b")).unwrap();
         let project = Project::open(&path, 99).unwrap();
         assert_eq!(project.block, 8, "the project's own block counts");
         assert_eq!(

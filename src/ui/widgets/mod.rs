@@ -1,4 +1,7 @@
 //! Parts that several panels share.
 
+pub mod called;
+pub mod draft;
+pub mod failure;
 pub mod form;
 pub mod words;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use egui::Context;
+use egui::{Context, TextureHandle};
 
 use crate::engine::device;
 use crate::engine::event::Event;
@@ -22,6 +22,7 @@ use crate::engine::session::Session;
 use crate::engine::{Error, Result};
 use crate::ui::cards::{AdapterContent, ConceptContent};
 use crate::ui::command::Command;
+use crate::ui::crops;
 use crate::ui::work::painter::Painted;
 
 /// An open device and the model on it.
@@ -37,6 +38,9 @@ pub enum Report {
     Opened(Result<(Opened, Option<device::Opened>)>),
     Concept(PathBuf, Result<ConceptContent>),
     Adapter(PathBuf, Result<Arc<AdapterContent>>),
+    /// Of a picture in this folder: where its caption was written.
+    Captioned(PathBuf, Result<PathBuf>),
+    Crop(crops::Key, Result<TextureHandle>),
     /// Of the desk's adapters, in its order when it was asked for.
     Meeting(Vec<PathBuf>, Result<Meeting>),
     Training(Event),

@@ -1,0 +1,85 @@
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use egui_kittest::Harness;
+use egui_kittest::kittest::Queryable as _;
+
+use super::*;
+use crate::engine::device::Choice;
+use crate::engine::project::{AdapterEntry, ConceptEntry, Project};
+use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
+use crate::ui::preferences::Preferences;
+
+/// A concept of two pictures, one with a caption, and one file that is no picture.
+fn studio(folder: &Path) -> Studio {
+    let pictures = folder.join("robot");
+    std::fs::create_dir_all(&pictures).unwrap();
+    for name in ["a.png", "b.png"] {
+        image::RgbImage::from_pixel(8, 6, image::Rgb([9, 99, 200])).save(pictures.join(name)).unwrap();
+    }
+    std::fs::write(pictures.join("a.txt"), "standing").unwrap();
+    std::fs::write(pictures.join("c.png"), "no picture").unwrap();
+    let mut project = Project::new(8);
+    let [token, class] = ["<robo>", "robot"].map(Into::into);
+    let entry = ConceptEntry { name: "Robbie".into(), folder: "robot".into(), token, class };
+    project.concepts.push(entry.clone());
+    let lost = AdapterEntry { name: "lost".into(), file: "lost.safetensors".into(), concept: None };
+    project.adapters.push(lost.clone());
+    let mut studio = Studio::new(project, folder.join("triptych.toml"), Choice::Cpu, Preferences::default());
+    let content = cards::concept(&pictures, &egui::Context::default()).into();
+    studio.concepts.push(ConceptCard { entry, folder: pictures, content });
+    let path = folder.join("lost.safetensors");
+    studio.adapters.push(AdapterCard { content: cards::adapter(&path).into(), entry: lost, path });
+    studio
+}
+
+fn harness(studio: Studio) -> (Harness<'static>, Rc<RefCell<Vec<Command>>>) {
+    let said = Rc::new(RefCell::new(Vec::new()));
+    let (theirs, mut panel) = (Rc::clone(&said), Library::default());
+    let harness = Harness::builder().with_size([280.0, 1400.0]).build_ui(move |ui| {
+        panel.ui(ui, &studio, &mut theirs.borrow_mut());
+    });
+    (harness, said)
+}
+
+#[test]
+fn a_concept_opens_and_its_words_and_captions_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut window, said) = harness(studio(folder.path()));
+    window.get_by_label("1 without a caption");
+    window.get_by_label("⚠ 1 file left out");
+    window.get_by_label("Concept Robbie").click();
+    window.run_steps(3);
+    window.get_by_label("Picture b.png").click();
+    window.run_steps(3);
+    let caption = window.get_by_label("Caption of picture b.png");
+    caption.focus();
+    caption.type_text("waving");
+    window.run_steps(3);
+    window.get_by_label("Class word of Robbie").focus();
+    window.run_steps(3);
+    window.get_by_label("Remove concept Robbie").click();
+    window.run_steps(3);
+    let said = said.borrow();
+    let written = said.iter().any(|command| {
+        matches!(command, Command::SetCaption { picture, text, .. } if picture.ends_with("b.png") && text == "waving")
+    });
+    assert!(written, "{said:?}");
+    assert!(
+        said.iter().any(|command| matches!(command, Command::RemoveConcept(folder) if folder == Path::new("robot")))
+    );
+}
+
+#[test]
+fn a_lost_adapter_says_so_and_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let studio = studio(folder.path());
+    assert!(matches!(studio.adapters[0].content, Loading::Failed(_)));
+    let (mut window, said) = harness(studio);
+    window.get_by_label("Adapter lost").click();
+    window.run_steps(3);
+    window.get_by_label("Find adapter lost").click();
+    window.run_steps(3);
+    assert!(matches!(&said.borrow()[..], [Command::Find(file)] if file == Path::new("lost.safetensors")));
+}
