@@ -152,3 +152,39 @@ fn sampling(model: &StableDiffusion) -> u64 {
     let widest = channels.get(1).or(channels.first()).copied().unwrap_or(0);
     step.max(WAITING * (size[0] * size[1] * widest) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::adapter;
+    use crate::engine::device;
+    use crate::engine::field::Settings;
+    use crate::engine::train::config;
+
+    /// Peak resident memory beyond that before the first step, in megabytes, on the starter and the CPU: five steps of
+    /// each, read from `VmHWM` and `VmRSS`.
+    #[test]
+    fn the_starter_takes_what_was_measured_within_a_factor_of_two() {
+        let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device::cpu()).unwrap();
+        let measured = [
+            ("orthogonal", "batch", "4", 222.0),
+            ("orthogonal", "batch", "1", 65.0),
+            ("orthogonal", "batch", "8", 420.0),
+            ("orthogonal", "prior", "0", 127.0),
+            ("lora", "targets", "*", 263.0),
+            ("dora", "batch", "4", 253.0),
+        ];
+        for (method, field, value, growth) in measured {
+            let row = adapter::method(method).unwrap();
+            let settings = Settings::new(config::FIELDS, [(field, value)]).unwrap();
+            let config = Config::new(&settings, row, &model).unwrap();
+            let context = adapter::Context { seed: 0, slot: 0, block: 8 };
+            let adapter = (row.build)(&Settings::new(row.fields, []).unwrap(), &context).unwrap();
+            let estimate = Estimate::of(&model, row, adapter.as_ref(), &config).unwrap();
+            let training: u64 = estimate.parts[1..3].iter().map(|(_, bytes)| bytes).sum();
+            let times = training as f64 / 1e6 / growth;
+            println!("{method} {field}={value}: {times:.2} of the {growth} MB measured; {:?}", estimate.parts);
+            assert!((0.5..2.0).contains(&times), "{method} {field}={value}: {times}");
+        }
+    }
+}
