@@ -14,7 +14,7 @@ use crate::ui::app::App;
 use crate::ui::cards::Loading;
 use crate::ui::grid::{Grid, Plan};
 use crate::ui::studio::{Against, Studio};
-use crate::ui::work::painter::{Mix, Order, Painted, Tag};
+use crate::ui::work::painter::{self, Mix, Order, Painted, Tag};
 use crate::ui::work::{Opened, Post, Report};
 
 /// Pictures of the preview that are kept.
@@ -26,17 +26,6 @@ impl Studio {
         let desk = &self.project.desk;
         let open = |file: &Path| Some(Arc::clone(&self.adapter(file)?.content.ready()?.file));
         desk.faders.iter().filter_map(|fader| Some((open(&fader.file)?, desk.heard(fader)))).collect()
-    }
-
-    /// Names and strengths of what is heard.
-    fn heard(&self) -> Vec<(String, f32)> {
-        let desk = &self.project.desk;
-        let name = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        desk.faders
-            .iter()
-            .map(|fader| (name(&fader.file), desk.heard(fader).unet))
-            .filter(|(_, strength)| *strength != 0.0)
-            .collect()
     }
 }
 
@@ -141,7 +130,7 @@ impl App {
         let (Some(grid), Some(with)) = (&self.studio.preview.grid, self.studio.opened.ready()) else { return };
         let sheet = grid.sheet(&grid.base.prompt);
         let size = [sheet.width(), sheet.height()];
-        let text = parameters::text(&grid.base, size, 0, &with.model.name, &self.studio.heard());
+        let text = parameters::text(&grid.base, size, 0, &with.model.name, &painter::heard(&self.studio.mix()));
         self.write_picture(path, sheet, text);
     }
 
@@ -153,7 +142,7 @@ impl App {
         };
         let image = (*picture.image).clone();
         let size = [image.width(), image.height()];
-        let text = parameters::text(request, size, 0, &with.model.name, &self.studio.heard());
+        let text = parameters::text(request, size, 0, &with.model.name, &picture.heard);
         self.write_picture(path, image, text);
     }
 

@@ -4,8 +4,9 @@
 //! before: at the next step of the sampler, so that no request waits for a picture nobody wants any more.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use egui::{ColorImage, TextureHandle, TextureOptions};
 use image::RgbImage;
@@ -20,6 +21,11 @@ use crate::ui::work::{Opened, Post, Report, guarded};
 
 /// Steps of a coarse picture.
 const COARSE: usize = 6;
+/// Coarse pictures that take no longer are finished even when a newer request waits: interrupted each time, none would
+/// ever be seen while a fader is drawn.
+const QUICK: Duration = Duration::from_millis(400);
+/// Wider pictures are smoothed where they are shown enlarged.
+const SMALL: u32 = 128;
 
 /// An adapter, and how strongly it is heard.
 pub type Mix = Vec<(Arc<LoraFile>, Strength)>;
@@ -60,16 +66,43 @@ pub struct Picture {
     pub coarse: bool,
     /// From the moment it was asked for.
     pub seconds: f32,
+    /// The adapters in it by the names of their files, with their strengths.
+    pub heard: Arc<[(String, f32)]>,
 }
 
-#[derive(Default)]
-struct Inbox {
+struct Inbox<T = Order> {
     /// Done in order; a newer request replaces them all.
-    now: VecDeque<(Order, Instant)>,
-    later: VecDeque<(Order, Instant)>,
+    now: VecDeque<(T, Instant)>,
+    later: VecDeque<(T, Instant)>,
     /// Goes up with every request that is to be done now.
     number: u64,
     closed: bool,
+}
+
+impl<T> Default for Inbox<T> {
+    fn default() -> Self {
+        Self { now: VecDeque::new(), later: VecDeque::new(), number: 0, closed: false }
+    }
+}
+
+impl<T> Inbox<T> {
+    fn replace(&mut self, orders: impl IntoIterator<Item = T>, at: Instant) {
+        self.number += 1;
+        self.now = orders.into_iter().map(|order| (order, at)).collect();
+    }
+
+    /// The next order, and whether it is one of now.
+    fn take(&mut self) -> Option<(T, Instant, bool)> {
+        if let Some((order, at)) = self.now.pop_front() {
+            return Some((order, at, true));
+        }
+        self.later.pop_front().map(|(order, at)| (order, at, false))
+    }
+
+    /// Interrupted work comes first again.
+    fn put_back(&mut self, order: T, at: Instant) {
+        self.later.push_front((order, at));
+    }
 }
 
 pub struct Painter {
@@ -90,10 +123,7 @@ impl Painter {
 
     /// These instead of whatever is being made now.
     pub fn now(&self, orders: Vec<Order>) {
-        let mut inbox = lock(&self.inbox.0);
-        inbox.number += 1;
-        let at = Instant::now();
-        inbox.now = orders.into_iter().map(|order| (order, at)).collect();
+        lock(&self.inbox.0).replace(orders, Instant::now());
         self.inbox.1.notify_one();
     }
 
@@ -124,22 +154,32 @@ fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
 }
 
 fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
+    let mut quick = false;
     while let Some((order, at, number, urgent)) = next(inbox) {
-        let stale = || lock(&inbox.0).number != number;
         let steps = order.request.steps;
         let stages = if order.tag == Tag::Mixed && steps > COARSE { vec![COARSE, steps] } else { vec![steps] };
         for steps in stages {
             let coarse = steps < order.request.steps;
+            let stale = || {
+                let inbox = lock(&inbox.0);
+                inbox.closed || (inbox.number != number && !(coarse && quick))
+            };
+            let begun = Instant::now();
             let picture = guarded(|| {
                 let image = one(&order, steps, &stale, post)?;
                 let color = ColorImage::from_rgb([image.width() as usize, image.height() as usize], &image);
-                let texture = post.ctx().load_texture("preview", color, TextureOptions::NEAREST);
-                Ok(Picture { image: Arc::new(image), texture, coarse, seconds: at.elapsed().as_secs_f32() })
+                let look = if image.width() <= SMALL { TextureOptions::NEAREST } else { TextureOptions::LINEAR };
+                let texture = post.ctx().load_texture("preview", color, look);
+                let seconds = at.elapsed().as_secs_f32();
+                Ok(Picture { image: Arc::new(image), texture, coarse, seconds, heard: heard(&order.mix) })
             });
+            if coarse && picture.is_ok() {
+                quick = begun.elapsed() <= QUICK;
+            }
             match picture {
                 Err(error) if error.kind == crate::engine::error::Kind::Cancelled => {
                     if !urgent {
-                        lock(&inbox.0).later.push_front((order.clone(), at));
+                        lock(&inbox.0).put_back(order.clone(), at);
                     }
                     break;
                 }
@@ -155,6 +195,12 @@ fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
     }
 }
 
+/// Names and strengths of what is heard.
+pub fn heard(mix: &Mix) -> Arc<[(String, f32)]> {
+    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    mix.iter().filter(|(_, s)| s.unet != 0.0).map(|(file, s)| (stem(&file.path), s.unet)).collect()
+}
+
 /// Waits for work; `None` when the window is gone.
 fn next(inbox: &(Mutex<Inbox>, Condvar)) -> Option<(Order, Instant, u64, bool)> {
     let mut waiting = lock(&inbox.0);
@@ -163,11 +209,8 @@ fn next(inbox: &(Mutex<Inbox>, Condvar)) -> Option<(Order, Instant, u64, bool)> 
             return None;
         }
         let number = waiting.number;
-        if let Some((order, at)) = waiting.now.pop_front() {
-            return Some((order, at, number, true));
-        }
-        if let Some((order, at)) = waiting.later.pop_front() {
-            return Some((order, at, number, false));
+        if let Some((order, at, urgent)) = waiting.take() {
+            return Some((order, at, number, urgent));
         }
         waiting = inbox.1.wait(waiting).unwrap_or_else(PoisonError::into_inner);
     }
@@ -196,4 +239,34 @@ fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Re
     };
     let pictures = session.sample(model, &mounted, &request, &mut watch)?;
     pictures.rgb()?.pop().ok_or_else(|| Error::new("No picture was made", "Try again"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(inbox: &mut Inbox<u8>) -> Option<(u8, bool)> {
+        inbox.take().map(|(order, _, urgent)| (order, urgent))
+    }
+
+    #[test]
+    fn the_latest_request_replaces_the_ones_before() {
+        let (mut inbox, at) = (Inbox::default(), Instant::now());
+        inbox.replace([1, 2], at);
+        let number = inbox.number;
+        inbox.replace([3, 4], at);
+        assert_ne!(inbox.number, number, "what is made now must notice");
+        assert_eq!([(); 3].map(|()| take(&mut inbox)), [Some((3, true)), Some((4, true)), None]);
+    }
+
+    #[test]
+    fn interrupted_work_comes_again_after_what_interrupted_it() {
+        let (mut inbox, at) = (Inbox::default(), Instant::now());
+        inbox.later.extend([(7, at), (8, at)]);
+        assert_eq!(take(&mut inbox), Some((7, false)));
+        inbox.replace([1], at);
+        inbox.put_back(7, at);
+        let order = [(); 4].map(|()| take(&mut inbox));
+        assert_eq!(order, [Some((1, true)), Some((7, false)), Some((8, false)), None]);
+    }
 }
