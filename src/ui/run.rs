@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Error;
 use crate::engine::event::Event;
+use crate::ui::snapshots::Snapshots;
 use crate::ui::work::painter::Picture;
 use crate::ui::work::training::Control;
 
@@ -26,6 +27,7 @@ pub struct Run {
     pub total: usize,
     pub steps: Vec<Point>,
     pub strip: Vec<Sample>,
+    pub spectra: Snapshots,
     /// The stage before the steps: what, how many done, of how many.
     pub stage: Option<(String, usize, usize)>,
     /// Seconds, smoothed, without pauses.
@@ -71,6 +73,7 @@ impl Run {
             total,
             steps: Vec::new(),
             strip: Vec::new(),
+            spectra: Snapshots::default(),
             stage: None,
             step_seconds: None,
             last: None,
