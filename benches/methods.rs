@@ -101,6 +101,7 @@ impl Bench {
             out: out.into(),
             resume: false,
             stamp: false,
+            wishes: None,
         };
         let mut begun = None;
         let mut seconds = 0.0;

@@ -38,6 +38,7 @@ fn main() -> Result<()> {
         out: folder.path().join("robot.safetensors"),
         resume: false,
         stamp: false,
+        wishes: None,
     };
     let trained = session.train(&model, &concept, &training, &mut watch)?;
 

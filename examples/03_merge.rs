@@ -30,6 +30,7 @@ fn main() -> Result<()> {
             out: folder.path().join(shipped.folder).with_extension("safetensors"),
             resume: false,
             stamp: false,
+            wishes: None,
         };
         let trained = session.train(&model, &session.concept(&pictures)?, &training, &mut |_| Ok(()))?;
         println!("{} taught in {} steps", shipped.title, trained.losses.len());

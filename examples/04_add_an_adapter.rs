@@ -66,6 +66,7 @@ fn main() -> Result<()> {
         out: folder.path().join("gain.safetensors"),
         resume: false,
         stamp: false,
+        wishes: None,
     };
     let trained = session.train(&model, &concept, &training, &mut watch)?;
 

@@ -278,6 +278,7 @@ impl Demo<'_> {
             out: self.args.out.join(method).join(format!("{}.safetensors", shipped.folder)),
             resume: false,
             stamp: false,
+            wishes: None,
         };
         let mut watch = self.progress.watch();
         watch(Event::note(format!("Teaching {} as {token} with {}", shipped.title, training.method.title)))?;

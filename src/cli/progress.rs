@@ -18,6 +18,8 @@ pub struct Progress {
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
     smoothed: Option<f32>,
+    /// The latest steady loss.
+    steady: Option<f32>,
 }
 
 impl Progress {
@@ -34,7 +36,7 @@ impl Progress {
         });
         let bar = if json { ProgressBar::hidden() } else { ProgressBar::no_length() };
         bar.set_style(ProgressStyle::default_bar());
-        Self { json, bar, stop, smoothed: None }
+        Self { json, bar, stop, smoothed: None, steady: None }
     }
 
     /// The closure that jobs report to.
@@ -66,11 +68,15 @@ impl Progress {
                 self.line(&format!("Saved {}", path.display()));
             }
             Event::Stage { name, total } => {
-                self.smoothed = None;
+                (self.smoothed, self.steady) = (None, None);
                 self.bar.finish_and_clear();
                 self.bar = ProgressBar::new(*total as u64).with_style(style()).with_prefix(name.clone());
                 self.bar.enable_steady_tick(Duration::from_secs(1));
             }
+            Event::Kept { step, path } => self.line(&format!("Kept step {step}: {}", path.display())),
+            Event::Steady { loss, .. } => self.steady = Some(*loss),
+            // Too many numbers for a line.
+            Event::Spectrum(_) => {}
             Event::Progress { done, total } => {
                 self.bar.set_position(*done as u64);
                 if done == total {
@@ -81,7 +87,8 @@ impl Progress {
                 let before = self.smoothed.unwrap_or(*loss);
                 let smoothed = before + SMOOTHING * (loss - before);
                 self.smoothed = Some(smoothed);
-                self.bar.set_message(format!("loss {smoothed:.4}"));
+                let steady = self.steady.map_or_else(String::new, |steady| format!(", steady {steady:.4}"));
+                self.bar.set_message(format!("loss {smoothed:.4}{steady}"));
                 self.bar.set_position(*step as u64);
                 if step == total {
                     self.bar.finish_and_clear();

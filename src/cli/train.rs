@@ -84,6 +84,7 @@ impl Args {
             out: self.out.clone(),
             resume: self.resume,
             stamp: self.stamp,
+            wishes: None,
         })
     }
 }

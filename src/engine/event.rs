@@ -17,10 +17,34 @@ pub enum Event {
     Stage { name: String, total: usize },
     /// `done` of the current stage's `total`.
     Progress { done: usize, total: usize },
-    /// One training step; `charged` is what the method adds to the loss.
-    Step { step: usize, total: usize, loss: f32, prior: Option<f32>, charged: Option<f32>, rate: f64 },
+    /// One training step; `charged` is what the method adds to the loss, `gradient` the joint norm of all gradients
+    /// before clipping.
+    Step { step: usize, total: usize, loss: f32, prior: Option<f32>, charged: Option<f32>, gradient: f32, rate: f64 },
+    /// The loss after this step on pictures, noise and timesteps that stay the same, so that it can be compared with
+    /// that of any other step of the run.
+    Steady { step: usize, loss: f32 },
+    /// What the adapter is made of by now.
+    Spectrum(Spectrum),
+    /// The adapter of this step is whole in a file of its own.
+    Kept { step: usize, path: PathBuf },
     /// A file is whole on disk.
     Saved { path: PathBuf },
+}
+
+/// The singular values of all trained layers after a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Spectrum {
+    pub step: usize,
+    pub layers: Vec<SingularValues>,
+}
+
+/// Of one layer's `ΔW` at strength 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SingularValues {
+    /// kohya's name of the layer.
+    pub layer: String,
+    /// Non-increasing, as many as the pair has directions.
+    pub values: Vec<f32>,
 }
 
 impl Event {

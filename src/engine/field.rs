@@ -71,6 +71,12 @@ impl Settings {
         Ok(Self(values))
     }
 
+    /// The others than those that `left_out` names; to record, not to read from.
+    #[must_use]
+    pub fn without(&self, left_out: impl Fn(&str) -> bool) -> Self {
+        Self(self.0.iter().filter(|(name, _)| !left_out(name)).map(|(name, value)| (*name, value.clone())).collect())
+    }
+
     pub fn integer(&self, name: &str) -> usize {
         match self.0.get(name) {
             Some(&Value::Integer(n)) => usize::try_from(n).unwrap_or(0),

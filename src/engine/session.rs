@@ -1,6 +1,7 @@
 //! The one door that command line and window go through: devices, models, adapters, jobs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
@@ -21,11 +22,12 @@ use crate::engine::model::tokenizer::Word;
 use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
-use crate::engine::train::checkpoint;
 use crate::engine::train::config::{self, Config};
+use crate::engine::train::estimate::Estimate;
 use crate::engine::train::evidence::{self, Evidence};
 use crate::engine::train::job::Job;
 use crate::engine::train::run::Trained;
+use crate::engine::train::{self, Wishes, checkpoint};
 use crate::engine::{Error, Result};
 
 /// Caption of a concept without caption files where the model's README gives no template.
@@ -59,6 +61,8 @@ pub struct Training {
     pub out: PathBuf,
     pub resume: bool,
     pub stamp: bool,
+    /// Lets another thread ask for a saved state or a kept step while training goes on.
+    pub wishes: Option<Arc<Wishes>>,
 }
 
 /// What a merge is asked to do.
@@ -202,6 +206,8 @@ impl Session {
             watch(Event::note(format!("Slot {slot}{of} in {}", path.display())))?;
             before = Some((path, old));
         }
+        let needed = estimate(model, training.method, &training.changes)?.total() as f64;
+        watch(Event::note(format!("Memory: about {:.1} GB", (needed / 1e9).max(0.1))))?;
         let block = context.block;
         let job = Job {
             model,
@@ -216,6 +222,7 @@ impl Session {
             resume: training.resume,
             stamp: training.stamp,
             cache: self.cache.as_ref().map(|folder| folder.join("latents")),
+            wishes: training.wishes.clone(),
         };
         let trained = job.run(watch);
         if let (Err(_), Some((path, old))) = (&trained, before) {
@@ -225,8 +232,8 @@ impl Session {
                 Some(old) => {
                     Project::claim(&path, block, &training.out, &old.token, Some(old.number), usize::MAX).map(drop)
                 }
-                // A saved state needs its slot again; without one, nothing was taught.
-                None if checkpoint::folder(&training.out).is_dir() => Ok(()),
+                // A saved state and kept steps need their slot again; without them, nothing was taught.
+                None if checkpoint::folder(&training.out).is_dir() || !train::kept(&training.out).is_empty() => Ok(()),
                 None => Project::release(&path, block, &training.out),
             };
         }
@@ -281,6 +288,15 @@ fn seen<'a>(sources: &[Source], pictures: Option<&'a Pictured<'_>>) -> Result<Ve
         .at(&sources[missing].file.path));
     }
     Ok((0..sources.len()).map(concept).collect())
+}
+
+/// Predicted memory of a training with these fields.
+pub fn estimate(model: &StableDiffusion, method: &'static Method, changes: &[(String, String)]) -> Result<Estimate> {
+    let (method_settings, settings) = self::settings(method, changes)?;
+    let config = Config::new(&settings, method, model)?;
+    let context = adapter::Context { seed: 0, slot: 0, block: default_block(model) };
+    let adapter = (method.build)(&method_settings, &context)?;
+    Estimate::of(model, method, adapter.as_ref(), &config)
 }
 
 /// How the model's captions read.

@@ -146,7 +146,7 @@ fn sora_pays_after_every_step() {
     let case = wide();
     let mut after = case.trained(adapter.as_ref());
     after[2] = tensor(&[0.5, -0.05, 0.1, -0.37], [1, 4]);
-    let settled = adapter.settle(&after, after.clone());
+    let settled = adapter.settling().unwrap().settle(&after, after.clone());
     assert_eq!(values(&settled[0]), values(&after[0]));
     assert_eq!(values(&settled[1]), values(&after[1]));
     for (found, expected) in values(&settled[2]).iter().zip([0.4, 0.0, 0.0, -0.27]) {

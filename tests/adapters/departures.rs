@@ -64,7 +64,7 @@ fn allora_begins_eta_times_as_fast() {
         assert!(apart(&up(&on_update), &plain) < 1e-6, "on a {}", case.what);
         let before = case.tensors(&on_update.starts);
         let after: Vec<_> = before.iter().map(|t| t.clone() + 0.25).collect();
-        let settled = on_update.adapter.settle(&before, after.clone());
+        let settled = on_update.adapter.settling().unwrap().settle(&before, after.clone());
         assert_eq!(values(&settled[0]), values(&after[0]));
         // `up` began at 0, so its rows' g is η.
         assert!(values(&settled[1]).iter().all(|x| (x - 0.5).abs() < 1e-6), "on a {}", case.what);

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use triptych::engine::Error;
 use triptych::engine::adapter::mount::Strength;
-use triptych::engine::adapter::{self, METHODS, Method, Spot};
+use triptych::engine::adapter::{self, FileKind, METHODS, Method, Spot};
 use triptych::engine::concept::{self, Concept, Trigger};
 use triptych::engine::event::Event;
 use triptych::engine::io::lora_file::LoraFile;
@@ -13,7 +14,9 @@ use triptych::engine::io::metadata;
 use triptych::engine::model::{Layer, LayerId, Mounts, StableDiffusion};
 use triptych::engine::random::Philox;
 use triptych::engine::session;
+use triptych::engine::spectrum::adapter::spectra;
 use triptych::engine::train::job::Job;
+use triptych::engine::train::{self, Wishes, checkpoint};
 
 use crate::files::assert_holds;
 use crate::whole::{mounted, outputs};
@@ -65,6 +68,7 @@ impl Desk {
             resume: false,
             stamp: false,
             cache: None,
+            wishes: None,
         }
     }
 }
@@ -148,6 +152,122 @@ fn assert_whole(desk: &Desk, row: &Method, out: &Path, returned: &LoraFile, para
     let mounts = mounted(model, &file, &Strength::default());
     let ([_, with], [_, without]) = (outputs(model, &mounts), outputs(model, &Mounts::none()));
     assert!(apart(&with, &without) > 1e-6, "{}: the file changes nothing", row.name);
+}
+
+/// The values told while training are those of the file: every method that leaves a pair has them, no other.
+#[test]
+fn what_is_seen_live_is_what_the_file_holds() {
+    let desk = Desk::new();
+    for row in METHODS {
+        let out = desk.out(row.name);
+        let mut seen = None;
+        let job = desk.job(row, &[("dtype", "f32")], &out);
+        let trained = job
+            .run(&mut |event| {
+                if let Event::Spectrum(spectrum) = event {
+                    seen = Some(spectrum);
+                }
+                Ok(())
+            })
+            .unwrap();
+        let pairs = matches!(row.file, FileKind::Lora | FileKind::LoraAndBias);
+        assert_eq!(seen.is_some(), pairs, "{}: give it `Adapter::pair`", row.name);
+        let Some(seen) = seen else { continue };
+        assert_eq!(seen.step, STEPS, "{}: the last step is always shown", row.name);
+        let seen: BTreeMap<String, Vec<f32>> = seen.layers.into_iter().map(|one| (one.layer, one.values)).collect();
+        for held in spectra(&trained.file).unwrap() {
+            let values = &seen[&held.layer];
+            assert!(values.is_sorted_by(|a, b| a >= b), "{} {}: {values:?}", row.name, held.layer);
+            // A direction that the file leaves out is 0.
+            let held = held.singular_values.iter().map(|&s| s as f32).chain(std::iter::repeat(0.0));
+            for (found, expected) in values.iter().zip(held) {
+                let error = (found - expected).abs() / values[0];
+                assert!(error < 1e-4, "{} {found} instead of {expected}", row.name);
+            }
+        }
+    }
+}
+
+/// Measuring and keeping change no byte of the file, and a kept step is what a run that ended there leaves.
+#[test]
+fn looking_on_changes_nothing() {
+    let desk = Desk::new();
+    let [blind, seen, short] = ["blind", "seen", "short"].map(|name| desk.out(name));
+    let row = adapter::method("lora").unwrap();
+    let schedule = ("schedule", "constant");
+    let off = [schedule, ("validate_every", "0"), ("spectrum_every", "0")];
+    let on = [schedule, ("validate_every", "1"), ("spectrum_every", "1"), ("keep_every", "2")];
+    let mut events = 0;
+    desk.job(row, &off, &blind)
+        .run(&mut |event| {
+            events += usize::from(matches!(event, Event::Steady { .. } | Event::Spectrum(_) | Event::Kept { .. }));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(events, 0);
+    let (mut steady, mut kept) = (Vec::new(), Vec::new());
+    let mut watch = |event| {
+        match event {
+            Event::Step { gradient, .. } => assert!(gradient > 0.0 && gradient.is_finite()),
+            Event::Steady { step, loss } => steady.push((step, loss)),
+            Event::Kept { step, path } => kept.push((step, path)),
+            _ => {}
+        }
+        Ok(())
+    };
+    desk.job(row, &on, &seen).run(&mut watch).unwrap();
+    let bytes = |path: &Path| std::fs::read(path).unwrap();
+    assert!(bytes(&blind) == bytes(&seen), "looking on changed the file");
+    assert_eq!(steady.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert!(steady[3].1 < steady[0].1, "it learns: {steady:?}");
+    assert_eq!((train::kept(&seen), kept.iter().map(|(step, _)| *step).collect::<Vec<_>>()), (kept, vec![2, 4]));
+    let [(_, second), (_, last)] = &train::kept(&seen)[..] else { panic!("two were kept") };
+    assert!(bytes(last) == bytes(&seen), "the last kept step is the file");
+
+    let ended = desk.job(row, &[schedule, ("steps", "2")], &short).run(&mut |_| Ok(())).unwrap().file;
+    let way = LoraFile::open(second).unwrap();
+    assert_eq!((&way.layers, &way.tokens), (&ended.layers, &ended.tokens));
+    assert_eq!((&way.metadata["ss_steps"][..], &way.metadata[metadata::STEP][..]), ("2", "2"));
+    train::keep(&seen, 2).unwrap();
+    assert!(bytes(&seen) == bytes(second));
+    // It is the adapter now, and going on does not undo that.
+    let mut job = desk.job(row, &on, &seen);
+    job.resume = true;
+    assert!(job.run(&mut |_| Ok(())).unwrap().losses.is_empty() && bytes(&seen) == bytes(second));
+    // A fresh start forgets what the old run kept.
+    desk.job(row, &off, &seen).run(&mut |_| Ok(())).unwrap();
+    assert!(train::kept(&seen).is_empty() && bytes(&seen) == bytes(&blind));
+}
+
+/// Wishes are fulfilled after the step under way; a stopped run goes on although one of its steps is the adapter.
+#[test]
+fn a_wish_is_fulfilled_while_training_goes_on() {
+    let desk = Desk::new();
+    let (row, [whole, out]) = (adapter::method("lora").unwrap(), ["whole", "wished"].map(|name| desk.out(name)));
+    desk.job(row, &[], &whole).run(&mut |_| Ok(())).unwrap();
+    let wishes = Arc::new(Wishes::default());
+    let mut job = desk.job(row, &[], &out);
+    job.wishes = Some(Arc::clone(&wishes));
+    let state = checkpoint::folder(&out);
+    let mut saved = Vec::new();
+    let error = job.run(&mut |event| {
+        if let Event::Step { step, .. } = event {
+            saved.push(state.is_dir());
+            match step {
+                1 => (wishes.save(), wishes.keep()).0,
+                3 => return Err(Error::cancelled()),
+                _ => {}
+            }
+        }
+        Ok(())
+    });
+    assert!(error.is_err() && saved == [false, false, true], "{saved:?}");
+    assert_eq!(train::kept(&out).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2]);
+    train::keep(&out, 2).unwrap();
+    job.resume = true;
+    assert_eq!(job.run(&mut |_| Ok(())).unwrap().losses.len(), STEPS);
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "wishes changed the file");
+    assert_eq!(train::kept(&out).len(), 1, "kept on resume");
 }
 
 /// A layer that learnt nothing is not in the file: here every gate is shut by the first step, and the token remains.

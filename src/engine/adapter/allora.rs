@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 
 use crate::engine::Result;
 use crate::engine::adapter::rank::{RANK, Rank};
-use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
+use crate::engine::adapter::{Adapter, Context, FileKind, Method, Settling, Spot, Start, Stored};
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "allora",
@@ -87,13 +87,13 @@ impl Adapter for Allora {
         vec![Change::Output(passes + (learns - value))]
     }
 
-    fn settle(&self, before: &[Tensor<2>], mut after: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
-        if self.on_update {
-            let [down, up] = before else { unreachable!("two tensors began") };
-            let g = self.g(down, up).reshape([up.dims()[0], 1]);
-            after[1] = up.clone() + (after[1].clone() - up.clone()) * g;
-        }
-        after
+    fn pair(&self, t: &[Tensor<2>], _: &Weight) -> Option<Branch> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        Some(self.rank.pair(down, up))
+    }
+
+    fn settling(&self) -> Option<&dyn Settling> {
+        self.on_update.then_some(self as &dyn Settling)
     }
 
     fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {
@@ -103,6 +103,15 @@ impl Adapter for Allora {
 
     fn count(&self, layer: &Layer, _: f32) -> usize {
         self.rank.rank * (layer.input() + layer.out)
+    }
+}
+
+impl Settling for Allora {
+    fn settle(&self, before: &[Tensor<2>], mut after: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
+        let [down, up] = before else { unreachable!("two tensors began") };
+        let g = self.g(down, up).reshape([up.dims()[0], 1]);
+        after[1] = up.clone() + (after[1].clone() - up.clone()) * g;
+        after
     }
 }
 

@@ -8,7 +8,7 @@ use crate::engine::adapter::rank::{ALPHA, RANK, Rank, kaiming};
 use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
 use crate::engine::device::read;
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "hydra",
@@ -46,6 +46,15 @@ fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
     Ok(Box::new(Hydra { parallel: Rank::of(settings), sequential: settings.integer("sequential") }))
 }
 
+/// `[down; down₂·W]` and `[up | up₂]`.
+fn joined(t: &[Tensor<2>], weight: &Weight) -> [Tensor<2>; 2] {
+    let [down, up, after_down, after_up] = t else { unreachable!("four tensors began") };
+    [
+        Tensor::cat(vec![down.clone(), after_down.clone().matmul(weight.oi.clone())], 0),
+        Tensor::cat(vec![up.clone(), after_up.clone()], 1),
+    ]
+}
+
 impl Adapter for Hydra {
     /// Both ups are 0.
     fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
@@ -64,13 +73,17 @@ impl Adapter for Hydra {
         vec![self.parallel.change(down, up), Change::Output(after)]
     }
 
+    fn pair(&self, t: &[Tensor<2>], weight: &Weight) -> Option<Branch> {
+        let [down, up] = joined(t, weight);
+        Some(self.parallel.pair(&down, &up))
+    }
+
     /// `up = [up | up₂]`, `down = [down; down₂·W]`, `Δb = s·up₂·down₂·b`.
     fn store(&self, t: &[Tensor<2>], weight: &Weight) -> Result<Stored> {
-        let [down, up, after_down, after_up] = t else { unreachable!("four tensors began") };
+        let [_, _, after_down, after_up] = t else { unreachable!("four tensors began") };
         let s = self.parallel.scale();
         let rank = self.parallel.rank + self.sequential;
-        let down = Tensor::cat(vec![down.clone(), after_down.clone().matmul(weight.oi.clone())], 0);
-        let up = Tensor::cat(vec![up.clone(), after_up.clone()], 1);
+        let [down, up] = joined(t, weight);
         let bias = weight.bias.clone().map(|b| {
             let [out] = b.dims();
             after_up.clone().matmul(after_down.clone().matmul(b.reshape([out, 1]))) * s

@@ -6,7 +6,7 @@ use crate::engine::Result;
 use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
 use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "lora",
@@ -53,6 +53,11 @@ impl Adapter for Lora {
     fn change(&self, t: &[Tensor<2>], _: &Site<'_>) -> Vec<Change> {
         let [down, up] = t else { unreachable!("two tensors began") };
         vec![self.0.change(down, up)]
+    }
+
+    fn pair(&self, t: &[Tensor<2>], _: &Weight) -> Option<Branch> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        Some(self.0.pair(down, up))
     }
 
     fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {

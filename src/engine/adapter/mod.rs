@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::engine::adapter::basis::Basis;
 use crate::engine::field::{Field, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 use crate::engine::random::Philox;
 use crate::engine::{Error, Result};
 
@@ -175,9 +175,15 @@ pub trait Adapter: Send + Sync {
     /// How many numbers train on a layer at this depth, without making them.
     fn count(&self, layer: &Layer, depth: f32) -> usize;
 
-    /// Corrects the tensors after an optimiser's step, e.g. by a proximal one.
-    fn settle(&self, _before: &[Tensor<2>], after: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
-        after
+    /// `ΔW` as factors still on the device, where that is what the layer leaves for its file: for a look while training
+    /// goes on. `weight` is the untouched one.
+    fn pair(&self, _t: &[Tensor<2>], _weight: &Weight) -> Option<Branch> {
+        None
+    }
+
+    /// The correction after each of the optimiser's steps, where these settings have one.
+    fn settling(&self) -> Option<&dyn Settling> {
+        None
     }
 
     /// Which of `layers` learn at `step` (from 0); `None` is all of them. The others keep what they learnt.
@@ -189,6 +195,13 @@ pub trait Adapter: Send + Sync {
     fn basis(&self) -> Option<(Basis, usize)> {
         None
     }
+}
+
+/// A method that corrects its tensors after an optimiser's step, e.g. by a proximal one. Of its own, so that the others
+/// need not gather theirs.
+pub trait Settling {
+    /// One layer's tensors in the order of [`Adapter::begin`] → what they shall be.
+    fn settle(&self, before: &[Tensor<2>], after: Vec<Tensor<2>>) -> Vec<Tensor<2>>;
 }
 
 /// The row of a name.

@@ -11,7 +11,7 @@ use crate::engine::adapter::basis::{self, Basis};
 use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
 use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "orthogonal",
@@ -89,6 +89,11 @@ impl Adapter for Orthogonal {
     fn change(&self, t: &[Tensor<2>], _: &Site<'_>) -> Vec<Change> {
         let [down, up] = t else { unreachable!("two tensors began") };
         vec![self.rank.change(down, up)]
+    }
+
+    fn pair(&self, t: &[Tensor<2>], _: &Weight) -> Option<Branch> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        Some(self.rank.pair(down, up))
     }
 
     fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {

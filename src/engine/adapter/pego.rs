@@ -8,7 +8,7 @@ use crate::engine::Result;
 use crate::engine::adapter::rank::{RANK, Rank, kaiming};
 use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "pego",
@@ -110,6 +110,11 @@ impl Adapter for Pego {
             });
         }
         vec![self.all().change(down, up)]
+    }
+
+    fn pair(&self, t: &[Tensor<2>], _: &Weight) -> Option<Branch> {
+        let [down, up] = t else { unreachable!("two tensors began") };
+        Some(self.all().pair(down, up))
     }
 
     fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {

@@ -81,7 +81,12 @@ impl Adapter for Pissa {
 
     fn change(&self, t: &[Tensor<2>], _: &Site<'_>) -> Vec<Change> {
         let [down, up] = Self::doubled(t);
-        vec![Change::LowRank(Branch { down, up, scale: self.0.scale() })]
+        vec![self.0.change(&down, &up)]
+    }
+
+    fn pair(&self, t: &[Tensor<2>], _: &Weight) -> Option<Branch> {
+        let [down, up] = Self::doubled(t);
+        Some(self.0.pair(&down, &up))
     }
 
     fn store(&self, t: &[Tensor<2>], _: &Weight) -> Result<Stored> {

@@ -60,8 +60,12 @@ impl Rank {
     }
 
     /// `s · up · down`.
+    pub fn pair(self, down: &Tensor<2>, up: &Tensor<2>) -> Branch {
+        Branch { down: down.clone(), up: up.clone(), scale: self.scale() }
+    }
+
     pub fn change(self, down: &Tensor<2>, up: &Tensor<2>) -> Change {
-        Change::LowRank(Branch { down: down.clone(), up: up.clone(), scale: self.scale() })
+        Change::LowRank(self.pair(down, up))
     }
 
     pub fn store(self, down: &Tensor<2>, up: &Tensor<2>) -> Result<Stored> {

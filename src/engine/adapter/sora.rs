@@ -5,10 +5,10 @@ use burn::tensor::Tensor;
 
 use crate::engine::Result;
 use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
-use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
+use crate::engine::adapter::{Adapter, Context, FileKind, Method, Settling, Spot, Start, Stored};
 use crate::engine::device::read;
 use crate::engine::field::{Field, Kind, Settings};
-use crate::engine::model::{Change, Layer, Site, Weight};
+use crate::engine::model::{Branch, Change, Layer, Site, Weight};
 
 pub const METHOD: Method = Method {
     name: "sora",
@@ -65,9 +65,13 @@ impl Adapter for Sora {
         vec![self.rank.change(down, &(up.clone() * gate.clone()))]
     }
 
-    fn settle(&self, _: &[Tensor<2>], mut after: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
-        after[2] = prox(after[2].clone(), self.xi);
-        after
+    fn pair(&self, t: &[Tensor<2>], _: &Weight) -> Option<Branch> {
+        let [down, up, gate] = t else { unreachable!("three tensors began") };
+        Some(self.rank.pair(down, &(up.clone() * gate.clone())))
+    }
+
+    fn settling(&self) -> Option<&dyn Settling> {
+        Some(self)
     }
 
     /// Without the directions whose gate is 0; the others' gates go into `up`.
@@ -91,6 +95,13 @@ impl Adapter for Sora {
 
     fn count(&self, layer: &Layer, _: f32) -> usize {
         self.rank.rank * (layer.input() + layer.out + 1)
+    }
+}
+
+impl Settling for Sora {
+    fn settle(&self, _: &[Tensor<2>], mut after: Vec<Tensor<2>>) -> Vec<Tensor<2>> {
+        after[2] = prox(after[2].clone(), self.xi);
+        after
     }
 }
 

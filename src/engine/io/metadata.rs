@@ -2,6 +2,8 @@
 
 /// Fingerprint of the run: tells a finished file from one of other settings.
 pub const RUN: &str = "triptych.run";
+/// The step of an adapter that was kept before its run had ended.
+pub const STEP: &str = "triptych.step";
 pub const METHOD: &str = "triptych.method";
 /// Identity of the shared basis, e.g. `slots v1 seed 0 block 8`.
 pub const BASIS: &str = "triptych.basis";

@@ -85,7 +85,8 @@ impl PerBlock {
 }
 
 impl Config {
-    fn heads(&self, block: usize) -> usize {
+    /// Attention heads of a level.
+    pub fn heads(&self, block: usize) -> usize {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(block)
     }
 

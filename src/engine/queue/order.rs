@@ -118,6 +118,7 @@ impl Order {
             out: self.out.clone(),
             resume: self.resume,
             stamp: self.stamp,
+            wishes: None,
         })
     }
 

@@ -22,6 +22,11 @@ fn file(out: &Path) -> PathBuf {
     folder(out).join("state.safetensors")
 }
 
+/// Whether there is a state to go on from.
+pub fn exists(out: &Path) -> bool {
+    file(out).is_file()
+}
+
 /// Keeps parameters, optimiser moments and the losses so far. NaN in a parameter refuses, naming it.
 pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) -> Result<()> {
     let mut tensors = BTreeMap::new();
@@ -56,10 +61,10 @@ pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) ->
 
 /// Restores what [`save`] kept and returns the losses so far (one for each step done); `None` where nothing is kept.
 pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Device) -> Result<Option<Vec<f32>>> {
-    let path = file(out);
-    if !path.is_file() {
+    if !exists(out) {
         return Ok(None);
     }
+    let path = file(out);
     let state = Checkpoint::open(&path)?;
     if state.metadata().get("fingerprint").map(String::as_str) != Some(fingerprint) {
         return Err(Error::new(

@@ -1,192 +1,19 @@
 //! Settings of a training run, beside those of its method.
 
-use crate::engine::adapter::{Method, target};
+use crate::engine::adapter::Method;
 use crate::engine::concept::Fit;
 use crate::engine::concept::latents::Preparation;
-use crate::engine::field::{Field, Kind, Settings};
+use crate::engine::field::Settings;
 use crate::engine::io::Dtype;
 use crate::engine::model::StableDiffusion;
 use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::{Error, Result};
 
-pub const FIELDS: &[Field] = &[
-    Field {
-        name: "steps",
-        title: "Steps",
-        help: "How often the adapter is corrected",
-        unit: "steps",
-        default: "150",
-        kind: Kind::Integer { min: 1, max: 10_000_000 },
-    },
-    Field {
-        name: "batch",
-        title: "Batch",
-        help: "Pictures looked at in each step",
-        unit: "pictures",
-        default: "4",
-        kind: Kind::Integer { min: 1, max: 1024 },
-    },
-    Field {
-        name: "lr",
-        title: "Learning rate",
-        help: "How far each step moves the adapter; 0 chooses by the method and the model's size",
-        unit: "",
-        default: "0",
-        kind: Kind::Number { min: 0.0, max: 1.0 },
-    },
-    Field {
-        name: "token_lr",
-        title: "Token rate",
-        help: "How far each step moves the trigger token; 0 chooses by the model's size",
-        unit: "",
-        default: "0",
-        kind: Kind::Number { min: 0.0, max: 1.0 },
-    },
-    Field {
-        name: "decay",
-        title: "Weight decay",
-        help: "Pull of the adapter towards zero",
-        unit: "",
-        default: "0.01",
-        kind: Kind::Number { min: 0.0, max: 1.0 },
-    },
-    Field {
-        name: "schedule",
-        title: "Rate schedule",
-        help: "linear: full rate for the first half, then down to nothing. cosine: down along a cosine. constant: never down",
-        unit: "",
-        default: "linear",
-        kind: Kind::Choice(&["linear", "cosine", "constant"]),
-    },
-    Field {
-        name: "warmup",
-        title: "Warm-up",
-        help: "Steps over which the rates rise from zero",
-        unit: "steps",
-        default: "10",
-        kind: Kind::Integer { min: 0, max: 1_000_000 },
-    },
-    Field {
-        name: "clip",
-        title: "Gradient clipping",
-        help: "Largest joint length of all gradients; 0 does not clip",
-        unit: "",
-        default: "1",
-        kind: Kind::Number { min: 0.0, max: 1e6 },
-    },
-    Field {
-        name: "min_snr",
-        title: "Min-SNR γ",
-        help: "Evens out the pull of clean and noisy steps (5 is usual); 0 does not",
-        unit: "",
-        default: "0",
-        kind: Kind::Number { min: 0.0, max: 100.0 },
-    },
-    Field {
-        name: "prior",
-        title: "Prior preservation",
-        help: "Weight of keeping the model's answers to other prompts; 0 lets the concept leak into every prompt, and merging then fails",
-        unit: "",
-        default: "2",
-        kind: Kind::Number { min: 0.0, max: 100.0 },
-    },
-    Field {
-        name: "prior_batch",
-        title: "Prior pictures",
-        help: "Pictures per step on which other prompts are kept; 0 takes as many as the batch",
-        unit: "pictures",
-        default: "0",
-        kind: Kind::Integer { min: 0, max: 1024 },
-    },
-    Field {
-        name: "prior_prompts",
-        title: "Prior prompts",
-        help: "What else must stay as it is, separated by semicolons; empty takes the class word and everyday things",
-        unit: "",
-        default: "",
-        kind: Kind::Text,
-    },
-    Field {
-        name: "strangers",
-        title: "Strange words",
-        help: "Share of the prior pictures whose prompt has a made-up word in the token's place: the concept learns to answer to its own token alone, which is what keeps merged concepts apart",
-        unit: "",
-        default: "0.5",
-        kind: Kind::Number { min: 0.0, max: 1.0 },
-    },
-    Field {
-        name: "targets",
-        title: "Layers",
-        help: "Which layers change: groups or patterns, separated by commas (`triptych methods` lists the groups)",
-        unit: "",
-        default: target::DEFAULT,
-        kind: Kind::Text,
-    },
-    Field {
-        name: "vectors",
-        title: "Token vectors",
-        help: "How many vectors the trigger token stands for",
-        unit: "vectors",
-        default: "1",
-        kind: Kind::Integer { min: 1, max: 16 },
-    },
-    Field {
-        name: "flip",
-        title: "Mirror",
-        help: "Adds each picture's mirror image; turn off for lettering and one-sided subjects",
-        unit: "",
-        default: "true",
-        kind: Kind::Flag,
-    },
-    Field {
-        name: "fit",
-        title: "Fit",
-        help: "pad: the whole picture with background beside it. crop: the middle of the picture, filling the frame",
-        unit: "",
-        default: "pad",
-        kind: Kind::Choice(&["pad", "crop"]),
-    },
-    Field {
-        name: "background",
-        title: "Background",
-        help: "Colour behind transparency, as RRGGBB",
-        unit: "",
-        default: "ffffff",
-        kind: Kind::Text,
-    },
-    Field {
-        name: "resolution",
-        title: "Resolution",
-        help: "Side of the training pictures; 0 takes the model's own",
-        unit: "pixels",
-        default: "0",
-        kind: Kind::Integer { min: 0, max: 4096 },
-    },
-    Field {
-        name: "save_every",
-        title: "Save every",
-        help: "Steps between saved states; 0 saves by time alone",
-        unit: "steps",
-        default: "0",
-        kind: Kind::Integer { min: 0, max: 1_000_000 },
-    },
-    Field {
-        name: "save_minutes",
-        title: "Save after",
-        help: "Time between saved states: what a crash costs at most",
-        unit: "minutes",
-        default: "2",
-        kind: Kind::Number { min: 0.0, max: 1440.0 },
-    },
-    Field {
-        name: "dtype",
-        title: "Number format",
-        help: "How exactly the file keeps its numbers; f16 halves the size",
-        unit: "",
-        default: "f32",
-        kind: Kind::Choice(&["f32", "f16", "bf16"]),
-    },
-];
+pub use crate::engine::train::fields::FIELDS;
+
+/// Fields that decide what is told and kept on the way and change no number: a file does not mention them, and a run can
+/// be resumed with others.
+const OBSERVING: [&str; 3] = ["keep_every", "validate_every", "spectrum_every"];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
 const PRIOR_WORDS: [&str; 8] =
@@ -213,6 +40,10 @@ pub struct Config {
     pub preparation: Preparation,
     pub save_every: usize,
     pub save_minutes: f64,
+    pub keep_every: usize,
+    pub held_out: usize,
+    pub validate_every: usize,
+    pub spectrum_every: usize,
     pub dtype: Dtype,
 }
 
@@ -285,6 +116,10 @@ impl Config {
             },
             save_every: settings.integer("save_every"),
             save_minutes: settings.number("save_minutes"),
+            keep_every: settings.integer("keep_every"),
+            held_out: settings.integer("held_out"),
+            validate_every: settings.integer("validate_every"),
+            spectrum_every: settings.integer("spectrum_every"),
             dtype: match settings.text("dtype") {
                 "f16" => Dtype::F16,
                 "bf16" => Dtype::BF16,
@@ -315,6 +150,13 @@ impl Config {
         };
         words.into_iter().map(|word| plain_caption(template, word)).collect()
     }
+}
+
+/// The settings that the trained numbers depend on: what a file and a saved state remember.
+pub fn decisive(settings: &Settings) -> Settings {
+    // Nothing held out is what every run did before there was the field: their states and bytes stay what they are.
+    let all_train = settings.integer("held_out") == 0;
+    settings.without(|name| OBSERVING.contains(&name) || all_train && name == "held_out")
 }
 
 /// The model's caption template without the token: `a 3d emoji of robot`.
@@ -360,5 +202,17 @@ mod tests {
     #[test]
     fn defaults_of_every_field_are_valid() {
         Settings::new(FIELDS, []).unwrap();
+    }
+
+    #[test]
+    fn looking_on_decides_nothing() {
+        let of = |changes: &[(&str, &str)]| decisive(&Settings::new(FIELDS, changes.iter().copied()).unwrap());
+        let usual = serde_json::to_value(of(&[])).unwrap();
+        assert_eq!(usual.as_object().unwrap().len(), FIELDS.len() - OBSERVING.len() - 1);
+        assert!(OBSERVING.iter().all(|name| usual.get(name).is_none()));
+        for name in OBSERVING {
+            assert_eq!(of(&[(name, "7")]), of(&[]), "{name}");
+        }
+        assert_ne!(of(&[("held_out", "2")]), of(&[]));
     }
 }

@@ -1,14 +1,15 @@
 //! A concept as batches: which pictures, how noisy, under which prompts.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::engine::concept::{self, latents};
+use crate::engine::concept::latents;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
 use crate::engine::model::Mounts;
-use crate::engine::model::tokenizer::{Encoded, Word};
+use crate::engine::model::tokenizer::Encoded;
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::job::Job;
@@ -31,6 +32,8 @@ pub struct Data {
     prompt_of: Vec<usize>,
     /// Index into `latents` for each place in an epoch: pictures as often as they repeat.
     items: Vec<usize>,
+    /// Pictures that are in no epoch.
+    held_out: Vec<usize>,
     /// Encoded prompts whose answers are to be kept.
     prior: Option<Tensor<3>>,
     /// The template's caption, whose word is to be replaced by made-up ones.
@@ -47,20 +50,20 @@ impl Data {
         }
         let pictures = &job.concept.images;
         let latents = latents::latents(job.model, pictures, config.preparation, job.cache.as_deref(), watch)?;
-        let words = [Word { text: job.trigger.token.clone(), vectors: config.vectors }];
+        let captions = job.captions(config.vectors);
         let mut prompts: Vec<Encoded> = Vec::new();
         let mut prompt_of = Vec::new();
-        for picture in pictures {
-            let text = concept::caption(picture.caption.as_deref(), &job.template, &job.trigger);
-            let encoded = job.model.tokenizer.encode(&text, &words)?;
+        for encoded in captions.prompts(job.model, pictures)? {
             let index = prompts.iter().position(|known| *known == encoded).unwrap_or(prompts.len());
             if index == prompts.len() {
                 prompts.push(encoded);
             }
             prompt_of.push(index);
         }
+        let held_out = held_out(pictures.len(), config.held_out)?;
         let mirrors = if config.preparation.flip { 2 } else { 1 };
         let items = (0..mirrors * pictures.len())
+            .filter(|i| !held_out.contains(&(i % pictures.len())))
             .flat_map(|i| std::iter::repeat_n(i, pictures[i % pictures.len()].repeats))
             .collect();
         let prior = match config.prior > 0.0 {
@@ -76,8 +79,8 @@ impl Data {
             }
             false => None,
         };
-        let stranger = job.model.tokenizer.encode(&concept::caption(None, &job.template, &job.trigger), &words)?;
-        Ok(Self { latents, prompts, prompt_of, items, prior, stranger, start: start(job, config)? })
+        let stranger = captions.prompt(job.model, None)?;
+        Ok(Self { latents, prompts, prompt_of, items, held_out, prior, stranger, start: start(job, config)? })
     }
 
     /// The batch of a step: a function of the seed, the step and the token as it stands.
@@ -89,11 +92,6 @@ impl Data {
         let timesteps: Vec<usize> =
             (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
         let noise = random.stream(NOISE).normal(offset, b * c * h * w);
-        let index = |rows: Vec<usize>| {
-            let n = rows.len();
-            let rows: Vec<i32> = rows.into_iter().map(|i| i32::try_from(i).unwrap_or(0)).collect();
-            Tensor::<1, Int>::from_data(TensorData::new(rows, [n]), device)
-        };
         let weights = timesteps
             .iter()
             .map(|&t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32))
@@ -104,26 +102,41 @@ impl Data {
             let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
             let mut parts = Vec::new();
             if known > 0 {
-                parts.push(contexts.clone().select(0, index(drawn)));
+                parts.push(contexts.clone().select(0, index(drawn, device)));
             }
             if config.strangers > 0 {
                 parts.push(self.strangers(job, config.strangers, trainee, &random, offset));
             }
             Prior { context: Tensor::cat(parts, 0), weight: config.prior }
         });
-        // Only the prompts of this batch are encoded, each once.
+        let text = self.text(&images);
+        Batch {
+            latents: self.latents.clone().select(0, index(images, device)),
+            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
+            timesteps,
+            text,
+            weights,
+            prior,
+        }
+    }
+
+    /// The prompts of these images: only those, each once.
+    fn text(&self, images: &[usize]) -> Text {
         let of_image: Vec<usize> = images.iter().map(|&i| self.prompt_of[i % self.prompt_of.len()]).collect();
         let distinct: Vec<usize> = of_image.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let prompts = distinct.iter().map(|&prompt| self.prompts[prompt].clone()).collect();
         let places = of_image.iter().map(|prompt| distinct.partition_point(|other| other < prompt)).collect();
-        Batch {
-            latents: self.latents.clone().select(0, index(images)),
-            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
-            timesteps,
-            text: Text::Prompts(prompts, places),
-            weights,
-            prior,
-        }
+        Text::Prompts(prompts, places)
+    }
+
+    /// Clean latents and prompts of some of `draws` images as they are filed, evenly taken from those held out or, with
+    /// none, from all.
+    pub fn steady(&self, draws: usize, some: Range<usize>) -> (Tensor<4>, Text) {
+        let all: Vec<usize> = (0..self.prompt_of.len()).collect();
+        let from = if self.held_out.is_empty() { &all } else { &self.held_out };
+        let images: Vec<usize> = some.map(|draw| from[draw * from.len() / draws]).collect();
+        let text = self.text(&images);
+        (self.latents.clone().select(0, index(images, &self.latents.device())), text)
     }
 
     /// The caption with a made-up word in the token's place: as far from the class word as the token has come, in a
@@ -162,10 +175,40 @@ impl Data {
     }
 }
 
+fn index(rows: Vec<usize>, device: &Device) -> Tensor<1, Int> {
+    let n = rows.len();
+    let rows: Vec<i32> = rows.into_iter().map(|i| i32::try_from(i).unwrap_or(0)).collect();
+    Tensor::from_data(TensorData::new(rows, [n]), device)
+}
+
+/// `held` of `n` pictures, evenly spaced: neighbours in a folder are often alike.
+fn held_out(n: usize, held: usize) -> Result<Vec<usize>> {
+    if held >= n {
+        return Err(Error::usage(
+            format!("held_out keeps {held} pictures out of training, and the concept has {n}"),
+            format!("Choose at most {}", n - 1),
+        ));
+    }
+    Ok((0..held).map(|i| (2 * i + 1) * n / (2 * held)).collect())
+}
+
 /// The token's vectors before training: the class word's, or anything's where there is none.
 pub fn start(job: &Job<'_>, config: &Config) -> Result<Tensor<2>> {
     let word = if job.trigger.class_word.is_empty() { "thing" } else { &job.trigger.class_word };
     let ids = job.model.tokenizer.ids(word)?;
     let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
     Ok(job.model.text.embed(&[ids]).squeeze_dim(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_out_pictures_are_spread_and_leave_some() {
+        assert_eq!(held_out(10, 0).unwrap(), [0_usize; 0]);
+        assert_eq!(held_out(10, 2).unwrap(), [2, 7]);
+        assert_eq!(held_out(3, 2).unwrap(), [0, 2]);
+        assert!(held_out(3, 3).unwrap_err().advice.contains("at most 2"));
+    }
 }

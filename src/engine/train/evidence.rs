@@ -12,17 +12,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::adapter::mount::{Strength, mount};
 use crate::engine::concept::latents::{Preparation, latents};
-use crate::engine::concept::{self, Concept, Fit, Trigger};
+use crate::engine::concept::{Concept, Fit, Trigger};
 use crate::engine::device::read;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::{BIAS, LoraFile};
 use crate::engine::io::{metadata, safetensors};
-use crate::engine::model::tokenizer::{Encoded, Word};
+use crate::engine::model::tokenizer::Encoded;
 use crate::engine::model::{Change, LayerId, Mounts, StableDiffusion};
 use crate::engine::random::Philox;
-use crate::engine::train::config::plain_caption;
-
+use crate::engine::train::prompts::{self, Captions};
 use crate::engine::{Error, Result};
 
 // Independent streams of random numbers, none of which a training uses.
@@ -42,11 +41,8 @@ pub struct Evidence<'a> {
 
 /// Hash over the pictures and their captions, and how many there are.
 pub fn fingerprint(concept: &Concept) -> Result<serde_json::Value> {
-    let pictures = concept
-        .images
-        .iter()
-        .map(|picture| Ok(json!([concept::content_hash(&picture.path)?, picture.caption])))
-        .collect::<Result<Vec<_>>>()?;
+    let pictures: Vec<_> =
+        prompts::contents(&concept.images)?.into_iter().map(|(hash, picture)| json!([hash, picture.caption])).collect();
     let hash = safetensors::hex(&Sha256::digest(json!(pictures).to_string().as_bytes()));
     Ok(json!({ "sha256": hash, "pictures": pictures.len() }))
 }
@@ -110,8 +106,6 @@ impl Evidence<'_> {
         let class = class.or(self.concept.class_word.as_deref()).unwrap_or_default();
         let token = self.adapter.tokens.get_key_value(of(metadata::TOKEN)).or(self.adapter.tokens.first_key_value());
         let width = self.model.text.config.hidden_size;
-        let words: Vec<Word> =
-            token.iter().map(|(text, vectors)| Word { text: (*text).clone(), vectors: vectors.len() }).collect();
         let vectors = token.map(|(_, vectors)| (vectors.concat(), [vectors.len(), width]));
         if vectors.as_ref().is_some_and(|(values, [rows, width])| values.len() != rows * width) {
             return Err(Error::new(
@@ -121,15 +115,14 @@ impl Evidence<'_> {
             .at(&self.adapter.path));
         }
         let trigger = token.map(|(text, _)| Trigger::new(text, class)).transpose()?;
-        let encoded = self.concept.images.iter().map(|picture| {
-            let text = match &trigger {
-                Some(trigger) => concept::caption(picture.caption.as_deref(), self.template, trigger),
-                None => picture.caption.clone().unwrap_or_else(|| plain_caption(self.template, class)),
-            };
-            self.model.tokenizer.encode(&text, &words)
-        });
+        let captions = Captions {
+            template: self.template,
+            trigger: trigger.as_ref().zip(token.map(|(_, vectors)| vectors.len())),
+            class_word: class,
+        };
+        let prompts = captions.prompts(self.model, &self.concept.images)?;
         let tensor = |(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.model.device);
-        Ok((encoded.collect::<Result<_>>()?, vectors.into_iter().map(tensor).collect()))
+        Ok((prompts, vectors.into_iter().map(tensor).collect()))
     }
 }
 

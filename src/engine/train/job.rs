@@ -1,16 +1,20 @@
 //! Everything a training run depends on.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::Result;
 use crate::engine::adapter::{self, Method};
-use crate::engine::concept::{self, Concept, Trigger};
+use crate::engine::concept::{Concept, Trigger};
 use crate::engine::field::Settings;
 use crate::engine::io::safetensors;
 use crate::engine::model::StableDiffusion;
+use crate::engine::train::config;
+use crate::engine::train::prompts::{self, Captions};
+use crate::engine::train::wishes::Wishes;
 
 pub struct Job<'a> {
     pub model: &'a StableDiffusion,
@@ -28,23 +32,29 @@ pub struct Job<'a> {
     pub stamp: bool,
     /// Folder in which latents are kept.
     pub cache: Option<PathBuf>,
+    /// What may be asked for from outside while it runs.
+    pub wishes: Option<Arc<Wishes>>,
 }
 
 impl Job<'_> {
+    /// How its pictures' captions are read, for a token of so many vectors.
+    pub fn captions(&self, vectors: usize) -> Captions<'_> {
+        let class_word = &self.trigger.class_word;
+        Captions { template: &self.template, trigger: Some((&self.trigger, vectors)), class_word }
+    }
+
     /// Changes whenever anything changes that the trained numbers depend on.
     pub fn fingerprint(&self) -> Result<String> {
-        let pictures = self
-            .concept
-            .images
-            .iter()
-            .map(|picture| Ok(json!([concept::content_hash(&picture.path)?, picture.caption, picture.repeats])))
-            .collect::<Result<Vec<_>>>()?;
+        let pictures: Vec<_> = prompts::contents(&self.concept.images)?
+            .into_iter()
+            .map(|(hash, picture)| json!([hash, picture.caption, picture.repeats]))
+            .collect();
         let inputs = json!({
             "base": [&self.model.hash, &self.model.vae_hash, &self.model.text_hash],
             "prediction": self.model.schedule.prediction_type,
             "method": self.method.name,
             "method_settings": self.method_settings,
-            "settings": self.settings,
+            "settings": config::decisive(&self.settings),
             "seed": self.context.seed,
             "slot": self.context.slot,
             "block": self.context.block,

@@ -1,4 +1,5 @@
-//! What a trained file says of itself: kohya's `ss_*`, Stability's `modelspec.*` and our own keys. All of it is a function of inputs and seed: no time, path or name of the output.
+//! What a trained file says of itself: kohya's `ss_*`, Stability's `modelspec.*` and our own keys. All of it is a
+//! function of inputs and seed: no time, path or name of the output.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +7,8 @@ use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, TOKEN};
-use crate::engine::train::config::Config;
+use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, STEP, TOKEN};
+use crate::engine::train::config::{self, Config};
 use crate::engine::train::job::Job;
 
 pub fn of(
@@ -16,6 +17,7 @@ pub fn of(
     config: &Config,
     basis: Option<(Basis, usize)>,
     run: &str,
+    step: usize,
 ) -> BTreeMap<String, String> {
     let [width, height] = config.preparation.size;
     let ranks = file.ranks();
@@ -23,12 +25,13 @@ pub fn of(
         (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
     let whole = file.layers.is_empty() && !file.differences.is_empty();
     let is_v = job.model.schedule.prediction_type == "v_prediction";
+    let pictures = job.concept.images.len() - config.held_out;
     let recipe = json!({
         "method": job.method_settings,
-        "training": job.settings,
+        "training": config::decisive(&job.settings),
         "seed": job.context.seed,
         "caption": job.template,
-        "pictures": job.concept.images.len(),
+        "pictures": pictures,
     });
     let mut metadata = BTreeMap::from(
         [
@@ -45,9 +48,9 @@ pub fn of(
             ("ss_base_model_version", if is_v { "sd_v1_v" } else { "sd_v1" }.into()),
             ("ss_sd_model_name", job.model.name.clone()),
             ("ss_resolution", format!("({width}, {height})")),
-            ("ss_num_train_images", job.concept.images.len().to_string()),
+            ("ss_num_train_images", pictures.to_string()),
             ("ss_seed", job.context.seed.to_string()),
-            ("ss_steps", config.steps.to_string()),
+            ("ss_steps", step.to_string()),
             ("modelspec.sai_model_spec", "1.0.1".into()),
             ("modelspec.architecture", "stable-diffusion-v1/lora".into()),
             ("modelspec.implementation", "diffusers".into()),
@@ -64,6 +67,9 @@ pub fn of(
     if let Some((basis, slot)) = basis {
         metadata.insert(BASIS.into(), basis.to_string());
         metadata.insert(SLOT.into(), slot.to_string());
+    }
+    if step < config.steps {
+        metadata.insert(STEP.into(), step.to_string());
     }
     if job.stamp {
         let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());

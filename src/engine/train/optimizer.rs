@@ -31,11 +31,16 @@ impl Moments {
     }
 }
 
-/// The factor that brings the joint norm of `gradients` down to `limit`, on the device: no value is read back.
-pub fn clip_factor(gradients: &[Tensor<2>], limit: f64) -> Option<Tensor<1>> {
-    let squares = gradients.iter().map(|g| g.clone().powi_scalar(2).sum()).reduce(|a, b| a + b)?;
+/// The joint norm of all `gradients`, on the device; `None` of none.
+pub fn joint_norm<'a>(gradients: impl IntoIterator<Item = &'a Tensor<2>>) -> Option<Tensor<1>> {
+    let squares = gradients.into_iter().map(|g| g.clone().powi_scalar(2).sum()).reduce(|a, b| a + b)?;
+    Some(squares.sqrt())
+}
+
+/// The factor that brings gradients of a joint norm down to `limit`, on the device: no value is read back.
+pub fn clip_factor(norm: Tensor<1>, limit: f64) -> Tensor<1> {
     // PyTorch's `clip_grad_norm_` adds the same constant.
-    Some(((squares.sqrt() + 1e-6).recip() * limit).clamp_max(1.0))
+    ((norm + 1e-6).recip() * limit).clamp_max(1.0)
 }
 
 #[cfg(test)]
@@ -47,7 +52,7 @@ mod tests {
     fn clipping_leaves_short_gradients_and_shortens_long_ones() {
         let device = crate::engine::device::cpu();
         let g = Tensor::<2>::from_data(TensorData::new(vec![3.0_f32, 4.0], [1, 2]), &device);
-        let factor = |limit: f64| clip_factor(std::slice::from_ref(&g), limit).unwrap().into_scalar::<f32>();
+        let factor = |limit: f64| clip_factor(joint_norm([&g]).unwrap(), limit).into_scalar::<f32>();
         assert!((factor(10.0) - 1.0).abs() < 1e-6);
         assert!((factor(1.0) - 0.2).abs() < 1e-6);
     }

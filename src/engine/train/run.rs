@@ -1,24 +1,25 @@
 //! The training loop: pictures in, adapter file out; saves, resumes, stops.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
-
-use crate::engine::adapter::{Adapter, Spot, Stored, target};
-use crate::engine::device::read;
+use crate::engine::adapter::{Adapter, Spot, target};
 use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
-use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer, Matrix};
-use crate::engine::io::metadata::RUN;
-use crate::engine::model::StableDiffusion;
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::metadata::{RUN, STEP};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::data::{self, Data};
 use crate::engine::train::job::Job;
-use crate::engine::train::step::{Group, Outcome, Rates, TrainedLayer, Trainee};
-use crate::engine::train::{checkpoint, metadata};
+use crate::engine::train::live::Live;
+use crate::engine::train::numbers::{Numbers, Unread};
+use crate::engine::train::steady::Steady;
+use crate::engine::train::step::{Group, Rates, Trainee};
+use crate::engine::train::wishes::Wishes;
+use crate::engine::train::{checkpoint, keep};
 use crate::engine::{Error, Result};
 
 /// Stream of the first layer's random numbers; those below belong to sampling and to the batches.
@@ -48,7 +49,9 @@ impl Job<'_> {
         let fingerprint = self.fingerprint()?;
         if self.resume && self.out.is_file() {
             let file = LoraFile::open(&self.out)?;
-            if file.metadata.get(RUN) == Some(&fingerprint) {
+            // A step that was made the adapter does not end a run that can still go on.
+            let on_the_way = file.metadata.contains_key(STEP) && checkpoint::exists(&self.out);
+            if file.metadata.get(RUN) == Some(&fingerprint) && !on_the_way {
                 // Left where the run was killed between its last two acts.
                 checkpoint::remove(&self.out)?;
                 watch(Event::note("The run is already finished"))?;
@@ -65,10 +68,14 @@ impl Job<'_> {
             (None, true) => watch(Event::note("There is no saved state to resume from: starting afresh"))?,
             (None, false) => checkpoint::remove(&self.out)?,
         }
+        if restored.is_none() {
+            keep::remove(&self.out)?;
+        }
         let data = Data::prepare(self, &config, watch)?;
-        let losses = self.train(&config, &data, &mut trainee, restored.unwrap_or_default(), &fingerprint, watch)?;
+        let losses =
+            Run::new(self, &config, &data, &fingerprint)?.train(&mut trainee, restored.unwrap_or_default(), watch)?;
 
-        let file = self.file(&config, &trainee, &fingerprint)?;
+        let file = self.file(&config, &trainee, &fingerprint, config.steps)?;
         if file.modules().is_empty() {
             watch(Event::warning("No layer has learnt anything that the method keeps: the file holds the word alone"))?;
         }
@@ -78,63 +85,6 @@ impl Job<'_> {
         // What was written, with the hashes that saving adds.
         let parameters = trainee.parameters.iter().map(|p| p.value.shape().num_elements()).sum();
         Ok(Trained { file: LoraFile::open(&self.out)?, losses, parameters })
-    }
-
-    fn train(
-        &self,
-        config: &Config,
-        data: &Data,
-        trainee: &mut Trainee,
-        mut losses: Vec<f32>,
-        fingerprint: &str,
-        watch: &mut Watch<'_>,
-    ) -> Result<Vec<f32>> {
-        let schedule = Schedule::new(&self.model.schedule)?;
-        let random = Philox::new(self.context.seed);
-        let on_cpu = self.model.device == crate::engine::device::cpu();
-        let readback = if on_cpu { 1 } else { GPU_READBACK };
-        let mut last_save = Instant::now();
-        let mut unread: Vec<Outcome> = Vec::new();
-        watch(Event::Stage { name: "training".into(), total: config.steps })?;
-        for step in losses.len()..config.steps {
-            if let Some(awake) = trainee.adapter.awake(step, trainee.layers.len(), &random) {
-                trainee.wake(&awake);
-            }
-            let batch = data.batch(self, config, &schedule, trainee, step);
-            let mut outcome = trainee.gradients(self.model, &schedule, &batch);
-            let gradients = std::mem::take(&mut outcome.gradients);
-            unread.push(outcome);
-
-            let done = step + 1;
-            let due = config.save_every > 0 && done % config.save_every == 0
-                || last_save.elapsed() > Duration::from_secs_f64(config.save_minutes * 60.0);
-            let mut go_on = Ok(());
-            // Before the update, which would spread a NaN to every layer and hide where it came from.
-            if due || done == config.steps || unread.len() >= readback {
-                for outcome in unread.drain(..) {
-                    let event = report(&outcome, &mut losses, trainee, config)?;
-                    go_on = go_on.and(watch(event));
-                }
-            }
-            let rate = config.rate(step);
-            let rates = Rates {
-                adapter: config.lr * rate,
-                token: config.token_lr * rate,
-                decay: config.decay,
-                clip: config.clip,
-            };
-            trainee.update(gradients, rates);
-            if done < config.steps && (due || go_on.is_err()) {
-                checkpoint::save(&self.out, trainee, &losses, fingerprint)?;
-                last_save = Instant::now();
-            }
-            go_on?;
-        }
-        // The last losses were finite, but the update after them may not have been.
-        match trainee.largest()? {
-            (name, largest) if !largest.is_finite() => Err(unstable(losses.len(), name)),
-            _ => Ok(losses),
-        }
     }
 
     /// Every layer's tensors and the token before the first step.
@@ -157,73 +107,150 @@ impl Job<'_> {
         trainee.token = Some(trainee.add(self.trigger.token.clone(), data::start(self, config)?, Group::Token));
         Ok(trainee)
     }
-
-    fn file(&self, config: &Config, trainee: &Trainee, fingerprint: &str) -> Result<LoraFile> {
-        let mut file = LoraFile { path: self.out.clone(), dtype: Some(config.dtype), ..LoraFile::default() };
-        let values = trainee.values();
-        for trained in &trainee.layers {
-            store(&mut file, trainee, trained, &values, self.model)?;
-        }
-        if let Some(index) = trainee.token {
-            let parameter = &trainee.parameters[index];
-            let width = parameter.value.dims()[1];
-            let values = read(parameter.value.clone())?;
-            file.tokens.insert(parameter.name.clone(), values.chunks(width).map(<[f32]>::to_vec).collect());
-        }
-        file.metadata = metadata::of(self, &file, config, trainee.adapter.basis(), fingerprint);
-        Ok(file)
-    }
 }
 
-/// What a layer learnt, in the form its method leaves.
-fn store(
-    file: &mut LoraFile,
-    trainee: &Trainee,
-    trained: &TrainedLayer,
-    values: &[Tensor<2>],
-    model: &StableDiffusion,
-) -> Result<()> {
-    let layer = model.layer(trained.id);
-    let tensors = Trainee::tensors(trained, values);
-    match trainee.adapter.store(&tensors, model.weight(trained.id))? {
-        Stored::Lora { down, up, rank, alpha, bias } => {
-            let (down_shape, up_shape) = (layer.down_shape(rank), layer.up_shape(rank));
-            file.layers.insert(layer.module(), LoraLayer { down, up, rank, alpha, down_shape, up_shape });
-            if bias.is_some() {
-                file.differences.insert(layer.module(), Difference { bias, ..Difference::default() });
+/// A job under way.
+struct Run<'a> {
+    job: &'a Job<'a>,
+    config: &'a Config,
+    data: &'a Data,
+    fingerprint: &'a str,
+    schedule: Schedule,
+    steady: Option<Steady>,
+}
+
+/// What a step does besides training.
+struct Due {
+    save: bool,
+    keep: bool,
+    steady: bool,
+    look: bool,
+}
+
+impl<'a> Run<'a> {
+    fn new(job: &'a Job<'a>, config: &'a Config, data: &'a Data, fingerprint: &'a str) -> Result<Self> {
+        let schedule = Schedule::new(&job.model.schedule)?;
+        let steady = (config.validate_every > 0).then(|| Steady::new(data, &schedule, config.batch));
+        Ok(Self { job, config, data, fingerprint, schedule, steady })
+    }
+
+    fn train(&self, trainee: &mut Trainee, mut losses: Vec<f32>, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+        let Self { job, config, .. } = *self;
+        let random = Philox::new(job.context.seed);
+        let on_cpu = job.model.device == crate::engine::device::cpu();
+        let readback = if on_cpu { 1 } else { GPU_READBACK };
+        watch(Event::Stage { name: "training".into(), total: config.steps })?;
+        let begun = Instant::now();
+        // A watch may take its time, or pause the run by blocking: none of that is training.
+        let told = Cell::new(Duration::ZERO);
+        let mut tell = |event: Event| {
+            let start = Instant::now();
+            let answer = watch(event);
+            told.set(told.get() + start.elapsed());
+            answer
+        };
+        let (mut last_save, mut live) = (begun, Live::new(config.spectrum_every));
+        let mut unread: Vec<Unread> = Vec::new();
+        for step in losses.len()..config.steps {
+            if let Some(awake) = trainee.adapter.awake(step, trainee.layers.len(), &random) {
+                trainee.wake(&awake);
             }
+            let batch = self.data.batch(job, config, &self.schedule, trainee, step);
+            let (numbers, gradients) = Unread::of(trainee.gradients(job.model, &self.schedule, &batch));
+            unread.push(numbers);
+
+            let done = step + 1;
+            let look = live.due(done, config.steps, begun.elapsed().saturating_sub(told.get()));
+            let due = self.due(done, last_save, look);
+            let mut go_on = Ok(());
+            // Before the update, which would spread a NaN to every layer and hide where it came from.
+            if due.any() || done == config.steps || unread.len() >= readback {
+                for numbers in Numbers::read(std::mem::take(&mut unread))? {
+                    let event = report(numbers, &mut losses, trainee, config)?;
+                    go_on = go_on.and(tell(event));
+                }
+            }
+            let rate = config.rate(step);
+            let rates = Rates {
+                adapter: config.lr * rate,
+                token: config.token_lr * rate,
+                decay: config.decay,
+                clip: config.clip,
+            };
+            trainee.update(gradients, rates);
+            if due.keep {
+                let path = self.keep(done, trainee)?;
+                go_on = go_on.and(tell(Event::Kept { step: done, path }));
+            }
+            if let Some(steady) = self.steady.as_ref().filter(|_| due.steady && go_on.is_ok()) {
+                go_on = tell(Event::Steady { step: done, loss: steady.loss(job.model, trainee)? });
+            }
+            if due.look
+                && go_on.is_ok()
+                && let Some(spectrum) = live.look(done, trainee, job.model)?
+            {
+                go_on = tell(Event::Spectrum(spectrum));
+            }
+            if done < config.steps && (due.save || go_on.is_err()) {
+                checkpoint::save(&job.out, trainee, &losses, self.fingerprint)?;
+                last_save = Instant::now();
+            }
+            go_on?;
         }
-        Stored::Difference(weight) => {
-            let shape = layer.down_shape(layer.out);
-            file.differences.insert(layer.module(), Difference { weight, shape, bias: None });
-        }
-        Stored::Own => {
-            let parts = trained
-                .names
-                .iter()
-                .zip(&tensors)
-                .map(|(&name, tensor)| {
-                    Ok((name.to_owned(), Matrix { values: read(tensor.clone())?, shape: tensor.dims() }))
-                })
-                .collect::<Result<BTreeMap<_, _>>>()?;
-            file.own.insert(layer.module(), parts);
-        }
-        Stored::Nothing => {}
+        tracing::debug!("looks at spectra took {:?} of {:?}", live.spent, begun.elapsed().saturating_sub(told.get()));
+        // The last losses were finite, but the update after them may not have been.
+        stable(losses.len(), trainee)?;
+        Ok(losses)
     }
-    Ok(())
+
+    /// What is to be done after step `done`, by plan or by wish.
+    fn due(&self, done: usize, last_save: Instant, look: bool) -> Due {
+        let config = self.config;
+        let wished = self.job.wishes.as_deref().map(Wishes::take).unwrap_or_default();
+        let every = |n: usize| n > 0 && done.is_multiple_of(n);
+        let long_ago = last_save.elapsed() > Duration::from_secs_f64(config.save_minutes * 60.0);
+        Due {
+            save: wished.save || every(config.save_every) || long_ago,
+            keep: wished.keep || every(config.keep_every),
+            steady: every(config.validate_every),
+            look,
+        }
+    }
+
+    /// Writes the adapter as it is now into a file of its own.
+    fn keep(&self, step: usize, trainee: &Trainee) -> Result<PathBuf> {
+        stable(step, trainee)?;
+        let path = keep::file(&self.job.out, step);
+        self.job.file(self.config, trainee, self.fingerprint, step)?.save(&path)?;
+        Ok(path)
+    }
 }
 
-/// Reads a step's losses back and keeps them.
-fn report(outcome: &Outcome, losses: &mut Vec<f32>, trainee: &Trainee, config: &Config) -> Result<Event> {
-    let first = |tensor: &Tensor<1>| read(tensor.clone()).map(|values| values.first().copied().unwrap_or(f32::NAN));
-    let also = |tensor: &Option<Tensor<1>>| tensor.as_ref().map(first).transpose();
-    let (loss, prior, charged) = (first(&outcome.loss)?, also(&outcome.prior)?, also(&outcome.charged)?);
+impl Due {
+    /// Whether the device has to be waited for anyway.
+    fn any(&self) -> bool {
+        self.save || self.keep || self.steady || self.look
+    }
+}
+
+/// Keeps a step's loss and tells of it.
+fn report(numbers: Numbers, losses: &mut Vec<f32>, trainee: &Trainee, config: &Config) -> Result<Event> {
     let step = losses.len() + 1;
-    if !loss.is_finite() || prior.iter().chain(&charged).any(|loss| !loss.is_finite()) {
+    if !numbers.finite() {
         return Err(unstable(step, trainee.largest()?.0));
     }
+    let Numbers { loss, prior, charged, gradient } = numbers;
     losses.push(loss);
-    Ok(Event::Step { step, total: config.steps, loss, prior, charged, rate: config.lr * config.rate(step - 1) })
+    let rate = config.lr * config.rate(step - 1);
+    Ok(Event::Step { step, total: config.steps, loss, prior, charged, gradient, rate })
+}
+
+/// Whether the adapter after a step is made of numbers.
+fn stable(step: usize, trainee: &Trainee) -> Result<()> {
+    match trainee.largest()? {
+        (name, largest) if !largest.is_finite() => Err(unstable(step, name)),
+        _ => Ok(()),
+    }
 }
 
 fn unstable(step: usize, name: &str) -> Error {

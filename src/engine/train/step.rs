@@ -1,12 +1,13 @@
 //! One training step: no threads, no files, no clocks.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::engine::Result;
 use crate::engine::adapter::mount::live;
-use crate::engine::adapter::{Adapter, Start};
+use crate::engine::adapter::{Adapter, Settling, Start};
 use crate::engine::device::read;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::model::tokenizer::Encoded;
@@ -108,7 +109,31 @@ pub struct Outcome {
     pub prior: Option<Tensor<1>>,
     /// What the method adds to the loss.
     pub charged: Option<Tensor<1>>,
-    pub gradients: Vec<Option<Tensor<2>>>,
+    pub gradients: Gradients,
+}
+
+/// One for each parameter that is awake, read as a list.
+pub struct Gradients {
+    each: Vec<Option<Tensor<2>>>,
+    /// Their joint norm.
+    pub norm: Option<Tensor<1>>,
+}
+
+impl Deref for Gradients {
+    type Target = [Option<Tensor<2>>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.each
+    }
+}
+
+impl IntoIterator for Gradients {
+    type Item = Option<Tensor<2>>;
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.each.into_iter()
+    }
 }
 
 impl Trainee {
@@ -164,7 +189,15 @@ impl Trainee {
 
     /// The adapter in place, with `values` (tracked or not) for the parameters.
     pub fn mounts(&self, values: &[Tensor<2>]) -> Mounts {
-        let mut mounts = Mounts::none().charging();
+        self.placed(Mounts::none().charging(), values)
+    }
+
+    /// The adapter in place as it stands: to look at, not to learn from.
+    pub fn at_rest(&self) -> Mounts {
+        self.placed(Mounts::none(), &self.values())
+    }
+
+    fn placed(&self, mut mounts: Mounts, values: &[Tensor<2>]) -> Mounts {
         for layer in &self.layers {
             mounts.add_live(layer.id, live(Arc::clone(&self.adapter), Self::tensors(layer, values), 1.0));
         }
@@ -176,6 +209,19 @@ impl Trainee {
         self.parameters.iter().map(|p| p.value.clone()).collect()
     }
 
+    /// What the text encoder makes of the prompts, `[b, n, width]`, with `values` for the parameters.
+    pub fn context(&self, model: &StableDiffusion, text: &Text, values: &[Tensor<2>], mounts: &Mounts) -> Tensor<3> {
+        match text {
+            Text::Context(context) => context.clone(),
+            Text::Prompts(prompts, of_image) => {
+                let tokens: Vec<Tensor<2>> = self.token.iter().map(|&index| values[index].clone()).collect();
+                let encoded = model.condition(prompts, &tokens, mounts);
+                let index: Vec<i32> = of_image.iter().map(|&i| i32::try_from(i).unwrap_or(0)).collect();
+                encoded.select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device))
+            }
+        }
+    }
+
     /// Loss and gradients of a batch.
     pub fn gradients(&self, model: &StableDiffusion, schedule: &Schedule, batch: &Batch) -> Outcome {
         let leaf = |p: &Parameter| match p.awake {
@@ -184,15 +230,7 @@ impl Trainee {
         };
         let leaves: Vec<Tensor<2>> = self.parameters.iter().map(leaf).collect();
         let mounts = self.mounts(&leaves);
-        let context = match &batch.text {
-            Text::Context(context) => context.clone(),
-            Text::Prompts(prompts, of_image) => {
-                let tokens: Vec<Tensor<2>> = self.token.iter().map(|&index| leaves[index].clone()).collect();
-                let encoded = model.condition(prompts, &tokens, &mounts);
-                let index: Vec<i32> = of_image.iter().map(|&i| i32::try_from(i).unwrap_or(0)).collect();
-                encoded.select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device))
-            }
-        };
+        let context = self.context(model, &batch.text, &leaves, &mounts);
         let b = batch.timesteps.len();
         let noisy = loss::noised(&batch.latents, &batch.noise, &batch.timesteps, schedule);
         let times: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
@@ -221,27 +259,28 @@ impl Trainee {
         let weighted = prior.iter().map(|(strayed, weight)| strayed.clone() * *weight);
         let total = weighted.chain(charged.clone()).fold(concept.clone(), |total, more| total + more);
         let gradients = total.backward();
+        let each: Vec<Option<Tensor<2>>> = leaves
+            .iter()
+            .zip(&self.parameters)
+            .map(|(leaf, p)| if p.awake { leaf.grad(&gradients) } else { None })
+            .collect();
+        let norm = optimizer::joint_norm(each.iter().flatten());
         Outcome {
             loss: concept.inner(),
             prior: prior.map(|(strayed, _)| strayed.inner()),
             charged: charged.map(Tensor::inner),
-            gradients: leaves
-                .iter()
-                .zip(&self.parameters)
-                .map(|(leaf, p)| if p.awake { leaf.grad(&gradients) } else { None })
-                .collect(),
+            gradients: Gradients { each, norm },
         }
     }
 
     /// Moves every parameter that has a gradient, then lets the method correct its layers.
-    pub fn update(&mut self, gradients: Vec<Option<Tensor<2>>>, rates: Rates) {
-        let before = self.values();
-        let mut moved = vec![false; before.len()];
-        let factor = match rates.clip > 0.0 {
-            true => optimizer::clip_factor(&gradients.iter().flatten().cloned().collect::<Vec<_>>(), rates.clip),
-            false => None,
-        };
-        for ((parameter, gradient), moved) in self.parameters.iter_mut().zip(gradients).zip(&mut moved) {
+    pub fn update(&mut self, gradients: Gradients, rates: Rates) {
+        let adapter = Arc::clone(&self.adapter);
+        let settling = adapter.settling().map(|settling| (settling, self.values()));
+        let mut moved = vec![false; self.parameters.len()];
+        let norm = gradients.norm.filter(|_| rates.clip > 0.0);
+        let factor = norm.map(|norm| optimizer::clip_factor(norm, rates.clip));
+        for ((parameter, gradient), moved) in self.parameters.iter_mut().zip(gradients.each).zip(&mut moved) {
             let Some(gradient) = gradient else { continue };
             *moved = true;
             let gradient = match &factor {
@@ -256,13 +295,20 @@ impl Trainee {
             let moments = parameter.moments.get_or_insert_with(|| Moments::new(&parameter.value));
             parameter.value = moments.step(parameter.value.clone(), gradient, rate, decay);
         }
+        if let Some((settling, before)) = settling {
+            self.settle(settling, &before, &moved);
+        }
+    }
+
+    /// The method's correction of every layer that has moved.
+    fn settle(&mut self, settling: &dyn Settling, before: &[Tensor<2>], moved: &[bool]) {
         let after = self.values();
         for layer in &self.layers {
             let trained = |part: &Part| matches!(part, Part::Trained(index) if moved[*index]);
             if !layer.tensors.iter().any(trained) {
                 continue;
             }
-            let settled = self.adapter.settle(&Self::tensors(layer, &before), Self::tensors(layer, &after));
+            let settled = settling.settle(&Self::tensors(layer, before), Self::tensors(layer, &after));
             for (part, value) in layer.tensors.iter().zip(settled) {
                 if let Part::Trained(index) = part {
                     self.parameters[*index].value = value;

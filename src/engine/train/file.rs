@@ -1,0 +1,72 @@
+//! What a run leaves: its trained tensors as an adapter file.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+
+use crate::engine::Result;
+use crate::engine::adapter::Stored;
+use crate::engine::device::read;
+use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer, Matrix};
+use crate::engine::model::StableDiffusion;
+use crate::engine::train::config::Config;
+use crate::engine::train::job::Job;
+use crate::engine::train::metadata;
+use crate::engine::train::step::{TrainedLayer, Trainee};
+
+impl Job<'_> {
+    /// The file of what was learnt by `step`.
+    pub fn file(&self, config: &Config, trainee: &Trainee, fingerprint: &str, step: usize) -> Result<LoraFile> {
+        let mut file = LoraFile { path: self.out.clone(), dtype: Some(config.dtype), ..LoraFile::default() };
+        let values = trainee.values();
+        for trained in &trainee.layers {
+            store(&mut file, trainee, trained, &values, self.model)?;
+        }
+        if let Some(index) = trainee.token {
+            let parameter = &trainee.parameters[index];
+            let width = parameter.value.dims()[1];
+            let values = read(parameter.value.clone())?;
+            file.tokens.insert(parameter.name.clone(), values.chunks(width).map(<[f32]>::to_vec).collect());
+        }
+        file.metadata = metadata::of(self, &file, config, trainee.adapter.basis(), fingerprint, step);
+        Ok(file)
+    }
+}
+
+/// What a layer learnt, in the form its method leaves.
+fn store(
+    file: &mut LoraFile,
+    trainee: &Trainee,
+    trained: &TrainedLayer,
+    values: &[Tensor<2>],
+    model: &StableDiffusion,
+) -> Result<()> {
+    let layer = model.layer(trained.id);
+    let tensors = Trainee::tensors(trained, values);
+    match trainee.adapter.store(&tensors, model.weight(trained.id))? {
+        Stored::Lora { down, up, rank, alpha, bias } => {
+            let (down_shape, up_shape) = (layer.down_shape(rank), layer.up_shape(rank));
+            file.layers.insert(layer.module(), LoraLayer { down, up, rank, alpha, down_shape, up_shape });
+            if bias.is_some() {
+                file.differences.insert(layer.module(), Difference { bias, ..Difference::default() });
+            }
+        }
+        Stored::Difference(weight) => {
+            let shape = layer.down_shape(layer.out);
+            file.differences.insert(layer.module(), Difference { weight, shape, bias: None });
+        }
+        Stored::Own => {
+            let parts = trained
+                .names
+                .iter()
+                .zip(&tensors)
+                .map(|(&name, tensor)| {
+                    Ok((name.to_owned(), Matrix { values: read(tensor.clone())?, shape: tensor.dims() }))
+                })
+                .collect::<Result<BTreeMap<_, _>>>()?;
+            file.own.insert(layer.module(), parts);
+        }
+        Stored::Nothing => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Steps kept on the way: whole adapter files in `OUT.steps/`, any of which can become the adapter.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::engine::io::atomic;
+use crate::engine::{Error, Result};
+
+/// The folder that holds the kept steps of the run that writes `out`.
+pub fn folder(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".steps");
+    name.into()
+}
+
+/// The file of one step: `OUT.steps/000080.safetensors`.
+pub fn file(out: &Path, step: usize) -> PathBuf {
+    folder(out).join(format!("{step:06}.safetensors"))
+}
+
+/// The steps that are kept, earliest first.
+pub fn kept(out: &Path) -> Vec<(usize, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(folder(out)) else { return Vec::new() };
+    let step = |path: &Path| path.file_stem()?.to_str()?.parse().ok();
+    let mut kept: Vec<(usize, PathBuf)> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter_map(|path| Some((step(&path)?, path)))
+        .filter(|(step, path)| *path == file(out, *step) && path.is_file())
+        .collect();
+    kept.sort();
+    kept
+}
+
+/// Makes a kept step the adapter: `out` is replaced by the whole file at once. The step stays kept.
+pub fn keep(out: &Path, step: usize) -> Result<()> {
+    let from = file(out, step);
+    let bytes = std::fs::read(&from).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            let steps: Vec<String> = kept(out).iter().map(|(step, _)| step.to_string()).collect();
+            let advice = match steps.is_empty() {
+                true => "Train with --set keep_every=N".to_owned(),
+                false => format!("Choose one of {}", steps.join(", ")),
+            };
+            Error::new(format!("Step {step} was not kept"), advice).at(&from)
+        }
+        _ => Error::io("read the kept step", &from, &e),
+    })?;
+    atomic::write(out, |file| file.write_all(&bytes))
+}
+
+/// Forgets all kept steps; what is not there is fine.
+pub fn remove(out: &Path) -> Result<()> {
+    for (_, path) in kept(out) {
+        std::fs::remove_file(&path).map_err(|e| Error::io("remove an old kept step", &path, &e))?;
+    }
+    // Whatever else somebody has put there stays, and the folder with it.
+    let _ = std::fs::remove_dir(folder(out));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_listed_chosen_and_forgotten() {
+        let folder_of = tempfile::tempdir().unwrap();
+        let out = folder_of.path().join("a.safetensors");
+        assert!(kept(&out).is_empty() && remove(&out).is_ok());
+        assert!(keep(&out, 5).unwrap_err().advice.contains("keep_every"));
+        std::fs::create_dir(folder(&out)).unwrap();
+        for step in [1_000_000, 80, 5] {
+            std::fs::write(file(&out, step), step.to_string()).unwrap();
+        }
+        let other = folder(&out).join("7.safetensors");
+        std::fs::write(&other, "not ours").unwrap();
+        assert_eq!(kept(&out).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [5, 80, 1_000_000]);
+        assert!(file(&out, 80).ends_with("a.safetensors.steps/000080.safetensors"));
+        keep(&out, 80).unwrap();
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "80");
+        assert!(keep(&out, 7).unwrap_err().advice.contains("5, 80, 1000000"));
+        remove(&out).unwrap();
+        assert!(kept(&out).is_empty() && other.is_file() && out.is_file());
+    }
+}
