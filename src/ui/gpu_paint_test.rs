@@ -62,11 +62,7 @@ fn painted(device: &wgpu::Device, queue: &wgpu::Queue, format: wgpu::TextureForm
     pipeline.paint(&mut pass);
     drop(pass);
     let layout = wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(4 * WIDTH), rows_per_image: None };
-    encoder.copy_texture_to_buffer(
-        target.as_image_copy(),
-        wgpu::TexelCopyBufferInfo { buffer: &read, layout },
-        size,
-    );
+    encoder.copy_texture_to_buffer(target.as_image_copy(), wgpu::TexelCopyBufferInfo { buffer: &read, layout }, size);
     queue.submit([encoder.finish()]);
     read.map_async(wgpu::MapMode::Read, .., |mapped| mapped.unwrap());
     device.poll(wgpu::PollType::wait_indefinitely()).unwrap();

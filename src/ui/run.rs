@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::Error;
-use crate::engine::event::Event;
+use crate::engine::event::{Event, Spectrum};
 use crate::ui::snapshots::Snapshots;
 use crate::ui::work::painter::Picture;
 use crate::ui::work::training::Control;
@@ -103,6 +103,9 @@ impl Run {
                     let seconds = (now - last).as_secs_f64();
                     self.step_seconds = Some(self.step_seconds.map_or(seconds, |s| s + PACE * (seconds - s)));
                 }
+            }
+            Event::Spectrum(Spectrum { step, layers }) => {
+                self.spectra.hear(*step, layers.iter().map(|layer| (layer.layer.as_str(), layer.values.as_slice())));
             }
             _ => {}
         }

@@ -102,8 +102,11 @@ impl Layer {
         );
         let (part, name) = part(rest);
         // The first of several, or the only one, is not worth a word.
-        let transformer_name =
-            if (2..LAST).contains(&transformer) { format!(" · transformer {}", transformer - 1) } else { String::new() };
+        let transformer_name = if (2..LAST).contains(&transformer) {
+            format!(" · transformer {}", transformer - 1)
+        } else {
+            String::new()
+        };
         let words = format!("{group}{unit_name}{transformer_name} · {name}");
         Self { module: module.into(), group, short, words, place: [stage, block, j, unit, transformer, part] }
     }

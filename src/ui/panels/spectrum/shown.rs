@@ -77,12 +77,7 @@ fn groups(columns: &[Column]) -> Vec<Group> {
     for (i, Column { layer, .. }) in columns.iter().enumerate() {
         match groups.last_mut().filter(|group| group.name == layer.group) {
             Some(group) => group.end = i + 1,
-            None => groups.push(Group {
-                name: layer.group.clone(),
-                short: layer.short.clone(),
-                start: i,
-                end: i + 1,
-            }),
+            None => groups.push(Group { name: layer.group.clone(), short: layer.short.clone(), start: i, end: i + 1 }),
         }
     }
     groups

@@ -1,5 +1,6 @@
 //! The heat strip: a column for each layer, a row for each index, with its axis and the scale of its colours.
 
+use egui::emath::GuiRounding as _;
 use egui::{
     Align2, Color32, EventFilter, FontId, Key, Mesh, Painter, Pos2, Rect, Response, Sense, Shape, Stroke, StrokeKind,
     TextStyle, Ui, WidgetInfo, pos2, vec2,
