@@ -15,7 +15,7 @@ use crate::ui::preferences::Preferences;
 use crate::ui::studio::Studio;
 use crate::ui::work::painter::Painter;
 use crate::ui::work::{Post, Report};
-use crate::ui::{act, chrome, first_start, theme};
+use crate::ui::{act, chrome, first_start, gpu_paint, theme};
 
 /// Time after a change until the project is saved by itself.
 const AUTOSAVE: Duration = Duration::from_secs(2);
@@ -54,6 +54,9 @@ pub struct App {
 impl App {
     pub fn new(cc: &CreationContext<'_>, start: Start) -> Self {
         theme::install(&cc.egui_ctx);
+        if let Some(state) = &cc.wgpu_render_state {
+            gpu_paint::install(&cc.egui_ctx, state);
+        }
         let Start { project, device, preferences, queue, began } = start;
         let looks = preferences.as_deref().map(Preferences::open).unwrap_or_default();
         let (post, reports) = Post::new(&cc.egui_ctx);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::Error;
-use crate::engine::event::Event;
+use crate::engine::event::{Event, Spectrum};
+use crate::ui::snapshots::Snapshots;
 use crate::ui::work::painter::Picture;
 use crate::ui::work::training::Control;
 
@@ -28,6 +29,7 @@ pub struct Run {
     /// The loss on pictures and noise that stay the same, by step.
     pub steady: Vec<(usize, f32)>,
     pub strip: Vec<Sample>,
+    pub spectra: Snapshots,
     /// The stage before the steps: what, how many done, of how many.
     pub stage: Option<(String, usize, usize)>,
     /// Seconds, smoothed, without pauses.
@@ -76,6 +78,7 @@ impl Run {
             steps: Vec::new(),
             steady: Vec::new(),
             strip: Vec::new(),
+            spectra: Snapshots::default(),
             stage: None,
             step_seconds: None,
             last: None,
@@ -107,6 +110,9 @@ impl Run {
                 }
             }
             Event::Steady { step, loss } => self.steady.push((*step, *loss)),
+            Event::Spectrum(Spectrum { step, layers }) => {
+                self.spectra.hear(*step, layers.iter().map(|layer| (layer.layer.as_str(), layer.values.as_slice())));
+            }
             _ => {}
         }
     }
