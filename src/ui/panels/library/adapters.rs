@@ -12,6 +12,8 @@ use crate::ui::theme::palette;
 
 /// The little spectrum.
 const BARS: egui::Vec2 = vec2(46.0, 26.0);
+/// Narrower cards put it under the words.
+const NARROW: f32 = 160.0;
 
 impl Library {
     pub(super) fn adapters(&mut self, ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
@@ -48,9 +50,10 @@ impl Library {
             let open = self.adapter.as_deref() == Some(&card.entry.file);
             let summary = self.summaries.get(card);
             let name = format!("Adapter {}", card.entry.name);
-            let help = if open { "Close this card" } else { "See what it is, rename it, look at its spectrum" };
+            let what = if open { "close this card" } else { "see what it is, rename it, look at its spectrum" };
+            let help = format!("{}: {what}", card.entry.name);
             let id = Id::new(("adapter", &card.entry.file));
-            let clicked = Card { id, name: &name, help, open }.show(
+            let clicked = Card { id, name: &name, help: &help, open }.show(
                 ui,
                 |ui| head(ui, studio, card, summary),
                 |ui| adapter::show(ui, card, summary, out),
@@ -63,20 +66,26 @@ impl Library {
 }
 
 fn head(ui: &mut Ui, studio: &Studio, card: &AdapterCard, summary: Option<&Summary>) {
-    ui.horizontal_top(|ui| {
-        let bars = summary.is_some_and(|summary| !summary.bars.is_empty());
-        let room = ui.available_width() - if bars { BARS.x + 8.0 } else { 0.0 };
-        ui.allocate_ui(vec2(room, 0.0), |ui| {
+    let bars = summary.map_or(&[][..], |summary| &summary.bars);
+    let beside = |ui: &mut Ui| {
+        let (rect, _) = ui.allocate_exact_size(BARS, Sense::hover());
+        spectrum(ui, rect, bars);
+    };
+    if bars.is_empty() {
+        words(ui, studio, card, summary);
+    } else if ui.available_width() < NARROW {
+        words(ui, studio, card, summary);
+        beside(ui);
+    } else {
+        ui.horizontal_top(|ui| {
+            let room = ui.available_width() - BARS.x - ui.spacing().item_spacing.x;
             ui.vertical(|ui| {
                 ui.set_width(room);
                 words(ui, studio, card, summary);
             });
+            beside(ui);
         });
-        if let Some(summary) = summary.filter(|_| bars) {
-            let (rect, _) = ui.allocate_exact_size(BARS, Sense::hover());
-            spectrum(ui, rect, &summary.bars);
-        }
-    });
+    }
 }
 
 fn words(ui: &mut Ui, studio: &Studio, card: &AdapterCard, summary: Option<&Summary>) {

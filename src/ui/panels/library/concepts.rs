@@ -41,9 +41,10 @@ impl Library {
         for card in &studio.concepts {
             let open = self.concept.as_deref() == Some(&card.entry.folder);
             let name = format!("Concept {}", card.entry.name);
-            let help = if open { "Close this card" } else { "See its pictures, captions and words" };
+            let what = if open { "close this card" } else { "see its pictures, captions and words" };
+            let help = format!("{}: {what}", card.entry.name);
             let id = Id::new(("concept", &card.entry.folder));
-            let clicked = Card { id, name: &name, help, open }.show(
+            let clicked = Card { id, name: &name, help: &help, open }.show(
                 ui,
                 |ui| head(ui, card),
                 |ui| concept::show(ui, studio, card, (&mut self.picture, &mut self.preparation), out),
@@ -56,12 +57,13 @@ impl Library {
 }
 
 fn head(ui: &mut Ui, card: &ConceptCard) {
+    let side = SIDE.min((ui.available_width() - 4.0 * SHOWN as f32) / SHOWN as f32);
     let pictures = |ui: &mut Ui| {
         if let Some(content) = card.content.ready() {
             for thumbnail in content.thumbnails.iter().take(SHOWN) {
                 // Of one size, whatever their shape, so that names stand in line.
-                let (rect, _) = ui.allocate_exact_size(vec2(SIDE, SIDE), egui::Sense::hover());
-                let inner = thumbnail.size_vec2() * (SIDE / thumbnail.size_vec2().max_elem());
+                let (rect, _) = ui.allocate_exact_size(vec2(side, side), egui::Sense::hover());
+                let inner = thumbnail.size_vec2() * (side / thumbnail.size_vec2().max_elem());
                 Image::from_texture(thumbnail)
                     .corner_radius(3)
                     .paint_at(ui, egui::Rect::from_center_size(rect.center(), inner));
