@@ -139,9 +139,7 @@ impl App {
                 self.heard_of_training(event);
             }
             Report::Kept(Ok((step, file))) => self.sample_step(step, file),
-            Report::Kept(Err(error)) => self.studio.log.error(&error),
             Report::Queue(Ok(entries)) => self.studio.queue.entries = entries,
-            Report::Queue(Err(error)) => self.studio.log.error(&error),
             Report::TrainingEnded(result) => self.training_ended(result),
             Report::Painted(painted) => self.painted(painted),
             Report::Do(command) => {
@@ -151,7 +149,9 @@ impl App {
             Report::NoDialog(question) => self.studio.asking = Some(question),
             Report::Merged(result) => self.merged(result),
             Report::Done(Ok(text)) => self.studio.log.note(text),
-            Report::Done(Err(error)) => self.studio.log.error(&error),
+            Report::Kept(Err(error)) | Report::Queue(Err(error)) | Report::Done(Err(error)) => {
+                self.studio.log.error(&error);
+            }
             Report::Said(event) => self.said(&event),
         }
     }
@@ -177,11 +177,12 @@ impl App {
     /// Onto the shelf; one that is there already is opened anew.
     pub(super) fn shelve(&mut self, entry: AdapterEntry) {
         let project = &mut self.studio.project;
-        match project.adapters.iter_mut().find(|known| known.file == entry.file) {
-            Some(known) => *known = entry.clone(),
-            None => project.adapters.push(entry.clone()),
+        let file = entry.file.clone();
+        match project.adapters.iter_mut().find(|known| known.file == file) {
+            Some(known) => *known = entry,
+            None => project.adapters.push(entry),
         }
-        let path = self.studio.placed(&entry.file);
+        let path = self.studio.placed(&file);
         self.studio.adapters.retain(|card| card.path != path);
         self.touch();
         self.open_cards();
@@ -360,9 +361,6 @@ impl App {
                 }
             }
             Command::KeepStep(step) => self.keep_step(step),
-            other => {
-                let _ = (other, ctx);
-            }
         }
     }
 

@@ -216,7 +216,7 @@ fn tiles() -> Tree<usize> {
     }
     let across = tiles.insert_new(Tile::Container(Container::Linear(across)));
     let mut down = Linear { children: vec![across, spectrum], dir: LinearDir::Vertical, ..Linear::default() };
-    down.shares.set_share(across, 3.2);
+    down.shares.set_share(across, 2.3);
     let root = tiles.insert_new(Tile::Container(Container::Linear(down)));
     Tree::new("rooms", root, tiles)
 }

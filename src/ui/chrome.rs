@@ -29,10 +29,18 @@ pub struct Chrome {
     shows_figures: bool,
     /// The path field of a question that no dialog could put.
     typed: String,
-    /// Closing was asked for while a training runs.
-    wants_to_close: bool,
+    closing: Closing,
+}
+
+/// Of a window whose training runs.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Closing {
+    #[default]
+    No,
+    /// It was asked for, and the question is put.
+    Asked,
     /// As soon as the training has saved what it learnt.
-    closes_after_training: bool,
+    AfterTraining,
 }
 
 /// Keys that work everywhere; undo and redo only where no text field has its own.
@@ -63,9 +71,9 @@ pub fn hold_closing(ctx: &egui::Context, chrome: &mut Chrome, studio: &Studio) {
     }
     if ctx.input(|input| input.viewport().close_requested()) && studio.is_training() {
         ctx.send_viewport_cmd(ViewportCommand::CancelClose);
-        chrome.wants_to_close = true;
+        chrome.closing = Closing::Asked;
     }
-    if chrome.closes_after_training && !studio.is_training() {
+    if chrome.closing == Closing::AfterTraining && !studio.is_training() {
         ctx.send_viewport_cmd(ViewportCommand::Close);
     }
 }
@@ -110,7 +118,7 @@ impl Chrome {
         if let Some(question) = studio.asking {
             self.ask(ui, question, out);
         }
-        if self.wants_to_close {
+        if self.closing != Closing::No {
             self.closing(ui, out);
         }
     }
@@ -142,16 +150,16 @@ impl Chrome {
     fn closing(&mut self, ui: &mut egui::Ui, out: &mut Vec<Command>) {
         egui::Panel::top("closing").show(ui, |ui| {
             ui.horizontal_wrapped(|ui| {
-                ui.label(match self.closes_after_training {
-                    true => "Saving what the training has learnt…",
-                    false => "A training is running: what it has learnt is saved, and it can go on next time",
+                ui.label(match self.closing {
+                    Closing::AfterTraining => "Saving what the training has learnt…",
+                    _ => "A training is running: what it has learnt is saved, and it can go on next time",
                 });
                 if ui.button("Save and close").clicked() {
-                    self.closes_after_training = true;
+                    self.closing = Closing::AfterTraining;
                     out.push(Command::Stop);
                 }
                 if ui.button("Stay").clicked() {
-                    (self.wants_to_close, self.closes_after_training) = (false, false);
+                    self.closing = Closing::No;
                 }
             });
         });
@@ -202,7 +210,7 @@ impl Chrome {
 fn saved(studio: &Studio) -> String {
     match (studio.changed, studio.saved) {
         (Some(_), _) => "saving…".into(),
-        (None, Some(at)) if at.elapsed() < Duration::from_secs(60) => "saved just now".into(),
+        (None, Some(at)) if at.elapsed() < Duration::from_mins(1) => "saved just now".into(),
         (None, Some(at)) => format!("saved {} min ago", at.elapsed().as_secs() / 60),
         (None, None) => "saved".into(),
     }

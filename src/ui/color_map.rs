@@ -5,6 +5,7 @@
 use egui::Color32;
 
 /// Coefficients of t⁰ to t⁶, each red, green, blue (Matt Zucker's fit, CC0).
+#[expect(clippy::excessive_precision, reason = "as published")]
 const INFERNO: [[f32; 3]; 7] = [
     [0.000_218_94, 0.001_651_00, -0.019_480_90],
     [0.106_513_42, 0.563_956_44, 3.932_712_39],

@@ -95,7 +95,7 @@ impl CallbackTrait for HeatStrip {
 
 /// The heat strip's, with the grid it painted last.
 struct Pipeline {
-    pipeline: wgpu::RenderPipeline,
+    render: wgpu::RenderPipeline,
     layout: wgpu::BindGroupLayout,
     uniform: wgpu::Buffer,
     /// Whether the target turns linear light into sRGB by itself.
@@ -173,7 +173,7 @@ impl Pipeline {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Self { pipeline, layout, uniform, linear: target.is_srgb(), bound: None }
+        Self { render: pipeline, layout, uniform, linear: target.is_srgb(), bound: None }
     }
 
     fn prepare(&mut self, device: &wgpu::Device, queue: &wgpu::Queue, strip: &HeatStrip) {
@@ -212,7 +212,7 @@ impl Pipeline {
 
     fn paint(&self, pass: &mut wgpu::RenderPass<'_>) {
         let Some((_, group)) = &self.bound else { return };
-        pass.set_pipeline(&self.pipeline);
+        pass.set_pipeline(&self.render);
         pass.set_bind_group(0, group, &[]);
         pass.draw(0..3, 0..1);
     }

@@ -43,7 +43,9 @@ impl App {
         match &self.studio.preview.against {
             Some(Against::Untouched) => {
                 let mut mix = self.studio.mix();
-                mix.iter_mut().for_each(|(_, strength)| *strength = Strength::uniform(0.0));
+                for (_, strength) in &mut mix {
+                    *strength = Strength::uniform(0.0);
+                }
                 orders.push(order(Tag::Other, mix));
             }
             Some(Against::Alone(file)) => {

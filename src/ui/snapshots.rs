@@ -119,7 +119,9 @@ mod tests {
     #[test]
     fn going_back_replaces_what_came_after() {
         let mut snapshots = Snapshots::default();
-        [10, 20, 30, 20].map(|step| hear(&mut snapshots, step));
+        for step in [10, 20, 30, 20] {
+            hear(&mut snapshots, step);
+        }
         assert_eq!(snapshots.all().iter().map(|s| s.step).collect::<Vec<_>>(), [10, 20]);
     }
 

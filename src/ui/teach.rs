@@ -25,6 +25,8 @@ use crate::ui::work::{Post, Report, painter, training};
 const SAMPLES: usize = 8;
 /// Steps of a sample's picture.
 const SAMPLE_STEPS: usize = 12;
+/// Earlier adapters of one name that are kept.
+const MOST_EARLIER: usize = 9999;
 /// A training that took longer is announced when it ends.
 const WORTH_A_NOTICE: f64 = 30.0;
 
@@ -309,7 +311,7 @@ fn keep_earlier(out: &Path) -> Result<()> {
     }
     let folder = out.with_file_name("earlier");
     let stem = out.file_stem().unwrap_or_default().to_string_lossy();
-    let free = (1..).map(|n| folder.join(format!("{stem}-{n}.safetensors"))).find(|path| !path.exists());
+    let free = (1..=MOST_EARLIER).map(|n| folder.join(format!("{stem}-{n}.safetensors"))).find(|path| !path.exists());
     let Some(free) = free else { return Ok(()) };
     std::fs::create_dir_all(&folder)
         .and_then(|()| std::fs::copy(out, &free))

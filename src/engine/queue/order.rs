@@ -169,6 +169,7 @@ mod tests {
             out: "robot.safetensors".into(),
             resume: false,
             stamp: false,
+            wishes: None,
         }
     }
 

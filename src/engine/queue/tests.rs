@@ -33,6 +33,7 @@ impl Desk {
             out: self.folder.path().join(name).with_extension("safetensors"),
             resume: false,
             stamp: false,
+            wishes: None,
         };
         Order::new("starter", &self.folder.path().join("pictures"), &training).unwrap()
     }

@@ -70,6 +70,7 @@ pub struct Post {
 
 impl Post {
     /// Unbounded: reports are small, and a bounded one would stop the training of a window that is not drawn.
+    #[expect(clippy::disallowed_methods, reason = "see above")]
     pub fn new(ctx: &Context) -> (Self, Receiver<Report>) {
         let (sender, receiver) = channel();
         (Self { sender, ctx: ctx.clone() }, receiver)

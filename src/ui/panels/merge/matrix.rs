@@ -38,8 +38,8 @@ fn table(ui: &mut Ui, names: &[String], meeting: &Meeting) {
         egui::Grid::new("overlap").spacing(vec2(3.0, 3.0)).show(ui, |ui| {
             for (i, name) in names.iter().enumerate() {
                 ui.allocate_ui(vec2(92.0, 20.0), |ui| ui.add(egui::Label::new(name).truncate()));
-                for j in 0..names.len() {
-                    cell(ui, (i != j).then(|| pair(i, j)).flatten(), &format!("{name} and {}", names[j]));
+                for (j, other) in names.iter().enumerate() {
+                    cell(ui, (i != j).then(|| pair(i, j)).flatten(), &format!("{name} and {other}"));
                 }
                 ui.end_row();
             }

@@ -100,14 +100,11 @@ fn cells(ui: &mut Ui, grid: &Grid) {
             for (label, row) in grid.labels[1].iter().zip(grid.cells.chunks(grid.labels[0].len())) {
                 ui.add(egui::Label::new(label).truncate());
                 for cell in row {
-                    match cell {
-                        Some(picture) => {
-                            ui.add(egui::Image::new(&picture.texture).fit_to_exact_size(vec2(CELL, CELL)));
-                        }
-                        None => {
-                            let (rect, _) = ui.allocate_exact_size(vec2(CELL, CELL), egui::Sense::hover());
-                            ui.painter().rect_filled(rect, 2.0, theme::palette(ui).card);
-                        }
+                    if let Some(picture) = cell {
+                        ui.add(egui::Image::new(&picture.texture).fit_to_exact_size(vec2(CELL, CELL)));
+                    } else {
+                        let (rect, _) = ui.allocate_exact_size(vec2(CELL, CELL), egui::Sense::hover());
+                        ui.painter().rect_filled(rect, 2.0, theme::palette(ui).card);
                     }
                 }
                 ui.end_row();

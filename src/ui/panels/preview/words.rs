@@ -92,9 +92,9 @@ fn settings(ui: &mut Ui, studio: &Studio, form: &mut PreviewForm, out: &mut Vec<
         let label =
             ui.label("Guidance").on_hover_text("How closely the prompt is followed; 1 follows it without guidance");
         ui.add(DragValue::new(&mut form.cfg).range(1.0..=30.0).speed(0.05).max_decimals(2)).labelled_by(label.id);
-        size(ui, studio, form);
     });
     ui.horizontal_wrapped(|ui| {
+        size(ui, studio, form);
         let label = ui.label("Seed");
         ui.add(DragValue::new(&mut form.seed)).labelled_by(label.id);
         ui.checkbox(&mut form.seed_locked, "Lock").on_hover_text("The seed stays when another picture is asked for");

@@ -9,7 +9,7 @@ mod strip;
 mod tests;
 mod timeline;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,7 +75,7 @@ impl Panel for Spectrum {
 }
 
 impl Spectrum {
-    fn adapter(&mut self, ui: &mut Ui, studio: &Studio, file: &PathBuf, out: &mut Vec<Command>) {
+    fn adapter(&mut self, ui: &mut Ui, studio: &Studio, file: &Path, out: &mut Vec<Command>) {
         let content = studio.adapter(file).map(|card| &card.content);
         let measured = match content {
             Some(Loading::Ready(content)) => content.spectra.as_ref().map(|layers| (content, layers)),
