@@ -191,6 +191,15 @@ impl egui_tiles::Behavior<usize> for Rooms<'_> {
         PANELS[*panel].title.into()
     }
 
+    /// Tabs have a name for screen readers, and the keyboard reaches them.
+    fn on_tab_button(&mut self, tiles: &mut Tiles<usize>, tile: TileId, button: egui::Response) -> egui::Response {
+        if let Some(Tile::Pane(panel)) = tiles.get(tile) {
+            let title = format!("{} panel", PANELS[*panel].title);
+            button.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::SelectableLabel, true, &title));
+        }
+        button
+    }
+
     fn gap_width(&self, _: &egui::Style) -> f32 {
         4.0
     }

@@ -18,7 +18,12 @@ use crate::ui::work::{Post, Report};
 impl App {
     /// Merges what is heard into one adapter file.
     pub(super) fn save_merged(&mut self, path: PathBuf) {
-        self.mix_down("merge", move |merging, _, post| {
+        self.mix_down("merge", move |merging, post| {
+            if merging.sources.iter().any(|source| source.file.path == path) {
+                return Err(
+                    Error::new("This is one of the adapters on the desk", "Save the mix under another name").at(&path)
+                );
+            }
             let combined = session::merge(&Merging { out: path.clone(), ..merging }, &mut said(post))?;
             for sentence in merge::note::sentences(&combined.notes) {
                 post.send(Report::Said(Event::note(sentence)));
@@ -31,7 +36,7 @@ impl App {
     fn mix_down(
         &mut self,
         name: &'static str,
-        make: impl FnOnce(Merging<'_>, &session::Session, &Post) -> Result<PathBuf> + Send + 'static,
+        make: impl FnOnce(Merging<'_>, &Post) -> Result<PathBuf> + Send + 'static,
     ) {
         let Some(with) = self.studio.opened.ready().cloned() else {
             self.studio.log.warn("The model is still being opened: try again in a moment");
@@ -63,7 +68,7 @@ impl App {
                 model: &with.model,
                 concepts,
             });
-            make(Merging { sources, method, settings, pictures, out: PathBuf::new() }, &with.session, post)
+            make(Merging { sources, method, settings, pictures, out: PathBuf::new() }, post)
         };
         self.post.spawn(name, work, Report::Merged);
     }

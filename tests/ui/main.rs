@@ -1,5 +1,6 @@
 //! The real window, driven by its labels on a project of its own, from an empty folder to a reopened one.
 
+mod panels;
 mod story;
 
 use std::path::Path;
@@ -11,18 +12,31 @@ use triptych::engine::device::Choice;
 use triptych::ui::{App, Start};
 
 /// What one thing may take: a picture, a model, five steps, on two busy cores.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
-/// A window on the project in `folder`, computing on the CPU and drawing nothing.
-fn window(folder: &Path) -> Harness<'static, App> {
-    let start = Start {
+const SIZE: [f32; 2] = [1280.0, 800.0];
+
+/// On the project in `folder`, computing on the CPU.
+fn start(folder: &Path) -> Start {
+    Start {
         project: Some(folder.join("triptych.toml")),
         device: Choice::Cpu,
         preferences: Some(folder.join("window.toml")),
         queue: Some(folder.join("queue")),
         began: Instant::now(),
-    };
-    Harness::builder().with_size([1280.0, 800.0]).build_eframe(move |cc| App::new(cc, start))
+    }
+}
+
+/// A window that draws nothing.
+fn window(folder: &Path) -> Harness<'static, App> {
+    let start = start(folder);
+    Harness::builder().with_size(SIZE).build_eframe(move |cc| App::new(cc, start))
+}
+
+/// The same, drawn by the GPU or what stands in for one.
+fn drawn_window(folder: &Path, theme: egui::Theme) -> Harness<'static, App> {
+    let start = start(folder);
+    Harness::builder().with_size(SIZE).with_theme(theme).wgpu().build_eframe(move |cc| App::new(cc, start))
 }
 
 /// Draws frames until `done`; what was waited for is told when it never comes.

@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use egui::accesskit::Role;
+use egui::{Key, Modifiers};
 use egui_kittest::Harness;
-use egui_kittest::kittest::{NodeT as _, Queryable as _};
+use egui_kittest::kittest::Queryable as _;
 use triptych::engine::concept::shipped::{self, SHIPPED};
+use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::project::Project;
 use triptych::ui::App;
 
 use crate::{shows, until, window};
 
-/// Presses the one button of this name.
+/// Presses the button of this name.
 fn press(window: &mut Harness<'_, App>, name: &str) {
     window.get_by_role_and_label(Role::Button, name).click();
     window.run_steps(3);
@@ -27,14 +29,67 @@ fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
     press(window, "OK");
 }
 
+/// Types a number into the first field of this name.
+fn set(window: &mut Harness<'_, App>, name: &str, value: &str) {
+    let field = || Role::SpinButton;
+    window.get_all_by_role_and_label(field(), name).next().unwrap().click();
+    window.run_steps(2);
+    window.key_press_modifiers(Modifiers::COMMAND, Key::A);
+    window.run_steps(1);
+    window.event(egui::Event::Text(value.into()));
+    window.run_steps(1);
+    window.key_press(Key::Enter);
+    window.run_steps(2);
+}
+
 #[test]
 fn a_concept_is_taught_mixed_seen_saved_and_found_again() {
     let folder = tempfile::tempdir().unwrap();
-    let (pictures, _) = shipped::unpack(&SHIPPED[2], &folder.path().join("mine")).unwrap();
+    let (pictures, _) = shipped::unpack(&SHIPPED[2], &folder.path().join("clown")).unwrap();
+    let path = folder.path().join("triptych.toml");
     let mut window = window(folder.path());
     until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));
+    until(&mut window, "a first picture", |window| shows(window, "refined"));
 
     press(&mut window, "Add concept…");
-    answer(&mut window, "Folder of pictures", &pictures);
+    answer(&mut window, "Choose the folder that holds the pictures", &pictures);
     until(&mut window, "the concept", |window| shows(window, "<train>"));
+
+    set(&mut window, "Steps", "5");
+    press(&mut window, "Train");
+    until(&mut window, "the training", |window| shows(window, "step 5 of 5") || shows(window, "taught"));
+    until(&mut window, "its end", |window| shows(window, "it is on the mixing desk now"));
+    let adapter = folder.path().join("adapters/train.safetensors");
+    assert!(LoraFile::open(&adapter).unwrap().tokens.contains_key("<train>"));
+
+    window.get_by_label("Merge panel").click();
+    window.run_steps(3);
+    press(&mut window, "Save as adapter…");
+    answer(&mut window, "Save the mix as", &folder.path().join("mix"));
+    let mix = folder.path().join("mix.safetensors");
+    until(&mut window, "the mix", |_| mix.is_file());
+    press(&mut window, "Mute train");
+    until(&mut window, "its silence", |window| !window.state().is_busy());
+    press(&mut window, "Undo");
+    press(&mut window, "Redo");
+
+    press(&mut window, "Save picture…");
+    answer(&mut window, "Save the picture as", &folder.path().join("picture"));
+    let picture = folder.path().join("picture.png");
+    until(&mut window, "the picture", |_| picture.is_file());
+
+    window.key_press_modifiers(Modifiers::COMMAND, Key::S);
+    window.run_steps(2);
+    drop(window);
+    let project = Project::open(&path, 1).unwrap();
+    assert_eq!(project.adapters.len(), 2, "{:?}", project.adapters);
+    assert_eq!(project.slots.len(), 1);
+    assert!(project.desk.faders[0].muted);
+
+    let mut window = crate::window(folder.path());
+    until(&mut window, "the project again", |window| !window.state().is_busy());
+    assert!(shows(&window, "train") && shows(&window, "1 of 8 slots used"));
+    window.get_by_label("Merge panel").click();
+    window.run_steps(3);
+    assert!(window.query_by_label("Mute train").is_some());
 }

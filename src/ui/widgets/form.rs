@@ -75,7 +75,8 @@ fn value(ui: &mut Ui, field: &Field, text: &mut String) -> egui::Response {
         Kind::Number { min, max } => match text.parse::<f64>() {
             Ok(mut number) => {
                 let speed = (number.abs() * 0.01).max(1e-5);
-                let drag = DragValue::new(&mut number).range(min..=max).speed(speed).max_decimals(6);
+                let drag =
+                    DragValue::new(&mut number).range(min..=max).speed(speed).custom_formatter(|x, _| x.to_string());
                 let response = ui.add(drag);
                 if response.changed() {
                     *text = number.to_string();

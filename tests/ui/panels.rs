@@ -1,0 +1,69 @@
+//! Every panel of the registry is there, is reached by its name, says what it is for, and looks as it did.
+
+use egui::{Rect, Theme};
+use egui_kittest::Harness;
+use egui_kittest::kittest::Queryable as _;
+use image::{Rgba, RgbaImage};
+use triptych::ui::{App, panel::PANELS};
+
+use crate::{drawn_window, shows, until};
+
+/// What differs from run to run: times and free memory.
+const CHANGING: [&str; 4] = [" s · refined", " free, ", "saved", "Device: "];
+
+#[test]
+fn every_panel_opens_and_looks_as_it_did() {
+    for (theme, name) in [(Theme::Dark, "dark"), (Theme::Light, "light")] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut window = drawn_window(folder.path(), theme);
+        until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));
+        until(&mut window, "a first picture", |window| shows(window, "refined"));
+        until(&mut window, "the thumbnails", |window| shows(window, "11 pictures"));
+        for row in PANELS {
+            let tab = format!("{} panel", row.title);
+            window.get_by_label(&tab).click();
+            window.run_steps(4);
+            assert!(shows(&window, row.hint), "{} does not say what it is for", row.name);
+            let image = masked(&mut window);
+            let place = tile(&window, &tab);
+            let part = image::imageops::crop_imm(
+                &image,
+                place.left() as u32,
+                place.top() as u32,
+                place.width() as u32,
+                place.height() as u32,
+            )
+            .to_image();
+            egui_kittest::image_snapshot(&part, format!("{}-{name}", row.name));
+        }
+    }
+}
+
+/// The window as it is drawn, without what changes from run to run.
+fn masked(window: &mut Harness<'_, App>) -> RgbaImage {
+    let mut image = window.render().unwrap();
+    for text in CHANGING {
+        for node in window.query_all_by_label_contains(text) {
+            let rect = node.rect();
+            for y in rect.top() as u32..(rect.bottom() as u32).min(image.height()) {
+                for x in rect.left() as u32..(rect.right() as u32 + 1).min(image.width()) {
+                    image.put_pixel(x, y, Rgba([128, 128, 128, 255]));
+                }
+            }
+        }
+    }
+    image
+}
+
+/// Below the tab, to the next panel and to the log.
+fn tile(window: &Harness<'_, App>, tab: &str) -> Rect {
+    let own = window.get_by_label(tab).rect();
+    let others: Vec<Rect> =
+        PANELS.iter().map(|row| window.get_by_label(&format!("{} panel", row.title)).rect()).collect();
+    let beside = others.iter().filter(|o| (o.top() - own.top()).abs() < 4.0 && o.left() > own.left() + 150.0);
+    let right = beside.map(|o| o.left() - 8.0).fold(1278.0, f32::min);
+    let below = others.iter().filter(|o| o.top() > own.top() + 50.0);
+    let bottom = below.map(|o| o.top() - 8.0).fold(770.0, f32::min);
+    let left = if tab == "Merge panel" { window.get_by_label("Train panel").rect().left() } else { own.left() };
+    Rect::from_min_max(egui::pos2(left, own.bottom() + 2.0), egui::pos2(right, bottom))
+}
