@@ -139,6 +139,7 @@ impl App {
                 self.heard_of_training(event);
             }
             Report::Kept(Ok((step, file))) => self.sample_step(step, file),
+            Report::ProjectSaved(result) => self.autosaved(result),
             Report::Queue(Ok(entries)) => self.studio.queue.entries = entries,
             Report::TrainingEnded(result) => self.training_ended(result),
             Report::Painted(painted) => self.painted(painted),
@@ -189,7 +190,7 @@ impl App {
     }
 
     /// The project has changed.
-    fn touch(&mut self) {
+    pub(super) fn touch(&mut self) {
         self.studio.changed = Some(Instant::now());
     }
 

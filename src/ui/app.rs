@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use eframe::CreationContext;
 use egui_tiles::{Container, Linear, LinearDir, Tile, TileId, Tiles, Tree};
 
+use crate::engine::Result;
 use crate::engine::device::{self, Choice, WgpuSetup};
-use crate::engine::project::Project;
+use crate::engine::project::{Project, Slot};
 use crate::ui::command::Command;
 use crate::ui::panel::{PANELS, Panel};
 use crate::ui::preferences::Preferences;
@@ -44,6 +45,8 @@ pub struct App {
     pub(super) shared: Option<device::Opened>,
     pub(super) preferences: Option<PathBuf>,
     pub(super) queue_folder: Option<PathBuf>,
+    /// Whether a thread writes the project.
+    is_saving: bool,
     reports: Receiver<Report>,
     panels: Vec<Box<dyn Panel>>,
     tiles: Tree<usize>,
@@ -80,6 +83,7 @@ impl App {
             shared: None,
             preferences,
             queue_folder: queue,
+            is_saving: false,
             reports,
             panels: PANELS.iter().map(|row| (row.build)()).collect(),
             tiles: tiles(),
@@ -115,10 +119,30 @@ impl App {
     }
 
     fn autosave(&mut self, ctx: &egui::Context) {
-        let Some(changed) = self.studio.changed else { return };
-        match AUTOSAVE.checked_sub(changed.elapsed()) {
-            Some(left) => ctx.request_repaint_after(left),
-            None => self.save(),
+        let Some(changed) = self.studio.changed.filter(|_| !self.is_saving) else { return };
+        if let Some(left) = AUTOSAVE.checked_sub(changed.elapsed()) {
+            ctx.request_repaint_after(left);
+            return;
+        }
+        // A slow disk must not hold a frame; one at a time, so that the newest is written last.
+        self.studio.changed = None;
+        self.is_saving = true;
+        let (mut project, path) = (self.studio.project.clone(), self.studio.path.clone());
+        let work = move |_: &Post| project.save_work(&path).map(|()| (path, project.slots));
+        self.post.spawn("save", work, Report::ProjectSaved);
+    }
+
+    pub(super) fn autosaved(&mut self, result: Result<(PathBuf, Vec<Slot>)>) {
+        self.is_saving = false;
+        match result {
+            Ok((path, slots)) => {
+                self.studio.saved = Some(Instant::now());
+                // Another project may have been opened meanwhile.
+                if path == self.studio.path {
+                    self.studio.project.slots = slots;
+                }
+            }
+            Err(error) => self.studio.log.error(&error),
         }
     }
 

@@ -210,6 +210,11 @@ impl App {
     pub(super) fn heard_of_training(&mut self, event: Event) {
         let Some(run) = &mut self.studio.run else { return };
         run.hear(&event, std::time::Instant::now());
+        if matches!(event, Event::Stage { .. }) {
+            // Its slot has been taken in the project's file: saving brings it here.
+            self.touch();
+        }
+        let Some(run) = &mut self.studio.run else { return };
         if let Event::Kept { step, path } = event {
             run.strip.retain(|sample| sample.step != step);
             run.strip.push(Sample { step, picture: None });

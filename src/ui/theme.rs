@@ -81,6 +81,8 @@ pub fn install(ctx: &Context) {
     }
     ctx.all_styles_mut(|style| {
         style.spacing.item_spacing = egui::vec2(GAP, 6.0);
+        // As high as a button, so that a word beside one stands in its middle.
+        style.spacing.interact_size.y = 25.0;
         style.spacing.button_padding = egui::vec2(8.0, 4.0);
         style.interaction.tooltip_delay = 0.3;
         style.text_styles.insert(TextStyle::Heading, FontId::new(16.0, FontFamily::Proportional));

@@ -49,7 +49,7 @@ fn a_concept_is_taught_mixed_seen_saved_and_found_again() {
     let path = folder.path().join("triptych.toml");
     let mut window = window(folder.path());
     until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));
-    until(&mut window, "a first picture", |window| shows(window, "refined"));
+    until(&mut window, "a first picture", |window| shows(window, " s · refined"));
 
     press(&mut window, "Add concept…");
     answer(&mut window, "Choose the folder that holds the pictures", &pictures);

@@ -35,6 +35,8 @@ fn one(ui: &mut Ui, field: &Field, changes: &mut BTreeMap<String, String>) {
             })
             .inner
             .on_hover_text(about(field));
+        // Whether it is changed or not, it has one name.
+        label.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::Label, true, field.title));
         value(ui, field, &mut text).labelled_by(label.id).on_hover_text(about(field));
         if !field.unit.is_empty() {
             ui.weak(field.unit);
@@ -97,7 +99,7 @@ fn value(ui: &mut Ui, field: &Field, text: &mut String) -> egui::Response {
         }
         Kind::Flag => {
             let mut on = text == "true";
-            let response = ui.checkbox(&mut on, "");
+            let response = ui.add(egui::Checkbox::without_text(&mut on));
             if response.changed() {
                 *text = on.to_string();
             }

@@ -17,6 +17,7 @@ use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::merge::meeting::Meeting;
 use crate::engine::model::StableDiffusion;
+use crate::engine::project::Slot;
 use crate::engine::queue::Entry;
 use crate::engine::session::Session;
 use crate::engine::{Error, Result};
@@ -49,6 +50,8 @@ pub enum Report {
     /// The file of a kept step.
     Kept(Result<(usize, Arc<LoraFile>)>),
     Queue(Result<Vec<Entry>>),
+    /// By itself: where, and the slots that are taken there now.
+    ProjectSaved(Result<(PathBuf, Vec<Slot>)>),
     Painted(Painted),
     /// A dialog's answer as a command.
     Do(Command),

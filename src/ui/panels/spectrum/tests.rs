@@ -71,7 +71,7 @@ fn earlier_steps_come_back() {
     harness.get_by_label("Earlier snapshot").click();
     harness.run();
     harness.get_by_label("step 20");
-    harness.get_by_label("newest").click();
+    harness.get_by_label("live").click();
     harness.run();
     harness.get_by_label("step 30");
     harness.get_by_label("Play snapshots").click();
