@@ -16,7 +16,7 @@ use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Command;
 use crate::ui::facts::Facts;
 use crate::ui::preflight::Preflight;
-use crate::ui::run::RunState;
+use crate::ui::run::{Run, RunState};
 use crate::ui::studio::Undoable;
 use crate::ui::work::{Opened, Report, dialog};
 
@@ -25,6 +25,8 @@ impl App {
     pub(super) fn open_device(&mut self) {
         let studio = &mut self.studio;
         studio.opened = Loading::Waiting;
+        self.opening += 1;
+        let opening = self.opening;
         let (choice, name) = (studio.device, model_name(&studio.project.model, &studio.path));
         // A device is handed over once; after that it is there already.
         let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();
@@ -34,15 +36,21 @@ impl App {
                 post.send(Report::Said(event));
                 Ok(())
             };
-            let shared = gpu.map(device::share).transpose()?.or(shared);
-            let session = match shared.clone() {
+            let shared = match gpu.map(device::share).transpose()? {
+                Some(device) => {
+                    post.send(Report::Shared(device.clone()));
+                    Some(device)
+                }
+                None => shared,
+            };
+            let session = match shared {
                 Some(device) => Session::on(device, choice, &mut watch)?,
                 None => Session::open(choice, &mut watch)?,
             };
             let model = session.model(&name)?;
-            Ok((Opened { session: session.into(), model: model.into() }, shared))
+            Ok(Opened { session: session.into(), model: model.into() })
         };
-        self.post.spawn("model", work, Report::Opened);
+        self.post.spawn("model", work, move |opened| Report::Opened(opening, opened));
     }
 
     /// Cards for everything the project names; what is known already stays.
@@ -90,7 +98,12 @@ impl App {
             })
             .collect();
         let (names, files): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-        if self.studio.meeting.as_ref().is_some_and(|(known, _)| *known == names) {
+        if self.meeting_of == names {
+            return;
+        }
+        self.meeting_of.clone_from(&names);
+        self.studio.meeting = None;
+        if names.len() < 2 {
             return;
         }
         let work = move |_: &crate::ui::work::Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>());
@@ -99,14 +112,13 @@ impl App {
 
     pub(super) fn hear(&mut self, report: Report) {
         match report {
-            Report::Opened(opened) => {
+            Report::Shared(device) => self.shared = Some(device),
+            // One that was asked for before the last comes too late.
+            Report::Opened(opening, _) if opening != self.opening => {}
+            Report::Opened(_, opened) => {
                 if let Err(error) = &opened {
                     self.studio.log.error(error);
                 }
-                let opened = opened.map(|(opened, shared)| {
-                    self.shared = shared;
-                    opened
-                });
                 self.studio.facts = opened.as_ref().ok().map(|opened| Facts::of(&opened.model));
                 self.studio.opened = opened.into();
                 self.look_ahead();
@@ -127,13 +139,17 @@ impl App {
                 for card in self.studio.adapters.iter_mut().filter(|card| card.path == path) {
                     card.content = content.clone().into();
                 }
-                self.studio.meeting = None;
+                self.meeting_of.clear();
                 self.meet();
                 self.paint();
             }
             Report::Captioned(folder, written) => self.captioned(folder, written),
             Report::Crop(key, crop) => self.studio.crops.put(key, crop.into()),
-            Report::Meeting(files, meeting) => self.studio.meeting = Some((files, meeting)),
+            Report::Meeting(files, meeting) => {
+                if files == self.meeting_of {
+                    self.studio.meeting = Some((files, meeting));
+                }
+            }
             Report::Training(event) => {
                 self.said(&event);
                 self.heard_of_training(event);
@@ -168,15 +184,21 @@ impl App {
 
     /// Onto the shelf and the desk; one that is there already is opened anew.
     pub(super) fn add_adapter(&mut self, entry: AdapterEntry) {
+        self.remember("adapter");
         let desk = &mut self.studio.project.desk;
         if !desk.faders.iter().any(|fader| fader.file == entry.file) {
             desk.faders.push(Fader::new(entry.file.clone()));
         }
-        self.shelve(entry);
+        self.put(entry);
     }
 
     /// Onto the shelf; one that is there already is opened anew.
     pub(super) fn shelve(&mut self, entry: AdapterEntry) {
+        self.remember("adapter");
+        self.put(entry);
+    }
+
+    fn put(&mut self, entry: AdapterEntry) {
         let project = &mut self.studio.project;
         let file = entry.file.clone();
         match project.adapters.iter_mut().find(|known| known.file == file) {
@@ -235,7 +257,6 @@ impl App {
                 self.open_cards();
             }
             Command::SetCaption { concept, picture, text } => self.set_caption(&concept, picture, text),
-            Command::Relocate { from, to } => self.relocate(&from, &to),
             Command::Find(from) => self.find(from),
             Command::Found(to) => self.found(&to),
             Command::Reopen(file) => self.reopen(&file),
@@ -260,6 +281,9 @@ impl App {
                 }
                 self.touch();
                 self.open_cards();
+            }
+            Command::OpenModel(_) | Command::SetDevice(_) if self.studio.is_training() => {
+                self.studio.log.warn("A training is running: stop it first");
             }
             Command::OpenModel(name) => {
                 self.studio.project.model = name;
@@ -298,12 +322,16 @@ impl App {
                 }
                 self.paint();
             }
+            Command::OpenProject(path) if !path.is_file() => {
+                let advice = "Open it from where it is now";
+                self.studio.log.error(&Error::new("The project is not there any more", advice).at(path));
+            }
             Command::OpenProject(path) | Command::NewProject(path) => self.open_project(&path),
-            Command::Save => self.save(),
-            Command::SaveProjectAs(path) => {
-                self.studio.path = path;
+            Command::Save => {
                 self.save();
-                self.recent();
+            }
+            Command::SaveProjectAs(path) => {
+                self.save_as(path);
             }
             Command::Ask(question) => dialog::ask(question, &self.post),
             Command::DismissNotice => self.studio.asking = None,
@@ -331,8 +359,8 @@ impl App {
                     );
                 }
             }
-            Command::Train => self.train(false),
-            Command::GoOn => self.train(true),
+            Command::Train => self.train(self.studio.can_go_on()),
+            Command::TrainAnew => self.train(false),
             Command::Enqueue => self.enqueue(),
             Command::RunQueue => self.run_queue(),
             Command::ListQueue => self.list_queue(),
@@ -340,13 +368,15 @@ impl App {
             Command::RetryQueued(id) => self.change_queue(|queue| queue.retry(&id)),
             Command::MoveQueued(id, place) => self.change_queue(|queue| queue.move_to(&id, place)),
             Command::Pause | Command::Resume => {
-                if let Some(run) = &mut self.studio.run {
-                    run.pause(matches!(command, Command::Pause));
+                let paused = matches!(command, Command::Pause);
+                let may = |run: &&mut Run| matches!(run.state, RunState::Running | RunState::Paused);
+                if let Some(run) = self.studio.run.as_mut().filter(may) {
+                    run.pause(paused);
                 }
             }
             Command::Stop => {
                 self.studio.queue.runs = false;
-                if let Some(run) = &mut self.studio.run {
+                if let Some(run) = self.studio.run.as_mut().filter(|run| run.is_live()) {
                     run.state = RunState::Stopping;
                     run.control.stop();
                 }
@@ -366,7 +396,7 @@ impl App {
     }
 
     /// What the training of the form will take.
-    fn look_ahead(&mut self) {
+    pub(super) fn look_ahead(&mut self) {
         self.studio.preflight = Preflight::of(&self.studio, &self.studio.preferences);
     }
 
@@ -393,21 +423,20 @@ impl App {
     fn add(&mut self, path: &Path) {
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         if path.is_dir() {
-            self.remember("concept");
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let folder = self.studio.named(path);
-            let concepts = &mut self.studio.project.concepts;
-            if concepts.iter().any(|entry| entry.folder == folder) {
+            if self.studio.project.concepts.iter().any(|entry| entry.folder == folder) {
                 self.studio.log.note(format!("{name} is in the project already"));
                 return;
             }
+            self.remember("new concept");
+            let concepts = &mut self.studio.project.concepts;
             let token = format!("<{}>", name.split_whitespace().collect::<Vec<_>>().join("-").to_lowercase());
             self.studio.project.training.concept.clone_from(&folder);
             concepts.push(ConceptEntry { name, folder, token, class: String::new() });
             self.touch();
             self.open_cards();
         } else if ending == "safetensors" {
-            self.remember("adapter");
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let file = self.studio.named(path);
             self.add_adapter(AdapterEntry { name, file, concept: None });
@@ -426,18 +455,43 @@ impl App {
         }
     }
 
+    fn save_as(&mut self, path: PathBuf) {
+        if self.studio.is_training() {
+            self.studio.log.warn("A training is running: stop it before the project is saved elsewhere");
+            return;
+        }
+        let mut project = self.studio.project.clone();
+        project.rebase(&self.studio.path, &path);
+        if let Err(error) = project.save_as(&path) {
+            self.studio.log.error(&error);
+            return;
+        }
+        // What undo remembers is named as the old place had it.
+        self.studio.undo = crate::ui::undo::Undo::new();
+        (self.studio.project, self.studio.path) = (project, path);
+        self.studio.looked_at = None;
+        self.recent();
+        self.open_cards();
+    }
+
     fn open_project(&mut self, path: &Path) {
         if self.studio.is_training() {
             self.studio.log.warn("A training is running: stop it before another project is opened");
             return;
         }
-        self.save();
+        if !self.save() {
+            return;
+        }
+        let before = model_name(&self.studio.project.model, &self.studio.path);
         match Project::open(path, self.studio.project.block) {
             Ok(project) => {
-                let other_model = project.model != self.studio.project.model;
+                let other_model = model_name(&project.model, path) != before;
                 (self.studio.project, self.studio.path) = (project, path.to_path_buf());
                 self.studio.undo = crate::ui::undo::Undo::new();
-                self.studio.run = None;
+                (self.studio.run, self.studio.looked_at) = (None, None);
+                self.studio.preview =
+                    crate::ui::studio::View { grids: self.studio.preview.grids + 1, ..Default::default() };
+                self.look_ahead();
                 self.save();
                 self.recent();
                 self.open_cards();
@@ -451,7 +505,7 @@ impl App {
         }
     }
 
-    fn recent(&mut self) {
+    pub(super) fn recent(&mut self) {
         let path = self.studio.path.clone();
         self.studio.preferences.opened(&path);
         self.save_preferences();

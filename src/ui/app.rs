@@ -21,6 +21,9 @@ use crate::ui::{act, chrome, first_start, gpu_paint, theme};
 /// Time after a change until the project is saved by itself.
 const AUTOSAVE: Duration = Duration::from_secs(2);
 
+/// Time after a failed attempt until the next.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// What a window opens on.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -41,6 +44,10 @@ pub struct App {
     pub(super) painter: Painter,
     /// The window's own GPU, where it is a real one.
     pub(super) gpu: Option<WgpuSetup>,
+    /// Models that were asked for so far: only the last one counts.
+    pub(super) opening: u64,
+    /// What the meeting in view was last asked for.
+    pub(super) meeting_of: Vec<PathBuf>,
     /// The same once the engine computes on it.
     pub(super) shared: Option<device::Opened>,
     pub(super) preferences: Option<PathBuf>,
@@ -80,6 +87,8 @@ impl App {
             painter: Painter::start(&post),
             post,
             gpu: cc.wgpu_render_state.as_ref().and_then(gpu),
+            opening: 0,
+            meeting_of: Vec::new(),
             shared: None,
             preferences,
             queue_folder: queue,
@@ -94,10 +103,11 @@ impl App {
         app.open_device();
         app.open_cards();
         app.list_queue();
+        app.recent();
         app
     }
 
-    /// What everything shown comes from, for tests that watch.
+    /// Whether something is on its way that will change what is shown.
     pub fn is_busy(&self) -> bool {
         self.studio.is_training()
             || self.studio.preview.is_painting
@@ -136,22 +146,33 @@ impl App {
         self.is_saving = false;
         match result {
             Ok((path, slots)) => {
-                self.studio.saved = Some(Instant::now());
+                (self.studio.saved, self.studio.save_failed) = (Some(Instant::now()), false);
                 // Another project may have been opened meanwhile.
                 if path == self.studio.path {
                     self.studio.project.slots = slots;
                 }
             }
-            Err(error) => self.studio.log.error(&error),
+            Err(error) => self.not_saved(&error),
         }
     }
 
-    pub(super) fn save(&mut self) {
+    /// Saves at once and says whether it could.
+    pub(super) fn save(&mut self) -> bool {
         self.studio.changed = None;
-        match self.studio.project.save_work(&self.studio.path) {
+        let saved = self.studio.project.save_work(&self.studio.path);
+        self.studio.save_failed = saved.is_err();
+        match &saved {
             Ok(()) => self.studio.saved = Some(Instant::now()),
-            Err(error) => self.studio.log.error(&error),
+            Err(error) => self.not_saved(error),
         }
+        saved.is_ok()
+    }
+
+    /// The work is still unsaved, and is tried again in a while.
+    fn not_saved(&mut self, error: &crate::engine::Error) {
+        self.studio.save_failed = true;
+        self.studio.changed = Some(Instant::now() + RETRY);
+        self.studio.log.error(error);
     }
 }
 
@@ -175,7 +196,7 @@ impl eframe::App for App {
         let mut rooms = Rooms { panels: &mut self.panels, studio: &self.studio, out: &mut commands };
         let frame = egui::Frame::central_panel(ui.style()).inner_margin(4);
         egui::CentralPanel::default().frame(frame).show(ui, |ui| self.tiles.ui(&mut rooms, ui));
-        self.chrome.over(ui, &self.studio, &mut commands);
+        self.chrome.over(ui, &self.studio);
         let looks = self.studio.preferences.clone();
         for command in commands {
             self.act(command, ui.ctx());

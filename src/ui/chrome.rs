@@ -71,7 +71,11 @@ pub fn hold_closing(ctx: &egui::Context, chrome: &mut Chrome, studio: &Studio) {
     }
     if ctx.input(|input| input.viewport().close_requested()) && studio.is_training() {
         ctx.send_viewport_cmd(ViewportCommand::CancelClose);
-        chrome.closing = Closing::Asked;
+        if chrome.closing == Closing::No {
+            chrome.closing = Closing::Asked;
+        }
+    } else if chrome.closing == Closing::Asked && !studio.is_training() {
+        chrome.closing = Closing::No;
     }
     if chrome.closing == Closing::AfterTraining && !studio.is_training() {
         ctx.send_viewport_cmd(ViewportCommand::Close);
@@ -154,7 +158,11 @@ impl Chrome {
                     Closing::AfterTraining => "Saving what the training has learnt…",
                     _ => "A training is running: what it has learnt is saved, and it can go on next time",
                 });
-                if ui.button("Save and close").clicked() {
+                let button = ui.button("Save and close");
+                if self.closing == Closing::Asked && ui.memory(|memory| memory.focused().is_none()) {
+                    button.request_focus();
+                }
+                if button.clicked() {
                     self.closing = Closing::AfterTraining;
                     out.push(Command::Stop);
                 }
@@ -191,7 +199,7 @@ impl Chrome {
     }
 
     /// Frame times over the panels.
-    pub fn over(&mut self, ui: &mut egui::Ui, studio: &Studio, _: &mut Vec<Command>) {
+    pub fn over(&self, ui: &egui::Ui, studio: &Studio) {
         if !self.shows_figures {
             return;
         }
@@ -208,6 +216,9 @@ impl Chrome {
 }
 
 fn saved(studio: &Studio) -> String {
+    if studio.save_failed {
+        return "not saved: the log says why".into();
+    }
     match (studio.changed, studio.saved) {
         (Some(_), _) => "saving…".into(),
         (None, Some(at)) if at.elapsed() < Duration::from_mins(1) => "saved just now".into(),

@@ -37,11 +37,6 @@ pub enum Command {
         file: PathBuf,
         name: String,
     },
-    /// A missing file is somewhere else now.
-    Relocate {
-        from: PathBuf,
-        to: PathBuf,
-    },
     /// Asks where a missing concept or adapter is now, and what is done with the answer.
     Find(PathBuf),
     Found(PathBuf),
@@ -57,9 +52,10 @@ pub enum Command {
     OpenModel(String),
     SetDevice(Choice),
 
+    /// What the form asks for; one that was stopped goes on.
     Train,
-    /// With the training of the form that was stopped.
-    GoOn,
+    /// From the beginning, without what a stopped one has learnt.
+    TrainAnew,
     Enqueue,
     RunQueue,
     ListQueue,

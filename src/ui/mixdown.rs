@@ -32,12 +32,29 @@ impl App {
         });
     }
 
+    /// Whether everything that is heard is open; a mix without it would lack a concept in silence.
+    fn is_whole(&mut self) -> bool {
+        let desk = &self.studio.project.desk;
+        let open = |file: &Path| self.studio.adapter(file).is_some_and(|card| card.content.ready().is_some());
+        let missing = desk.faders.iter().find(|fader| desk.heard(fader).unet != 0.0 && !open(&fader.file));
+        if let Some(fader) = missing {
+            let error = Error::new("This adapter is on the desk and not open", "Mute it, or find its file in Library");
+            let error = error.at(&fader.file);
+            self.studio.log.error(&error);
+            return false;
+        }
+        true
+    }
+
     /// The sources and the method of the desk, for `make` on a thread; what it writes is put on the shelf.
     fn mix_down(
         &mut self,
         name: &'static str,
         make: impl FnOnce(Merging<'_>, &Post) -> Result<PathBuf> + Send + 'static,
     ) {
+        if !self.is_whole() {
+            return;
+        }
         let Some(with) = self.studio.opened.ready().cloned() else {
             self.studio.log.warn("The model is still being opened: try again in a moment");
             return;
@@ -90,6 +107,9 @@ impl App {
 
     /// Merges what is heard into the weights of a new model.
     pub(super) fn bake_merged(&mut self, folder: PathBuf) {
+        if !self.is_whole() {
+            return;
+        }
         let Some(with) = self.studio.opened.ready().cloned() else { return };
         let model = super::act::model_name(&self.studio.project.model, &self.studio.path);
         let used: Vec<_> = self

@@ -27,8 +27,9 @@ impl Preflight {
         let with = studio.opened.ready()?;
         let form = &studio.project.training;
         let changes: Vec<_> = form.changes.clone().into_iter().collect();
+        let mut steps = 0;
         let memory = adapter::method(&form.method).and_then(|method| {
-            session::settings(method, &changes)?;
+            steps = session::settings(method, &changes)?.1.integer("steps");
             session::estimate(&with.model, method, &changes)
         });
         let value = |name: &str, default: &str| form.changes.get(name).map_or(default, String::as_str).to_owned();
@@ -38,7 +39,7 @@ impl Preflight {
         Some(Self {
             memory,
             free: with.session.device.driver.is_none().then(free_memory).flatten(),
-            steps: value("steps", "150").parse().unwrap_or(0),
+            steps,
             step_seconds: preferences.step_seconds.get(&key).copied(),
             key,
         })

@@ -19,6 +19,14 @@ pub struct Run {
     /// What is taught, for people.
     pub name: String,
     pub out: PathBuf,
+    /// The word that calls it up.
+    pub token: String,
+    /// Whether it is of the open project and model: what it makes then goes onto the desk.
+    pub belongs: bool,
+    /// Whether it reads columns of a slot that no other slot has.
+    pub in_slots: bool,
+    /// What the time of its steps is remembered under.
+    pub key: Option<String>,
     /// Of the prompt that samples are made with.
     pub prompt: String,
     /// Folder of the concept, as its entry has it.
@@ -71,6 +79,10 @@ impl Run {
         Self {
             name,
             out,
+            token: String::new(),
+            belongs: true,
+            in_slots: true,
+            key: None,
             prompt,
             concept,
             control: Arc::default(),

@@ -80,7 +80,11 @@ impl App {
                 view.is_painting = false;
                 view.error = Some(error);
             }
-            (Tag::Other, picture) => view.other = picture.ok(),
+            (Tag::Other, Ok(picture)) => view.other = Some(picture),
+            (Tag::Other, Err(error)) => {
+                view.other = None;
+                view.error = Some(error);
+            }
             (Tag::Strip { step }, Ok(picture)) => {
                 let strip = self.studio.run.iter_mut().flat_map(|run| &mut run.strip);
                 if let Some(sample) = strip.into_iter().find(|sample| sample.step == step) {
@@ -91,7 +95,11 @@ impl App {
             (Tag::Grid { run, cell }, picture) => {
                 let Some(grid) = view.grid.as_mut().filter(|grid| grid.run == run) else { return };
                 match picture {
-                    Ok(picture) => grid.cells[cell] = Some(picture),
+                    Ok(picture) => {
+                        if let Some(place) = grid.cells.get_mut(cell) {
+                            *place = Some(picture);
+                        }
+                    }
                     Err(error) => {
                         grid.errors += 1;
                         self.studio.log.error(&error);
@@ -106,7 +114,8 @@ impl App {
         let base = self.studio.project.preview.request();
         match plan.cells(&base, &self.studio.mix()) {
             Ok((labels, cells)) => {
-                let run = self.studio.preview.grid.as_ref().map_or(0, |grid| grid.run + 1);
+                self.studio.preview.grids += 1;
+                let run = self.studio.preview.grids;
                 self.painter.drop_later(|tag| matches!(tag, Tag::Strip { .. }));
                 let order = |(cell, (request, mix))| Order {
                     tag: Tag::Grid { run, cell },

@@ -29,6 +29,8 @@ pub struct Studio {
     /// When the project changed since it was saved.
     pub changed: Option<Instant>,
     pub saved: Option<Instant>,
+    /// Whether the last attempt to save failed.
+    pub save_failed: bool,
     pub device: Choice,
     pub opened: Loading<Opened>,
     /// Of the open model.
@@ -64,6 +66,8 @@ pub struct View {
     pub other: Option<Picture>,
     pub against: Option<Against>,
     pub grid: Option<Grid>,
+    /// Grids begun so far: a picture of one that was cancelled must not land in the next.
+    pub grids: u64,
     pub error: Option<Error>,
     pub is_painting: bool,
     pub history: Vec<(Request, Picture)>,
@@ -101,6 +105,7 @@ impl Studio {
             path,
             changed: None,
             saved: None,
+            save_failed: false,
             device,
             opened: Loading::Waiting,
             facts: None,

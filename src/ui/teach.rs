@@ -10,7 +10,7 @@ use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::preview::Request;
 use crate::engine::project::{AdapterEntry, ConceptEntry};
-use crate::engine::queue::{Claim, Order, Queue};
+use crate::engine::queue::{Claim, Order, Queue, State};
 use crate::engine::session::{self, Training};
 use crate::engine::train::{self, checkpoint};
 use crate::engine::{Error, Result};
@@ -25,8 +25,6 @@ use crate::ui::work::{Post, Report, painter, training};
 const SAMPLES: usize = 8;
 /// Steps of a sample's picture.
 const SAMPLE_STEPS: usize = 12;
-/// Earlier adapters of one name that are kept.
-const MOST_EARLIER: usize = 9999;
 /// A training that took longer is announced when it ends.
 const WORTH_A_NOTICE: f64 = 30.0;
 
@@ -51,7 +49,7 @@ impl Studio {
             slot: None,
             project: Some(self.path.clone()),
             seed: form.seed,
-            out: self.out(&concept.name, &form.method),
+            out: self.out(concept, &form.method, &[]),
             resume: false,
             stamp: false,
             wishes: None,
@@ -59,11 +57,24 @@ impl Studio {
         Ok((concept.clone(), training))
     }
 
-    /// Where the adapter of a concept goes: one file for each method.
-    fn out(&self, concept: &str, method: &str) -> PathBuf {
-        let name: String = concept.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+    /// Where the adapter of a concept goes: one file for each method, and never that of another concept or one of `taken`.
+    fn out(&self, concept: &ConceptEntry, method: &str, taken: &[PathBuf]) -> PathBuf {
+        let name: String = concept.name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
         let name = if method == "orthogonal" { name } else { format!("{name}-{method}") };
-        self.placed(Path::new("adapters")).join(name).with_extension("safetensors")
+        let folder = self.placed(Path::new("adapters"));
+        let file = |n: usize| match n {
+            1 => folder.join(format!("{name}.safetensors")),
+            n => folder.join(format!("{name}-{n}.safetensors")),
+        };
+        let others = |path: &PathBuf| {
+            let file = self.named(path);
+            let entry = self.project.adapters.iter().find(|entry| entry.file == file);
+            entry.is_some_and(|entry| entry.concept.as_ref().is_some_and(|folder| *folder != concept.folder))
+        };
+        (1..=taken.len() + self.project.adapters.len() + 1)
+            .map(file)
+            .find(|path| !taken.contains(path) && !others(path))
+            .unwrap_or_else(|| file(1))
     }
 
     /// Whether a training of the form was stopped and can go on.
@@ -90,7 +101,6 @@ impl App {
             if let Some(error) = self.studio.preflight.as_ref().and_then(Preflight::refusal) {
                 return Err(error);
             }
-            keep_earlier(&training.out)?;
             Ok((concept, training))
         }) {
             Ok((concept, training)) => {
@@ -110,12 +120,19 @@ impl App {
         claim: Option<Claim>,
     ) {
         let Some(with) = self.studio.opened.ready().cloned() else {
+            self.studio.queue.runs = false;
             self.studio.log.error(&Error::new("No model is open", "Wait until it is, or open another"));
             return;
         };
-        let steps = session::settings(training.method, &training.changes).map_or(0, |(_, s)| s.integer("steps"));
+        let settings = session::settings(training.method, &training.changes);
+        let steps = settings.as_ref().map_or(0, |(_, settings)| settings.integer("steps"));
+        let has_basis = training.method.fields.iter().any(|field| field.name == "basis");
+        let in_slots = has_basis && settings.is_ok_and(|(method, _)| method.text("basis") == "slots");
         let prompt = self.studio.sample_prompt(&concept.token, &concept.class);
-        let run = Run::new(concept.name, training.out.clone(), concept.folder, prompt, steps);
+        let belongs = model.is_none() && training.project.as_ref() == Some(&self.studio.path);
+        let key = self.studio.preflight.as_ref().filter(|_| claim.is_none()).map(|preflight| preflight.key.clone());
+        let mut run = Run::new(concept.name, training.out.clone(), concept.folder, prompt, steps);
+        (run.belongs, run.in_slots, run.key, run.token) = (belongs, in_slots, key, concept.token);
         let control = Arc::clone(&run.control);
         self.studio.run = Some(run);
         self.studio.looked_at = None;
@@ -128,6 +145,17 @@ impl App {
     pub(super) fn enqueue(&mut self) {
         let added = self.studio.asked().and_then(|(concept, training)| {
             let model = super::act::model_name(&self.studio.project.model, &self.studio.path);
+            let waiting: Vec<PathBuf> = self
+                .studio
+                .queue
+                .entries
+                .iter()
+                .filter_map(|entry| entry.order.as_ref().ok())
+                .filter(|order| matches!(order.state, State::Waiting | State::Running))
+                .map(|order| order.out.clone())
+                .collect();
+            let out = self.studio.out(&concept, training.method.name, &waiting);
+            let training = Training { out, ..training };
             let order = Order::new(&model, &self.studio.placed(&concept.folder), &training)?;
             self.queue()?.add(&order)
         });
@@ -210,7 +238,7 @@ impl App {
     pub(super) fn heard_of_training(&mut self, event: Event) {
         let Some(run) = &mut self.studio.run else { return };
         run.hear(&event, std::time::Instant::now());
-        if matches!(event, Event::Stage { .. }) {
+        if matches!(event, Event::Stage { .. } | Event::Step { step: 1, .. }) {
             // Its slot has been taken in the project's file: saving brings it here.
             self.touch();
         }
@@ -226,6 +254,9 @@ impl App {
     /// Paints the sample of a kept step: from the file, as everybody else will see it.
     pub(super) fn sample_step(&mut self, step: usize, file: Arc<LoraFile>) {
         let (Some(run), Some(with)) = (&self.studio.run, self.studio.opened.ready()) else { return };
+        if !run.belongs {
+            return;
+        }
         let request = Request {
             prompt: run.prompt.clone(),
             steps: SAMPLE_STEPS,
@@ -244,22 +275,26 @@ impl App {
     pub(super) fn training_ended(&mut self, result: Result<PathBuf>) {
         let Some(run) = &mut self.studio.run else { return };
         let (name, seconds) = (run.name.clone(), run.started.elapsed().as_secs_f64());
-        let measured = run.step_seconds;
+        let (measured, token, belongs) = (run.step_seconds, run.token.clone(), run.belongs);
+        let key = run.key.take();
         let text = match result {
             Ok(out) => {
                 run.state = RunState::Done;
                 let (concept, prompt) = (run.concept.clone(), run.prompt.clone());
                 let entry = AdapterEntry { name: name.clone(), file: self.studio.named(&out), concept: Some(concept) };
-                self.add_adapter(entry);
-                // A prompt of the artist's own words stays; one without any taught word would show nothing new.
-                let open = self.studio.adapters.iter().filter_map(|card| card.content.ready());
-                let mut words = open.flat_map(|content| content.file.tokens.keys());
-                if !words.any(|word| self.studio.project.preview.prompt.contains(word.as_str())) {
-                    self.studio.project.preview.prompt = prompt;
+                if belongs {
+                    self.add_adapter(entry);
+                    // A prompt of the artist's own words stays; one without any taught word would show nothing new.
+                    let open = self.studio.adapters.iter().filter_map(|card| card.content.ready());
+                    let mut words = open.flat_map(|content| content.file.tokens.keys()).chain([&token]);
+                    if !words.any(|word| self.studio.project.preview.prompt.contains(word.as_str())) {
+                        self.studio.project.preview.prompt = prompt;
+                    }
                 }
-                if let (Some(preflight), Some(seconds)) = (&self.studio.preflight, measured) {
-                    self.studio.preferences.step_seconds.insert(preflight.key.clone(), seconds);
+                if let (Some(key), Some(seconds)) = (key, measured) {
+                    self.studio.preferences.step_seconds.insert(key, seconds);
                     self.save_preferences();
+                    self.look_ahead();
                 }
                 format!("{name} is taught, in {}", crate::ui::widgets::words::duration(seconds))
             }
@@ -307,19 +342,4 @@ impl App {
 fn notice(text: String) {
     let show = move || notify_rust::Notification::new().appname("Triptych").summary("Triptych").body(&text).show().ok();
     std::thread::Builder::new().name("notice".into()).spawn(show).ok();
-}
-
-/// An adapter that is about to be taught anew stays as it was under another name.
-fn keep_earlier(out: &Path) -> Result<()> {
-    if !out.is_file() {
-        return Ok(());
-    }
-    let folder = out.with_file_name("earlier");
-    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
-    let free = (1..=MOST_EARLIER).map(|n| folder.join(format!("{stem}-{n}.safetensors"))).find(|path| !path.exists());
-    let Some(free) = free else { return Ok(()) };
-    std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::copy(out, &free))
-        .map_err(|e| Error::io("keep the earlier adapter", &free, &e))?;
-    Ok(())
 }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Changes of one kind closer together than this are one: a fader's way is one step back.
 const ONE_GESTURE: Duration = Duration::from_millis(700);
+/// What can be dragged; everything else is a step of its own.
+const GESTURES: [&str; 2] = ["fader", "block"];
 const DEPTH: usize = 200;
 
 #[derive(Debug, Default)]
@@ -20,7 +22,8 @@ impl<T> Undo<T> {
 
     /// Remembers `before`, which is about to be changed by `what`.
     pub fn note(&mut self, before: T, what: &'static str, now: Instant) {
-        let goes_on = self.last.is_some_and(|(last, at)| last == what && now.duration_since(at) < ONE_GESTURE);
+        let goes_on = GESTURES.contains(&what)
+            && self.last.is_some_and(|(last, at)| last == what && now.duration_since(at) < ONE_GESTURE);
         self.last = Some((what, now));
         self.future.clear();
         if !goes_on {

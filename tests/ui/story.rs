@@ -31,8 +31,7 @@ fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
 
 /// Types a number into the first field of this name.
 fn set(window: &mut Harness<'_, App>, name: &str, value: &str) {
-    let field = || Role::SpinButton;
-    window.get_all_by_role_and_label(field(), name).next().unwrap().click();
+    window.get_all_by_role_and_label(Role::SpinButton, name).next().expect("there is a field of this name").click();
     window.run_steps(2);
     window.key_press_modifiers(Modifiers::COMMAND, Key::A);
     window.run_steps(1);

@@ -175,6 +175,37 @@ impl Project {
         self.save(path)
     }
 
+    /// Names every file as a project at `to` does, after it was one at `from`.
+    pub fn rebase(&mut self, from: &Path, to: &Path) {
+        let move_one = |file: &mut PathBuf| {
+            if !file.as_os_str().is_empty() {
+                *file = named(&placed(file, from), to);
+            }
+        };
+        self.concepts.iter_mut().for_each(|entry| move_one(&mut entry.folder));
+        for entry in &mut self.adapters {
+            move_one(&mut entry.file);
+            entry.concept.iter_mut().for_each(move_one);
+        }
+        self.desk.faders.iter_mut().for_each(|fader| move_one(&mut fader.file));
+        self.slots.iter_mut().for_each(|slot| move_one(&mut slot.file));
+        move_one(&mut self.training.concept);
+        if self.model != starter() {
+            let mut model = PathBuf::from(&self.model);
+            move_one(&mut model);
+            self.model = model.to_string_lossy().into_owned();
+        }
+    }
+
+    /// Writes the project where none is, with its slots.
+    pub fn save_as(&self, path: &Path) -> Result<()> {
+        let _lock = Lock::take(path)?;
+        if path.exists() {
+            return Err(Error::new("There is a project of this name already", "Choose another name").at(path));
+        }
+        self.save(path)
+    }
+
     fn save(&self, path: &Path) -> Result<()> {
         let text = toml::to_string(self)
             .map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
@@ -220,6 +251,22 @@ mod tests {
         let again = Project::open(&path, 16).unwrap();
         assert_eq!(again.slots.len(), 1, "slots are not the window's to lose");
         assert_eq!(again, project);
+    }
+
+    #[test]
+    fn a_project_saved_elsewhere_finds_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("a/triptych.toml"), folder.path().join("b/triptych.toml"));
+        let mut project = Project::new(8);
+        let entry = AdapterEntry { name: "x".into(), file: "adapters/x".into(), concept: Some("pictures".into()) };
+        project.adapters.push(entry);
+        project.desk.faders.push(Fader::new("adapters/x".into()));
+        let before = placed(&project.adapters[0].file, &old);
+        project.rebase(&old, &new);
+        assert_eq!(placed(&project.desk.faders[0].file, &new), before);
+        assert_eq!((project.model.as_str(), project.training.concept.as_os_str().len()), ("starter", 0));
+        project.save_as(&new).unwrap();
+        assert!(project.save_as(&new).unwrap_err().what.contains("already"));
     }
 
     #[test]

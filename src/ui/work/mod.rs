@@ -35,8 +35,10 @@ pub struct Opened {
 
 /// What a thread tells the window.
 pub enum Report {
-    /// With the window's device, where the engine computes on it.
-    Opened(Result<(Opened, Option<device::Opened>)>),
+    /// The window's own GPU, which the engine computes on from now.
+    Shared(device::Opened),
+    /// What was asked for with this number.
+    Opened(u64, Result<Opened>),
     Concept(PathBuf, Result<ConceptContent>),
     Adapter(PathBuf, Result<Arc<AdapterContent>>),
     /// Of a picture in this folder: where its caption was written.

@@ -76,12 +76,14 @@ struct Inbox<T = Order> {
     later: VecDeque<(T, Instant)>,
     /// Goes up with every request that is to be done now.
     number: u64,
+    /// Goes up when what may come later is forgotten: work on its way then does not come back.
+    drops: u64,
     closed: bool,
 }
 
 impl<T> Default for Inbox<T> {
     fn default() -> Self {
-        Self { now: VecDeque::new(), later: VecDeque::new(), number: 0, closed: false }
+        Self { now: VecDeque::new(), later: VecDeque::new(), number: 0, drops: 0, closed: false }
     }
 }
 
@@ -136,7 +138,9 @@ impl Painter {
 
     /// Forgets what may come later and is not `kept`.
     pub fn drop_later(&self, kept: impl Fn(Tag) -> bool) {
-        lock(&self.inbox.0).later.retain(|(order, _)| kept(order.tag));
+        let mut inbox = lock(&self.inbox.0);
+        inbox.drops += 1;
+        inbox.later.retain(|(order, _)| kept(order.tag));
     }
 }
 
@@ -156,6 +160,7 @@ fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
 fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
     let mut quick = false;
     while let Some((order, at, number, urgent)) = next(inbox) {
+        let drops = lock(&inbox.0).drops;
         let steps = order.request.steps;
         let stages = if order.tag == Tag::Mixed && steps > COARSE { vec![COARSE, steps] } else { vec![steps] };
         for steps in stages {
@@ -178,8 +183,9 @@ fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
             }
             match picture {
                 Err(error) if error.kind == crate::engine::error::Kind::Cancelled => {
-                    if !urgent {
-                        lock(&inbox.0).put_back(order.clone(), at);
+                    let mut inbox = lock(&inbox.0);
+                    if !urgent && (inbox.drops == drops || matches!(order.tag, Tag::Strip { .. })) {
+                        inbox.put_back(order.clone(), at);
                     }
                     break;
                 }

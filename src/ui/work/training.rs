@@ -1,6 +1,6 @@
 //! A training on its own thread: paused, stopped and asked for samples from the window.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::event::Event;
@@ -9,6 +9,9 @@ use crate::engine::session::Training;
 use crate::engine::train::Wishes;
 use crate::engine::{Error, Result};
 use crate::ui::work::{Opened, Post, Report, guarded};
+
+/// Earlier adapters of one name that are kept.
+const MOST_EARLIER: usize = 9999;
 
 /// What is to be taught.
 pub struct Job {
@@ -71,6 +74,9 @@ pub fn start(job: Job, control: Arc<Control>, post: &Post) {
             let Opened { session, model: open, .. } = &with;
             let other = model.map(|name| session.model(&name)).transpose()?;
             let concept = session.concept(&concept)?;
+            if !training.resume {
+                keep_earlier(&training.out)?;
+            }
             let mut watch = |event: Event| {
                 post.send(Report::Training(event));
                 control.pass()
@@ -95,4 +101,19 @@ fn with_a_core_free<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
         .build()
         .map_err(|e| Error::new(format!("No threads could be started ({e})"), "Close other programs"))?;
     Ok(pool.install(work))
+}
+
+/// An adapter that is about to be taught anew stays as it was under another name.
+fn keep_earlier(out: &Path) -> Result<()> {
+    if !out.is_file() {
+        return Ok(());
+    }
+    let folder = out.with_file_name("earlier");
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    let free = (1..=MOST_EARLIER).map(|n| folder.join(format!("{stem}-{n}.safetensors"))).find(|path| !path.exists());
+    let Some(free) = free else { return Ok(()) };
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::copy(out, &free))
+        .map_err(|e| Error::io("keep the earlier adapter", &free, &e))?;
+    Ok(())
 }

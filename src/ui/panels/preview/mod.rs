@@ -52,7 +52,7 @@ impl Panel for Preview {
 }
 
 fn files(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
-    let has = studio.preview.picture.is_some();
+    let has = studio.preview.picture.as_ref().is_some_and(|picture| !picture.coarse);
     let png = |title, kind, then| Command::Ask(Question { title, kind, ending: "png", offered: "picture.png", then });
     if ui
         .add_enabled(has, egui::Button::new("Save picture…"))
@@ -81,6 +81,7 @@ fn status(ui: &mut Ui, studio: &Studio) {
         (Some(_), true) => "painting…".into(),
         (Some(picture), false) => format!("{:.2} s · refined", picture.seconds),
         (None, true) => "painting the first picture…".into(),
+        (None, false) if studio.opened.failed().is_some() => "No model is open".into(),
         (None, false) if studio.opened.ready().is_none() => "Opening the model…".into(),
         (None, false) => "Write a prompt below, and the picture appears here".into(),
     });

@@ -93,6 +93,10 @@ pub fn of_run(studio: &Studio, run: &Run) -> Certificate {
             ..Certificate::default()
         };
     };
+    if !run.in_slots {
+        let text = "Its columns are not those of a slot, so nothing is proven; its overlap is measured on the desk";
+        return Certificate { sentences: vec![text.into()], ..Certificate::default() };
+    }
     let others: Vec<String> = studio
         .project
         .slots

@@ -119,7 +119,9 @@ impl Spectrum {
         }
         self.timeline.tick(ui, snapshots);
         let place = self.timeline.place(snapshots);
-        self.know(Source::Run(run.started, snapshots[place].step, run.step()), || of_step(run, place));
+        self.know(Source::Run(run.started, snapshots[place].step, snapshots[snapshots.len() - 1].step), || {
+            of_step(run, place)
+        });
         ui.horizontal_wrapped(|ui| {
             picker(ui, studio, out);
             self.timeline.show(ui, snapshots, run.is_live());

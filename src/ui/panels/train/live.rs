@@ -30,7 +30,7 @@ enum Curve {
 /// What the plot shows, and what it was made from.
 #[derive(Default)]
 struct Drawn {
-    of: Option<(std::time::Instant, usize, Curve)>,
+    of: Option<(std::time::Instant, usize, usize, Curve)>,
     raw: Vec<PlotPoint>,
     smooth: Vec<PlotPoint>,
     steady: Vec<PlotPoint>,
@@ -101,7 +101,7 @@ impl Live {
 
 impl Drawn {
     fn follow(&mut self, run: &Run, curve: Curve) {
-        let of = Some((run.started, run.steps.len(), curve));
+        let of = Some((run.started, run.steps.len(), run.steady.len(), curve));
         if self.of == of {
             return;
         }

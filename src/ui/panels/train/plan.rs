@@ -168,6 +168,8 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
             };
             ui.weak(format!("About {}{free}, {time}", words::bytes(memory.total()))).on_hover_text(parts);
         }
+    } else if let Some(error) = studio.opened.failed() {
+        ui.colored_label(palette.error, error.to_string());
     } else {
         ui.weak("Opening the model…");
     }
@@ -176,7 +178,9 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     }
     ui.horizontal_wrapped(|ui| {
         let ready = studio.preflight.is_some() && refusal.is_none() && studio.asked().is_ok();
-        let button = egui::Button::new(RichText::new("Train").strong()).min_size(egui::vec2(90.0, 28.0));
+        let goes_on = studio.can_go_on();
+        let name = RichText::new(if goes_on { "Go on" } else { "Train" }).strong().color(ui.visuals().extreme_bg_color);
+        let button = egui::Button::new(name).min_size(egui::vec2(90.0, 28.0)).fill(palette.accent);
         let why = if studio.is_training() {
             "A training is running"
         } else {
@@ -185,10 +189,10 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
         if ui.add_enabled(ready && !studio.is_training(), button).on_disabled_hover_text(why).clicked() {
             out.push(Command::Train);
         }
-        if studio.can_go_on() && !studio.is_training() {
-            let button = ui.button("Go on").on_hover_text("From the saved state of the training that was stopped");
-            if button.clicked() {
-                out.push(Command::GoOn);
+        if goes_on && !studio.is_training() {
+            let button = ui.button("Train anew");
+            if button.on_hover_text("Forgets what the stopped training has learnt, and begins again").clicked() {
+                out.push(Command::TrainAnew);
             }
         }
         let button = ui.add_enabled(ready, egui::Button::new("Add to queue"));
