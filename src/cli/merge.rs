@@ -8,17 +8,21 @@ use serde_json::json;
 
 use crate::cli::{AdapterArg, Progress, Shell, counted, field_value, ranks_in_words};
 use crate::engine::concept::{self, Concept};
+use crate::engine::device;
+use crate::engine::export;
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::names;
 use crate::engine::merge::{self, Method, Needs, Promise, Source, note};
+use crate::engine::model::StableDiffusion;
+use crate::engine::project::Desk;
 use crate::engine::session::{self, Combined, Merging, Pictured, Session};
 use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Adapter files, each with its strength
-    #[arg(required = true, value_name = "F[:strength[:text-strength]]")]
+    #[arg(required_unless_present = "recipe", value_name = "F[:strength[:text-strength]]")]
     adapters: Vec<AdapterArg>,
     /// Merge method (`triptych methods merges` lists them)
     #[arg(long, default_value = "sum", value_parser = merge::method)]
@@ -35,23 +39,24 @@ pub struct Args {
     /// For methods that look at pictures: a folder with the concept of adapter N, counted from 1; one for each
     #[arg(long, value_name = "N=DIR", value_parser = field_value)]
     evidence: Vec<(String, String)>,
+    /// Adapters, strengths, method and fields from a recipe that the window saved
+    #[arg(long, value_name = "F.toml", conflicts_with_all = ["adapters", "method", "set", "blocks"])]
+    recipe: Option<PathBuf>,
+    /// Add the adapters into the weights of this model instead (`starter`, or a folder in diffusers layout): --out is then
+    /// the new model's folder
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["method", "set", "evidence"])]
+    into: Option<String>,
     /// The adapter file to write
     #[arg(long, value_name = "F.safetensors")]
     out: PathBuf,
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let settings =
-        Settings::new(args.method.fields, args.set.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-    let mut sources = args
-        .adapters
-        .iter()
-        .map(|adapter| Ok(Source { file: LoraFile::open(&adapter.path)?, strength: adapter.strength.clone() }))
-        .collect::<Result<Vec<_>>>()?;
-    if let Some(path) = &args.blocks {
-        set_blocks(path, &mut sources)?;
+    let (method, settings, sources) = asked(args)?;
+    if let Some(model) = &args.into {
+        return into(model, &sources, args, shell);
     }
-    let concepts = concepts(args)?;
+    let concepts = concepts(args, method, sources.len())?;
     let mut progress = Progress::new(shell.json);
     // Only what looks at pictures needs a device and a model.
     let opened = match concepts.iter().any(Option::is_some) {
@@ -63,9 +68,47 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         false => None,
     };
     let pictures = opened.as_ref().map(|(session, model)| Pictured { session, model, concepts });
-    let merging = Merging { sources, method: args.method, settings, pictures, out: args.out.clone() };
+    let merging = Merging { sources, method, settings, pictures, out: args.out.clone() };
     let combined = session::merge(&merging, &mut progress.watch())?;
     shell.print(&as_json(&merging, &combined), || in_words(&merging, &combined))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Method, settings and sources: as given, or from the recipe.
+fn asked(args: &Args) -> Result<(&'static Method, Settings, Vec<Source>)> {
+    let open = |path: &Path, strength| Ok(Source { file: LoraFile::open(path)?, strength });
+    if let Some(recipe) = &args.recipe {
+        let desk = Desk::open_recipe(recipe)?;
+        let method = merge::method(&desk.method)?;
+        let changes = desk.changes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let sources =
+            desk.faders.iter().map(|fader| open(&fader.file, desk.heard(fader))).collect::<Result<Vec<_>>>()?;
+        return Ok((method, Settings::new(method.fields, changes)?, sources));
+    }
+    let changes = args.set.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let settings = Settings::new(args.method.fields, changes)?;
+    let sources = args.adapters.iter().map(|adapter| open(&adapter.path, adapter.strength.clone()));
+    let mut sources = sources.collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.blocks {
+        set_blocks(path, &mut sources)?;
+    }
+    Ok((args.method, settings, sources))
+}
+
+/// Writes a whole model with the adapters in its weights.
+fn into(model: &str, sources: &[Source], args: &Args, shell: &Shell) -> Result<ExitCode> {
+    let folder = StableDiffusion::folder(model);
+    let open = StableDiffusion::open(&folder, &device::cpu())?;
+    export::bake(&folder, &open, sources, &args.out)?;
+    let out = &args.out;
+    shell.print(&json!({ "out": out, "model": open.name, "adapters": sources.len() }), || {
+        format!(
+            "{}: {} with {} in its weights; the adapters' words are in embeddings/",
+            out.display(),
+            open.name,
+            counted(sources.len(), "adapter")
+        )
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -123,11 +166,10 @@ fn in_words(
 }
 
 /// The pictures of each adapter. What a method would not look at is refused rather than left lying.
-fn concepts(args: &Args) -> Result<Vec<Option<Concept>>> {
-    let count = args.adapters.len();
+fn concepts(args: &Args, method: &Method, count: usize) -> Result<Vec<Option<Concept>>> {
     let mut concepts = vec![None; count];
-    if args.method.needs == Needs::Nothing && !args.evidence.is_empty() {
-        let what = format!("The method {} does not look at pictures", args.method.name);
+    if method.needs == Needs::Nothing && !args.evidence.is_empty() {
+        let what = format!("The method {} does not look at pictures", method.name);
         return Err(Error::usage(what, "Leave --evidence out, or choose another method"));
     }
     for (number, folder) in &args.evidence {

@@ -100,6 +100,7 @@ fn value(ui: &mut Ui, field: &Field, text: &mut String) -> egui::Response {
         Kind::Flag => {
             let mut on = text == "true";
             let response = ui.add(egui::Checkbox::without_text(&mut on));
+            response.widget_info(|| egui::WidgetInfo::selected(egui::WidgetType::Checkbox, true, on, field.title));
             if response.changed() {
                 *text = on.to_string();
             }

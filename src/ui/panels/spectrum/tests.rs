@@ -39,7 +39,7 @@ struct Room {
 
 fn harness<'a>(studio: Studio, size: [f32; 2]) -> Harness<'a, Room> {
     let room = Room { panel: Spectrum::default(), studio, out: Vec::new() };
-    Harness::builder().with_size(size).build_ui_state(
+    Harness::builder().with_step_dt(0.05).with_size(size).build_ui_state(
         |ui, room: &mut Room| {
             theme::install(ui.ctx());
             room.panel.ui(ui, &room.studio, &mut room.out);
@@ -75,7 +75,7 @@ fn earlier_steps_come_back() {
     harness.run();
     harness.get_by_label("step 30");
     harness.get_by_label("Play snapshots").click();
-    harness.run_steps(4);
+    harness.run_steps(2);
     assert_ne!(harness.state().panel.timeline.place(harness.state().studio.run.as_ref().unwrap().spectra.all()), 2);
     harness.run_steps(60);
     harness.get_by_label("step 30");
