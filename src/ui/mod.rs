@@ -52,8 +52,11 @@ pub fn run(start: Start) -> Result<()> {
         ..eframe::NativeOptions::default()
     };
     eframe::run_native("triptych", options, Box::new(|cc| Ok(Box::new(App::new(cc, start))))).map_err(|error| {
+        // winit names the line of its source before the reason.
+        let error = error.to_string();
+        let why = error.rsplit(": ").next().unwrap_or(&error).trim_end_matches('.');
         Error::new(
-            format!("No window could be opened ({error})"),
+            format!("No window could be opened ({why})"),
             "A display is needed, on Linux with libxkbcommon, libX11 or libwayland-client. Without one, `triptych demo` shows the whole way, and `triptych --help` every command",
         )
     })

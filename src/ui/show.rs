@@ -66,6 +66,8 @@ impl App {
         let view = &mut self.studio.preview;
         match (tag, picture) {
             (Tag::Mixed, Ok(picture)) => {
+                let stage = if picture.coarse { "coarse" } else { "refined" };
+                tracing::debug!("{stage} picture after {:.2} s", picture.seconds);
                 view.error = None;
                 view.is_painting = picture.coarse;
                 if !picture.coarse {

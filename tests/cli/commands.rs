@@ -12,7 +12,6 @@ fn a_wrong_command_exits_2_names_the_right_words_and_writes_nothing() {
     let desk = Desk::new();
     let train = format!("{TRAIN} --out x.safetensors");
     let cases: &[(&str, &str)] = &[
-        ("", "Usage"),
         ("brew", "brew"),
         ("methods paintings", "samplers"),
         ("inspect", "PATH"),
@@ -55,6 +54,21 @@ fn a_wrong_command_exits_2_names_the_right_words_and_writes_nothing() {
         assert!(done.stderr.contains(words) && done.stdout.is_empty(), "{words}: {done:?}");
         assert_eq!(desk.files(), before, "{line}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_window_without_a_display_says_what_works_without_one() {
+    let desk = Desk::new();
+    let mut command = desk.command("");
+    for display in ["DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET"] {
+        command.env_remove(display);
+    }
+    let output = command.output().expect("the program runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No window could be opened") && said.contains("triptych demo"), "{said}");
+    assert!(!said.contains(".rs:"), "{said}");
 }
 
 #[test]

@@ -86,3 +86,29 @@ fn what_must_not_be_merged_is_refused_and_nothing_is_written() {
     let mixed = desk.run("merge a.safetensors c.safetensors --out out.safetensors").result();
     assert!(mixed["certificate"].is_null(), "{mixed}");
 }
+
+#[test]
+fn a_recipe_makes_the_merge_it_describes() {
+    let desk = Desk::new();
+    train(&desk, "a", "").result();
+    train(&desk, "b", "").result();
+    let fader = |file: &str, rest: &str| format!("[[fader]]\nfile = \"{file}.safetensors\"\n{rest}\n");
+    let recipe = format!("method = \"sum\"\n{}{}", fader("a", "strength = 0.75"), fader("b", "muted = true"));
+    desk.write("recipe.toml", recipe);
+    desk.run("merge --recipe recipe.toml --out cooked.safetensors").result();
+    desk.run("merge a.safetensors:0.75 b.safetensors:0 --out given.safetensors").result();
+    assert_eq!(desk.lora("cooked.safetensors").layers, desk.lora("given.safetensors").layers);
+}
+
+#[test]
+fn a_merge_into_a_model_is_a_model() {
+    let desk = Desk::new();
+    train(&desk, "a", "").result();
+    desk.run("merge a.safetensors --into starter --out baked").result();
+    let told = desk.run("inspect baked").result();
+    assert_eq!(told["kind"], json!("model"));
+    assert_ne!(told["sha256"], desk.run("inspect starter").result()["sha256"]);
+    assert!(desk.path("baked/embeddings/a.safetensors").is_file());
+    let again = desk.say("merge a.safetensors --into starter --out baked");
+    assert!(again.code == Some(1) && again.stderr.contains("nothing is overwritten"), "{again:?}");
+}
