@@ -65,7 +65,14 @@ impl Strips {
                         .orientation(SliderOrientation::Vertical)
                         .show_value(false)
                         .trailing_fill(!silent);
-                    let slider = ui.add(slider).on_hover_text("Strength; double click for 1");
+                    // A slider takes the whole line and stands at its beginning.
+                    let slider = ui
+                        .horizontal(|ui| {
+                            ui.add_space((WIDTH - ui.spacing().interact_size.y) / 2.0 - ui.spacing().item_spacing.x);
+                            ui.add(slider)
+                        })
+                        .inner
+                        .on_hover_text("Strength; double click for 1");
                     labelled(&slider, egui::WidgetType::Slider, &format!("Strength of {name}"), fader.strength);
                     if slider.double_clicked() {
                         fader.strength = 1.0;
