@@ -31,7 +31,7 @@ impl Canvas {
             ui.painter().rect_filled(rect, 4.0, theme::palette(ui).card);
             return;
         };
-        let room = vec2(ui.available_width(), (ui.clip_rect().height() * 0.52).max(LEAST));
+        let room = vec2(ui.available_width(), (ui.clip_rect().height() * 0.42).max(LEAST));
         let size = fitted(picture, room);
         let (whole, _) = ui.allocate_exact_size(vec2(room.x, size.y), Sense::hover());
         let rect = Rect::from_center_size(whole.center(), size);
@@ -94,16 +94,20 @@ fn against(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
                 studio.adapter(file).map_or_else(String::new, |card| format!("{} alone", card.entry.name))
             }
         };
-        let combo = ComboBox::from_id_salt("against").selected_text(text).truncate().width(160.0).show_ui(ui, |ui| {
-            ui.selectable_value(&mut chosen, None, "nothing");
-            ui.selectable_value(&mut chosen, Some(Against::Untouched), "the untouched model");
-            for fader in &studio.project.desk.faders {
-                if let Some(card) = studio.adapter(&fader.file) {
-                    let alone = Some(Against::Alone(fader.file.clone()));
-                    ui.selectable_value(&mut chosen, alone, format!("{} alone", card.entry.name));
+        let combo = ComboBox::from_id_salt("against")
+            .selected_text(text)
+            .truncate()
+            .width((ui.available_width() - 8.0).clamp(60.0, 160.0))
+            .show_ui(ui, |ui| {
+                ui.selectable_value(&mut chosen, None, "nothing");
+                ui.selectable_value(&mut chosen, Some(Against::Untouched), "the untouched model");
+                for fader in &studio.project.desk.faders {
+                    if let Some(card) = studio.adapter(&fader.file) {
+                        let alone = Some(Against::Alone(fader.file.clone()));
+                        ui.selectable_value(&mut chosen, alone, format!("{} alone", card.entry.name));
+                    }
                 }
-            }
-        });
+            });
         combo.response.labelled_by(label.id);
         if chosen != *now {
             out.push(Command::Compare(chosen));

@@ -1,6 +1,6 @@
 //! How the training goes: curves, pace, samples, and what can be asked of it.
 
-use egui::{Color32, ProgressBar, RichText, Ui, vec2};
+use egui::{Color32, ProgressBar, RichText, ScrollArea, Ui, vec2};
 use egui_plot::{HoverPosition, Line, Plot, PlotPoint, PlotPoints, Points};
 
 use crate::ui::command::Command;
@@ -181,7 +181,7 @@ fn strip(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
         return;
     }
     ui.weak(format!("Samples of “{}”", run.prompt));
-    ui.horizontal_wrapped(|ui| {
+    let line = |ui: &mut Ui| {
         for Sample { step, picture } in &run.strip {
             ui.vertical(|ui| {
                 let (rect, _) = ui.allocate_exact_size(vec2(SAMPLE, SAMPLE), egui::Sense::hover());
@@ -205,5 +205,6 @@ fn strip(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
                 }
             });
         }
-    });
+    };
+    ScrollArea::horizontal().id_salt("strip").show(ui, |ui| ui.horizontal_top(line));
 }

@@ -32,6 +32,9 @@ const PRESETS: &[Preset] = &[
     },
 ];
 
+/// Height in points from which the form and the buttons below it both fit.
+const ROOMY: f32 = 240.0;
+
 #[derive(Default)]
 pub struct Plan {
     search: String,
@@ -41,9 +44,17 @@ pub struct Plan {
 impl Plan {
     pub fn ui(&mut self, ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
         let mut asked = studio.project.training.clone();
-        // What starts the training stays in sight, whatever the length of the form.
-        egui::Panel::bottom("start").frame(egui::Frame::new().inner_margin(4)).show(ui, |ui| start(ui, studio, out));
+        // What starts the training stays in sight, whatever the length of the form, where there is room for both.
+        let is_roomy = ui.available_height() > ROOMY;
+        if is_roomy {
+            egui::Panel::bottom("start")
+                .frame(egui::Frame::new().inner_margin(4))
+                .show(ui, |ui| start(ui, studio, out));
+        }
         ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+            if !is_roomy {
+                start(ui, studio, out);
+            }
             concept(ui, studio, &mut asked);
             method(ui, &mut asked);
             ui.horizontal_wrapped(|ui| {
