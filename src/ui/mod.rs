@@ -1,7 +1,7 @@
 //! The window. It asks and shows; the engine computes, on threads of its own.
 //!
-//! `app` drains what the threads report, draws the panels and does what they ask for. Panels read the [`studio::Studio`]
-//! and answer with [`command::Command`]s. A panel is one file and one line in [`panel::PANELS`].
+//! `app` drains what the threads report, draws the panels and does what they ask for. Panels read the studio
+//! and answer with commands. A panel is one file and one line in [`panel::PANELS`].
 
 mod act;
 pub mod app;

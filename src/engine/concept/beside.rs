@@ -22,7 +22,7 @@ pub(super) fn read(picture: &Path) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Writes the caption where [`read`] finds it, and says where that was. A blank one leaves a blank file.
+/// Writes the caption where `read` finds it, and says where that was. A blank one leaves a blank file.
 pub fn write(picture: &Path, caption: &str) -> Result<PathBuf> {
     let mut path = picture.with_extension(ENDINGS[0]);
     for ending in ENDINGS {
