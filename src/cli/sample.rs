@@ -13,6 +13,7 @@ use crate::engine::io::png;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::parameters;
 use crate::engine::preview::{Pictures, Request, Start};
+use crate::engine::project::stem;
 use crate::engine::session::{Session, Used};
 use crate::engine::{Error, Result};
 
@@ -83,7 +84,6 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let pictures = session.sample(&model, &mounted, &request, &mut progress.watch())?;
     let seconds = begun.elapsed().as_secs_f64();
     let rgb = pictures.rgb()?;
-    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let adapters: Vec<_> = args.adapter.iter().map(|a| (stem(&a.path), a.strength.unet)).collect();
     let mut files = Vec::new();
     for (i, picture) in rgb.iter().enumerate() {

@@ -18,7 +18,7 @@ use crate::ui::facts::Facts;
 use crate::ui::preflight::Preflight;
 use crate::ui::run::{Run, RunState};
 use crate::ui::studio::Undoable;
-use crate::ui::work::{Opened, Report, dialog};
+use crate::ui::work::{Opened, Post, Report, dialog};
 
 impl App {
     /// Opens the device and the model on it, on a thread.
@@ -31,7 +31,7 @@ impl App {
         // A device is handed over once; after that it is there already.
         let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();
         let shared = (choice == device::Choice::Auto).then(|| self.shared.clone()).flatten();
-        let work = move |post: &crate::ui::work::Post| {
+        let work = move |post: &Post| {
             let mut watch = |event| {
                 post.send(Report::Said(event));
                 Ok(())
@@ -79,7 +79,7 @@ impl App {
 
     fn open_concept(&self, folder: PathBuf) {
         let place = folder.clone();
-        let work = move |post: &crate::ui::work::Post| cards::concept(&place, post.ctx());
+        let work = move |post: &Post| cards::concept(&place, post.ctx());
         self.post.spawn("concept", work, |content| Report::Concept(folder, content));
     }
 
@@ -106,7 +106,7 @@ impl App {
         if names.len() < 2 {
             return;
         }
-        let work = move |_: &crate::ui::work::Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+        let work = move |_: &Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>());
         self.post.spawn("overlap", work, |meeting| Report::Meeting(names, meeting));
     }
 
@@ -330,9 +330,7 @@ impl App {
             Command::Save => {
                 self.save();
             }
-            Command::SaveProjectAs(path) => {
-                self.save_as(path);
-            }
+            Command::SaveProjectAs(path) => self.save_as(path),
             Command::Ask(question) => dialog::ask(question, &self.post),
             Command::DismissNotice => self.studio.asking = None,
             Command::DismissHint(name) => {
@@ -437,9 +435,8 @@ impl App {
             self.touch();
             self.open_cards();
         } else if ending == "safetensors" {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let file = self.studio.named(path);
-            self.add_adapter(AdapterEntry { name, file, concept: None });
+            self.add_adapter(AdapterEntry::of(file));
         } else if ending == "toml" {
             self.open_project(path);
         } else if ending == "png" {

@@ -3,35 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::export;
 use crate::engine::field::Settings;
+use crate::engine::io::lora_file::LoraFile;
 use crate::engine::merge::{self, Needs, Source};
 use crate::engine::model::StableDiffusion;
 use crate::engine::project::{AdapterEntry, Desk, Fader};
 use crate::engine::session::{self, Merging, Pictured};
 use crate::engine::{Error, Result};
 use crate::ui::app::App;
+use crate::ui::work::painter::Mix;
 use crate::ui::work::{Post, Report};
 
 impl App {
-    /// Merges what is heard into one adapter file.
-    pub(super) fn save_merged(&mut self, path: PathBuf) {
-        self.mix_down("merge", move |merging, post| {
-            if merging.sources.iter().any(|source| source.file.path == path) {
-                return Err(
-                    Error::new("This is one of the adapters on the desk", "Save the mix under another name").at(&path)
-                );
-            }
-            let combined = session::merge(&Merging { out: path.clone(), ..merging }, &mut said(post))?;
-            for sentence in merge::note::sentences(&combined.notes) {
-                post.send(Report::Said(Event::note(sentence)));
-            }
-            Ok(path)
-        });
-    }
-
     /// Whether everything that is heard is open; a mix without it would lack a concept in silence.
     fn is_whole(&mut self) -> bool {
         let desk = &self.studio.project.desk;
@@ -46,12 +31,8 @@ impl App {
         true
     }
 
-    /// The sources and the method of the desk, for `make` on a thread; what it writes is put on the shelf.
-    fn mix_down(
-        &mut self,
-        name: &'static str,
-        make: impl FnOnce(Merging<'_>, &Post) -> Result<PathBuf> + Send + 'static,
-    ) {
+    /// Merges what is heard into one adapter file, by the desk's method.
+    pub(super) fn save_merged(&mut self, path: PathBuf) {
         if !self.is_whole() {
             return;
         }
@@ -59,35 +40,43 @@ impl App {
             self.studio.log.warn("The model is still being opened: try again in a moment");
             return;
         };
-        let desk = self.studio.project.desk.clone();
-        let sources: Vec<Source> =
-            self.studio.mix().into_iter().map(|(file, strength)| Source { file: (*file).clone(), strength }).collect();
-        let folders: Vec<Option<PathBuf>> = sources
-            .iter()
-            .map(|source| {
-                let entry = self.studio.adapters.iter().find(|card| card.path == source.file.path)?.entry.clone();
-                Some(self.studio.placed(&entry.concept?))
-            })
-            .collect();
+        let (desk, mix) = (self.studio.project.desk.clone(), self.studio.mix());
+        let taught_with = |file: &LoraFile| {
+            let card = self.studio.adapters.iter().find(|card| card.path == file.path)?;
+            Some(self.studio.placed(card.entry.concept.as_ref()?))
+        };
+        let folders: Vec<Option<PathBuf>> = mix.iter().map(|(file, _)| taught_with(file)).collect();
         let work = move |post: &Post| {
+            if mix.iter().any(|(file, _)| file.path == path) {
+                return Err(
+                    Error::new("This is one of the adapters on the desk", "Save the mix under another name").at(&path)
+                );
+            }
             let method = merge::method(&desk.method)?;
             let changes = desk.changes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
             let settings = Settings::new(method.fields, changes)?;
-            let concepts = match method.needs {
-                Needs::Nothing => Vec::new(),
-                Needs::ModelAndPictures => folders
-                    .iter()
-                    .map(|folder| folder.as_deref().map(|folder| with.session.concept(folder)).transpose())
-                    .collect::<Result<Vec<_>>>()?,
+            let pictures = match method.needs {
+                Needs::Nothing => None,
+                Needs::ModelAndPictures => {
+                    let open = |folder: &Option<PathBuf>| {
+                        folder.as_deref().map(|folder| with.session.concept(folder)).transpose()
+                    };
+                    let concepts = folders.iter().map(open).collect::<Result<Vec<_>>>()?;
+                    Some(Pictured { session: &with.session, model: &with.model, concepts })
+                }
             };
-            let pictures = (method.needs == Needs::ModelAndPictures).then(|| Pictured {
-                session: &with.session,
-                model: &with.model,
-                concepts,
-            });
-            make(Merging { sources, method, settings, pictures, out: PathBuf::new() }, post)
+            let merging = Merging { sources: sources(mix), method, settings, pictures, out: path.clone() };
+            let mut said = |event| {
+                post.send(Report::Said(event));
+                Ok(())
+            };
+            let combined = session::merge(&merging, &mut said)?;
+            for sentence in merge::note::sentences(&combined.notes) {
+                post.send(Report::Said(Event::note(sentence)));
+            }
+            Ok(path)
         };
-        self.post.spawn(name, work, Report::Merged);
+        self.post.spawn("merge", work, Report::Merged);
     }
 
     /// A merge that is whole on disk is an adapter of the project; on the desk it would be heard twice.
@@ -95,12 +84,9 @@ impl App {
         match result {
             Ok(path) => {
                 self.studio.log.note(format!("Saved {}", path.display()));
-                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let file = self.studio.named(&path);
-                let entry = AdapterEntry { name, file, concept: None };
-                self.shelve(entry);
+                self.shelve(AdapterEntry::of(file));
             }
-            Err(error) if error.kind == Kind::Cancelled => {}
             Err(error) => self.studio.log.error(&error),
         }
     }
@@ -112,14 +98,9 @@ impl App {
         }
         let Some(with) = self.studio.opened.ready().cloned() else { return };
         let model = super::act::model_name(&self.studio.project.model, &self.studio.path);
-        let used: Vec<_> = self
-            .studio
-            .mix()
-            .into_iter()
-            .map(|(file, strength)| Source { file: Arc::unwrap_or_clone(file), strength })
-            .collect();
+        let mix = self.studio.mix();
         let work = move |_: &Post| {
-            export::bake(&StableDiffusion::folder(&model), &with.model, &used, &folder)?;
+            export::bake(&StableDiffusion::folder(&model), &with.model, &sources(mix), &folder)?;
             Ok(format!("The model with the mix in it is in {}", folder.display()))
         };
         self.post.spawn("bake", work, Report::Done);
@@ -145,8 +126,7 @@ impl App {
                 for fader in &mut desk.faders {
                     let file = self.studio.named(&fader.file);
                     if self.studio.adapter(&file).is_none() {
-                        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                        self.studio.project.adapters.push(AdapterEntry { name, file: file.clone(), concept: None });
+                        self.studio.project.adapters.push(AdapterEntry::of(file.clone()));
                     }
                     *fader = Fader { file, ..fader.clone() };
                 }
@@ -159,10 +139,7 @@ impl App {
     }
 }
 
-/// Passes on what a merge says.
-fn said(post: &Post) -> impl FnMut(Event) -> Result<(), Error> + '_ {
-    |event| {
-        post.send(Report::Said(event));
-        Ok(())
-    }
+/// For a thread: the adapters' numbers are copied, which takes too long for a frame.
+fn sources(mix: Mix) -> Vec<Source> {
+    mix.into_iter().map(|(file, strength)| Source { file: Arc::unwrap_or_clone(file), strength }).collect()
 }

@@ -172,7 +172,7 @@ impl App {
         match asked_of(path) {
             Ok(form) => {
                 self.studio.project.preview = PreviewForm { seed_locked: true, ..form };
-                self.studio.changed = Some(Instant::now());
+                self.touch();
                 self.paint();
             }
             Err(error) => self.studio.log.error(&error),

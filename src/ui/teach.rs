@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::engine::adapter;
 use crate::engine::adapter::mount::Strength;
+use crate::engine::concept::{self, Trigger};
 use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
@@ -86,8 +87,7 @@ impl Studio {
     fn sample_prompt(&self, token: &str, class: &str) -> String {
         let template =
             self.opened.ready().map_or_else(|| "{token} {class}".into(), |with| session::template(&with.model));
-        let text = template.replace("{token}", token).replace("{class}", class);
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        concept::caption(None, &template, &Trigger { token: token.into(), class_word: class.into() })
     }
 }
 
@@ -97,12 +97,8 @@ impl App {
         if self.studio.is_training() {
             return;
         }
-        match self.studio.asked().and_then(|(concept, training)| {
-            if let Some(error) = self.studio.preflight.as_ref().and_then(Preflight::refusal) {
-                return Err(error);
-            }
-            Ok((concept, training))
-        }) {
+        let refusal = self.studio.preflight.as_ref().and_then(Preflight::refusal);
+        match self.studio.asked().and_then(|asked| refusal.map_or(Ok(asked), Err)) {
             Ok((concept, training)) => {
                 let folder = self.studio.placed(&concept.folder);
                 self.begin(concept, folder, None, Training { resume, ..training }, None);
@@ -242,8 +238,7 @@ impl App {
             // Its slot has been taken in the project's file: saving brings it here.
             self.touch();
         }
-        let Some(run) = &mut self.studio.run else { return };
-        if let Event::Kept { step, path } = event {
+        if let (Event::Kept { step, path }, Some(run)) = (event, &mut self.studio.run) {
             run.strip.retain(|sample| sample.step != step);
             run.strip.push(Sample { step, picture: None });
             let work = move |_: &Post| Ok((step, Arc::new(LoraFile::open(&path)?)));

@@ -70,6 +70,13 @@ pub struct AdapterEntry {
     pub concept: Option<PathBuf>,
 }
 
+impl AdapterEntry {
+    /// Of a file that nobody has named yet: it is called what the file is.
+    pub fn of(file: PathBuf) -> Self {
+        Self { name: stem(&file), file, concept: None }
+    }
+}
+
 /// What the next training is asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -211,6 +218,11 @@ impl Project {
             .map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
         atomic::write(path, |out| out.write_all(text.as_bytes()))
     }
+}
+
+/// A file's name without its ending: what it is called where nobody gave it another name.
+pub fn stem(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// As a project at `project` names `file`: relative where it lies beneath it.

@@ -20,6 +20,11 @@ pub fn form(ui: &mut Ui, fields: &[Field], changes: &mut BTreeMap<String, String
     }
 }
 
+/// Takes out what none of `tables` knows: after a method was changed, it would be refused.
+pub fn forget_unknown(changes: &mut BTreeMap<String, String>, tables: &[&[Field]]) {
+    changes.retain(|name, _| tables.iter().copied().flatten().any(|field| field.name == name));
+}
+
 fn one(ui: &mut Ui, field: &Field, changes: &mut BTreeMap<String, String>) {
     let palette = theme::palette(ui);
     let changed = changes.contains_key(field.name);

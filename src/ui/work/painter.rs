@@ -4,7 +4,6 @@
 //! before: at the next step of the sampler, so that no request waits for a picture nobody wants any more.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use crate::engine::adapter::mount::Strength;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::preview::Request;
+use crate::engine::project::stem;
 use crate::engine::session::Used;
 use crate::engine::{Error, Result};
 use crate::ui::work::{Opened, Post, Report, guarded};
@@ -203,7 +203,6 @@ fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
 
 /// Names and strengths of what is heard.
 pub fn heard(mix: &Mix) -> Arc<[(String, f32)]> {
-    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     mix.iter().filter(|(_, s)| s.unet != 0.0).map(|(file, s)| (stem(&file.path), s.unet)).collect()
 }
 

@@ -6,7 +6,7 @@ use crate::engine::merge::{self, METHODS, Needs};
 use crate::ui::command::Command;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
-use crate::ui::widgets::form::form;
+use crate::ui::widgets::form::{forget_unknown, form};
 
 pub fn ui(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     let mut desk = studio.project.desk.clone();
@@ -36,9 +36,8 @@ pub fn ui(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
         }
     });
     if desk.method != studio.project.desk.method {
-        // What the new method does not know would be refused.
         let fields = merge::method(&desk.method).map_or(&[][..], |row| row.fields);
-        desk.changes.retain(|name, _| fields.iter().any(|field| field.name == name));
+        forget_unknown(&mut desk.changes, &[fields]);
     }
     if desk != studio.project.desk {
         out.push(Command::SetDesk { desk, what: "method" });

@@ -1,12 +1,12 @@
 //! One strip for each adapter: fader, mute, solo, equaliser.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use egui::{DragValue, RichText, ScrollArea, Slider, SliderOrientation, Ui, vec2};
 
 use crate::engine::io::names;
-use crate::engine::project::{Desk, FURTHEST, Fader};
+use crate::engine::project::{Desk, FURTHEST, Fader, stem};
 use crate::ui::cards::Loading;
 use crate::ui::command::Command;
 use crate::ui::studio::Studio;
@@ -193,10 +193,6 @@ fn in_order<'a>(modules: impl IntoIterator<Item = &'a String>) -> Vec<String> {
 
 fn short(block: &str) -> String {
     block.replace("_blocks", "").replace("_block", "").replace("text_model", "text")
-}
-
-fn stem(file: &Path) -> String {
-    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::engine::train::config;
 use crate::ui::command::Command;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
-use crate::ui::widgets::form::form;
+use crate::ui::widgets::form::{forget_unknown, form};
 use crate::ui::widgets::words;
 
 /// Settings that go together.
@@ -142,9 +142,8 @@ fn method(ui: &mut Ui, asked: &mut TrainingForm) {
         });
         combo.response.labelled_by(label.id);
         if asked.method != before {
-            // What the new method does not know would be refused.
             let fields = adapter::method(&asked.method).map_or(&[][..], |row| row.fields);
-            asked.changes.retain(|name, _| fields.iter().chain(config::FIELDS).any(|field| field.name == name));
+            forget_unknown(&mut asked.changes, &[fields, config::FIELDS]);
         }
         if let Some(row) = row {
             ui.weak(format!("leaves {}", row.file.words())).on_hover_text(row.paper);
