@@ -143,6 +143,36 @@ fn model_gradients_are_finite_differences() {
     }
 }
 
+/// A stretch of the denoiser at a time, the same losses and the same gradients come out: of every layer, of the token
+/// through the text encoder, under prior preservation, and of what methods charge.
+#[test]
+fn gradients_are_the_same_when_stretches_run_again() {
+    let model = reference::model();
+    let (schedule, batch) = (Schedule::new(&model.schedule).unwrap(), batch(&model));
+    for (i, row) in METHODS.iter().enumerate() {
+        let mut trainee = with_token(&model, trained_at_depth_0(&model, &build(row, &[]), i as u64));
+        let mut of = |recompute| {
+            trainee.recompute = recompute;
+            let outcome = trainee.gradients(&model, &schedule, &batch);
+            let losses = [Some(outcome.loss), outcome.prior, outcome.charged].into_iter().flatten();
+            let losses: Vec<f32> = losses.map(|loss| loss.into_scalar::<f32>()).collect();
+            (losses, outcome.gradients.into_iter().map(|g| read(g.expect("a gradient")).unwrap()).collect::<Vec<_>>())
+        };
+        let ((losses, whole), (again, pieces)) = (of(false), of(true));
+        assert_eq!(losses.len(), again.len(), "{}", row.name);
+        let apart = losses.iter().zip(&again).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-5, "{}: {losses:?} {again:?}", row.name);
+        let mut furthest = 0.0_f32;
+        for ((whole, pieces), parameter) in whole.iter().zip(&pieces).zip(&trainee.parameters) {
+            let size = whole.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+            let apart = whole.iter().zip(pieces).fold(0.0_f32, |apart, (a, b)| apart.max((a - b).abs()));
+            assert!(apart <= 1e-4 * size + 1e-9, "{} {}: {apart} of {size}", row.name, parameter.name);
+            furthest = furthest.max(apart / size.max(1e-9));
+        }
+        println!("{}: losses {apart:.1e}, gradients {furthest:.1e} apart", row.name);
+    }
+}
+
 /// T6. The model and every frozen tensor are bit for bit what they were; everything else has moved. Where only some
 /// layers are awake, those alone have gradients, and the others sleep on what they learnt.
 #[test]

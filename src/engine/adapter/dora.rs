@@ -51,7 +51,7 @@ impl Adapter for Dora {
     /// As LoRA, and `m = ‖rows of W‖`.
     fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
         let mut t = self.0.begin(spot);
-        let m = Start::trained("dora_scale", [spot.layer.out, 1], read(row_norms(spot.weight.oi.clone()))?);
+        let m = Start::trained("dora_scale", [spot.layer.out, 1], read(row_norms(spot.weight.wide_oi()))?);
         t.push(Start { decays: false, ..m });
         Ok(t)
     }
@@ -61,7 +61,7 @@ impl Adapter for Dora {
     }
 
     fn store(&self, t: &[Tensor<2>], weight: &Weight) -> Result<Stored> {
-        Ok(Stored::Difference(read(self.delta(t, weight.oi.clone()))?))
+        Ok(Stored::Difference(read(self.delta(t, weight.wide_oi()))?))
     }
 
     fn count(&self, layer: &Layer, _: f32) -> usize {

@@ -50,7 +50,7 @@ fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
 fn joined(t: &[Tensor<2>], weight: &Weight) -> [Tensor<2>; 2] {
     let [down, up, after_down, after_up] = t else { unreachable!("four tensors began") };
     [
-        Tensor::cat(vec![down.clone(), after_down.clone().matmul(weight.oi.clone())], 0),
+        Tensor::cat(vec![down.clone(), after_down.clone().matmul(weight.wide_oi())], 0),
         Tensor::cat(vec![up.clone(), after_up.clone()], 1),
     ]
 }

@@ -110,7 +110,7 @@ impl Adapter for Oft {
     }
 
     fn store(&self, t: &[Tensor<2>], weight: &Weight) -> Result<Stored> {
-        Ok(Stored::Difference(read(delta(&t[0], weight.oi.clone()))?))
+        Ok(Stored::Difference(read(delta(&t[0], weight.wide_oi()))?))
     }
 
     fn count(&self, layer: &Layer, _: f32) -> usize {

@@ -54,7 +54,7 @@ impl Adapter for Pissa {
     fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
         let (rank, s) = (self.0.rank, f64::from(self.0.scale()));
         let (out, input) = (spot.layer.out, spot.layer.input());
-        let weight = read(spot.weight.oi.clone())?;
+        let weight = read(spot.weight.wide_oi())?;
         let weight = MatRef::from_row_major_slice(&weight, out, input).map(|&x| f64::from(x));
         let svd = match out.min(input) <= SMALL {
             true => LowRank::from_dense(weight).svd()?,

@@ -143,6 +143,18 @@ impl Checkpoint {
         Ok(Tensor { dtype: entry.dtype, shape, bytes: self.map[entry.start..entry.end].to_vec() })
     }
 
+    /// The values as f16, row-major: as they are stored, or rounded (to infinity, beyond f16's range).
+    pub fn f16(&self, name: &str) -> Result<Vec<f16>> {
+        let entry = self.entry(name)?;
+        match entry.dtype {
+            Dtype::F16 => {
+                let bytes = &self.map[entry.start..entry.end];
+                Ok(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect())
+            }
+            _ => Ok(self.f32(name)?.into_iter().map(f16::from_f32).collect()),
+        }
+    }
+
     /// The values of an f16, bf16, f32 or f64 tensor as f32, row-major.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;

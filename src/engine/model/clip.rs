@@ -6,7 +6,8 @@ use serde::Deserialize;
 use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Linear, Norm, attention};
 use crate::engine::model::loader::{Loader, Scope};
-use crate::engine::model::{Mounts, Part, Table};
+use crate::engine::model::{Hold, Mounts, Part, Table};
+use crate::engine::ops::widen;
 use crate::engine::{Error, Result};
 
 /// `text_encoder/config.json`.
@@ -47,6 +48,7 @@ enum Act {
 #[derive(Debug)]
 pub struct TextEncoder {
     pub config: Config,
+    /// As it is held: f32 or f16.
     tokens: Tensor<2>,
     positions: Tensor<2>,
     layers: Vec<EncoderLayer>,
@@ -70,7 +72,7 @@ struct EncoderLayer {
 }
 
 impl TextEncoder {
-    pub fn load(config: Config, file: &Checkpoint, device: &Device, table: Table) -> Result<(Self, Table)> {
+    pub fn load(config: Config, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
         let act = match config.hidden_act.as_str() {
             "quick_gelu" => Act::QuickGelu,
             "gelu" => Act::Gelu,
@@ -96,17 +98,17 @@ impl TextEncoder {
             return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json")
                 .at(file.path()));
         }
-        let loader = Loader::new(file, crate::engine::io::names::text_encoder, device, Part::Text, table);
+        let loader = Loader::new(file, crate::engine::io::names::text_encoder, hold, Part::Text, table);
         let root = loader.root().sub("text_model");
         let eps = config.layer_norm_eps;
         let encoder = Self {
-            tokens: root.tensor("embeddings.token_embedding.weight", [vocab_size, width]),
+            tokens: root.matrix("embeddings.token_embedding.weight", [vocab_size, width]),
             positions: root.tensor("embeddings.position_embedding.weight", [length, width]),
             layers: (0..config.num_hidden_layers)
                 .map(|i| EncoderLayer::load(&root.sub(format!("encoder.layers.{i}")), &config, act))
                 .collect(),
             final_norm: root.norm("final_layer_norm", width, eps),
-            causal: causal_mask(length, device),
+            causal: causal_mask(length, hold.device),
             config,
         };
         Ok((encoder, loader.finish()?))
@@ -122,7 +124,7 @@ impl TextEncoder {
         let (rows, columns) = (ids.len(), ids.first().map_or(0, Vec::len));
         let flat: Vec<i32> = ids.iter().flatten().map(|&id| id.cast_signed()).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(flat, [rows * columns]), &self.tokens.device());
-        self.tokens.clone().select(0, index).reshape([rows, columns, self.config.hidden_size])
+        widen(self.tokens.clone().select(0, index)).reshape([rows, columns, self.config.hidden_size])
     }
 
     /// Embedded tokens → last hidden state after the final norm.

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::engine::io::names;
+use crate::engine::ops::widen;
 
 /// Index of a layer in its model's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,9 +36,16 @@ pub struct Layer {
 /// The untouched parameters of a layer: handles, the model keeps the numbers.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// `[out, in]`, for convolutions `[out, channels·kh·kw]`.
+    /// `[out, in]`, for convolutions `[out, channels·kh·kw]`, as it is held: f32 or f16.
     pub oi: Tensor<2>,
     pub bias: Option<Tensor<1>>,
+}
+
+impl Weight {
+    /// `[out, in]` in f32, to compute with.
+    pub fn wide_oi(&self) -> Tensor<2> {
+        widen(self.oi.clone())
+    }
 }
 
 /// Layers with their weights, in the order of [`LayerId`].

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::engine::io::Checkpoint;
+use crate::engine::io::{Checkpoint, Dtype};
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm};
-use crate::engine::model::{Layer, LayerId, Part, Table, Weight};
+use crate::engine::model::{Hold, Layer, LayerId, Part, Table, Weight};
 use crate::engine::{Error, Result};
 
 /// At most this many faults are spelled out.
@@ -17,7 +17,7 @@ const NAMED_FAULTS: usize = 8;
 /// Hands out the tensors of one network and keeps account of them.
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    device: &'a Device,
+    hold: Hold<'a>,
     part: Part,
     /// Our name → name in the file.
     stored: BTreeMap<String, String>,
@@ -35,14 +35,14 @@ impl<'a> Loader<'a> {
     pub fn new(
         checkpoint: &'a Checkpoint,
         ours: impl Fn(&str) -> Option<String>,
-        device: &'a Device,
+        hold: Hold<'a>,
         part: Part,
         table: Table,
     ) -> Self {
         let stored = checkpoint.entries().keys().filter_map(|name| Some((ours(name)?, name.clone()))).collect();
         Self {
             checkpoint,
-            device,
+            hold,
             part,
             stored,
             state: RefCell::new(State { taken: BTreeSet::new(), faults: Vec::new(), table }),
@@ -75,9 +75,10 @@ impl<'a> Loader<'a> {
         .at(self.checkpoint.path()))
     }
 
-    fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
+    fn tensor<const D: usize>(&self, name: &str, shape: [usize; D], held: Dtype) -> Tensor<D> {
         // In place of what is faulty and will never run; its promised size may be more than fits into memory.
-        let stand_in = || Tensor::zeros([1; D], self.device);
+        let device = self.hold.device;
+        let stand_in = || Tensor::zeros([1; D], device);
         let fault = |text: String| self.state.borrow_mut().faults.push(text);
         let Some(stored) = self.stored.get(name) else {
             fault(format!("{name} is missing"));
@@ -91,11 +92,19 @@ impl<'a> Loader<'a> {
             fault(format!("{name} is {found:?} instead of {shape:?}"));
             return stand_in();
         }
-        match self.checkpoint.f32(stored) {
-            Ok(values) if values.iter().all(|x| x.is_finite()) => {
-                Tensor::from_data(TensorData::new(values, shape), self.device)
-            }
-            Ok(_) => {
+        let read = match held {
+            Dtype::F16 => self.checkpoint.f16(stored).map(|values| {
+                let finite = values.iter().all(|x| x.is_finite());
+                finite.then(|| Tensor::from_data(TensorData::new(values, shape), (device, DType::F16)))
+            }),
+            _ => self.checkpoint.f32(stored).map(|values| {
+                let finite = values.iter().all(|x| x.is_finite());
+                finite.then(|| Tensor::from_data(TensorData::new(values, shape), device))
+            }),
+        };
+        match read {
+            Ok(Some(tensor)) => tensor,
+            Ok(None) => {
                 fault(format!("{name} holds NaN or infinite numbers"));
                 stand_in()
             }
@@ -120,8 +129,14 @@ impl Scope<'_> {
         Self { loader: self.loader, path: self.join(&name) }
     }
 
+    /// In f32.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
-        self.loader.tensor(&self.join(&name), shape)
+        self.loader.tensor(&self.join(&name), shape, Dtype::F32)
+    }
+
+    /// As matrices of this model are held: in f32 or f16.
+    pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
+        self.loader.tensor(&self.join(&name), shape, self.loader.hold.matrices)
     }
 
     /// Whether any tensor lies below `name`.
@@ -142,7 +157,7 @@ impl Scope<'_> {
 
     fn linear_as(&self, name: &str, channels: usize, out: usize, bias: bool, kernel: Option<[usize; 2]>) -> Linear {
         let scope = self.sub(name);
-        let weight_oi = scope.tensor("weight", [out, channels]);
+        let weight_oi = scope.matrix("weight", [out, channels]);
         let bias = bias.then(|| scope.tensor("bias", [out]));
         let weight = Weight { oi: weight_oi.clone(), bias: bias.clone() };
         Linear { id: scope.register(out, channels, kernel, weight), weight_oi, bias }
@@ -152,7 +167,7 @@ impl Scope<'_> {
     pub fn conv(&self, name: &str, channels: usize, out: usize, shape: ConvShape) -> Conv {
         let scope = self.sub(name);
         let [h, w] = shape.kernel;
-        let weight_oihw: Tensor<4> = scope.tensor("weight", [out, channels, h, w]);
+        let weight_oihw: Tensor<4> = scope.matrix("weight", [out, channels, h, w]);
         let bias: Tensor<1> = scope.tensor("bias", [out]);
         // A faulty weight has a stand-in of another size, and its model is refused.
         let [o, i, kh, kw] = weight_oihw.dims();

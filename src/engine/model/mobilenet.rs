@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, module};
 use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::pointwise;
 use crate::engine::model::loader::{Loader, Scope};
-use crate::engine::model::{Part, Table};
+use crate::engine::model::{Hold, Part, Table};
 use crate::engine::{Error, Result};
 
 /// torchvision's `IMAGENET1K_V1` weights in f16.
@@ -72,7 +72,7 @@ impl MobileNet {
     }
 
     pub fn load(file: &Checkpoint, device: &Device) -> Result<Self> {
-        let loader = Loader::new(file, feature_weight, device, Part::Vision, Table::default());
+        let loader = Loader::new(file, feature_weight, Hold::wide(device), Part::Vision, Table::default());
         let features = loader.root().sub("features");
         let stem = ConvNorm::load(&features.sub(0), [0, 1], [STEM, 3, 3, 3], 2);
         let mut blocks = Vec::new();

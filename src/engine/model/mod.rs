@@ -6,6 +6,8 @@ pub mod layer;
 pub mod loader;
 pub mod mobilenet;
 pub mod mount;
+pub mod precision;
+pub mod recompute;
 pub mod residual;
 pub mod sd;
 pub mod signal;
@@ -15,5 +17,6 @@ pub mod vae;
 
 pub use layer::{Layer, LayerId, Part, Table, Weight};
 pub use mount::{Branch, Change, Mounts, Site};
+pub use precision::{Hold, Precision};
 pub use sd::StableDiffusion;
 pub use signal::Signal;

@@ -7,11 +7,11 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::engine::model::blocks::{ConvShape, pointwise};
 use crate::engine::model::{LayerId, Signal, Weight};
-use crate::engine::ops::{fuse, low_rank};
+use crate::engine::ops::{fuse, low_rank, widen};
 
 /// One low-rank term `scale · up · down`. It runs factored: the product is never built.
 #[derive(Clone, Debug)]
@@ -84,6 +84,7 @@ pub struct Mounts {
 /// A layer as a forward pass meets it.
 pub struct Place<'a> {
     pub id: LayerId,
+    /// As it is held: f32 or f16.
     pub weight_oi: Tensor<2>,
     pub bias: Option<&'a Tensor<1>>,
     /// `None` for a linear layer.
@@ -99,6 +100,15 @@ pub struct Site<'a> {
 }
 
 impl Place<'_> {
+    /// The untouched layer.
+    fn base(&self, x: &Signal) -> Signal {
+        self.run(x, self.wide_oi())
+    }
+
+    fn wide_oi(&self) -> Tensor<2> {
+        widen(self.weight_oi.clone())
+    }
+
     fn run(&self, x: &Signal, weight_oi: Tensor<2>) -> Signal {
         x.clone().through(weight_oi, self.bias.cloned(), self.shape)
     }
@@ -112,12 +122,12 @@ impl Site<'_> {
 
     /// The untouched layer's output.
     pub fn base(&self) -> Signal {
-        self.base.get_or_init(|| self.place.run(self.x, self.place.weight_oi.clone())).clone()
+        self.base.get_or_init(|| self.place.base(self.x)).clone()
     }
 
-    /// The untouched weight `[out, in]`.
+    /// The untouched weight `[out, in]` in f32.
     pub fn weight_oi(&self) -> Tensor<2> {
-        self.place.weight_oi.clone()
+        self.place.wide_oi()
     }
 
     /// `x` through another weight `[rank, in]` in this layer's place: with its stride and padding, without its bias.
@@ -169,10 +179,14 @@ impl Mounts {
     }
 
     /// The same adapters with every change of a weight added into it once, which pays when many passes follow.
+    ///
+    /// A weight that is held in f16 is left alone: rounded to it, a small change is lost, and in f32 the sum takes twice
+    /// the memory that holding it in f16 was to save.
     #[must_use]
     pub fn rest(mut self, weights: &[Weight]) -> Self {
         self.rested.resize(self.terms.len(), None);
-        for ((terms, rested), weight) in self.terms.iter_mut().zip(&mut self.rested).zip(weights) {
+        let places = self.terms.iter_mut().zip(&mut self.rested).zip(weights);
+        for ((terms, rested), weight) in places.filter(|(_, weight)| weight.oi.dtype() == DType::F32) {
             let mut branches = Vec::new();
             let mut sum = rested.take();
             terms.retain(|term| match term {
@@ -209,7 +223,7 @@ impl Mounts {
             for change in changes {
                 match change {
                     Change::Weight(delta) => {
-                        weight = Some(weight.unwrap_or_else(|| place.weight_oi.clone()) + delta);
+                        weight = Some(weight.unwrap_or_else(|| place.wide_oi()) + delta);
                     }
                     other => rest.push(other),
                 }
@@ -218,7 +232,7 @@ impl Mounts {
         let y = match weight {
             Some(weight) => place.run(x, weight),
             // Taken, not shared: what is added next can then be added in place.
-            None => site.base.into_inner().unwrap_or_else(|| place.run(x, place.weight_oi.clone())),
+            None => site.base.into_inner().unwrap_or_else(|| place.base(x)),
         };
         rest.into_iter().fold(y, |y, change| match change {
             Change::LowRank(branch) => branch.add(x, y, place.shape),
@@ -249,6 +263,5 @@ fn fused(weight_oi: Tensor<2>, branches: &[Branch]) -> Tensor<2> {
     let scales = Tensor::from_floats(scales.as_slice(), &weight_oi.device());
     let up = Tensor::cat(branches.iter().map(|b| b.up.clone()).collect(), 1);
     let down = Tensor::cat(branches.iter().map(|b| b.down.clone()).collect(), 0);
-    let dtype = FloatDType::from(weight_oi.dtype());
-    fuse(weight_oi, up, down, scales, dtype)
+    fuse(weight_oi, up, down, scales, FloatDType::F32)
 }

@@ -10,7 +10,7 @@ use crate::engine::io::Folder;
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Layer, LayerId, Mounts, Table, Weight, clip, unet, vae};
+use crate::engine::model::{Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip, unet, vae};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
@@ -83,6 +83,10 @@ impl StableDiffusion {
     }
 
     pub fn open(folder: &Folder, device: &Device) -> Result<Self> {
+        Self::open_as(folder, device, Precision::Auto)
+    }
+
+    pub fn open_as(folder: &Folder, device: &Device, precision: Precision) -> Result<Self> {
         if let Folder::Disk(path) = folder
             && !path.is_dir()
         {
@@ -96,15 +100,16 @@ impl StableDiffusion {
         let part = |name: &str, weights: [&str; 2]| {
             folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str))
         };
+        let unet_file = part("unet", WEIGHTS)?;
+        let hold = Hold { device, matrices: precision.matrices(&unet_file) };
         let config: clip::Config = folder.json("text_encoder/config.json")?;
         let text_file = part("text_encoder", TEXT_WEIGHTS)?;
-        let (text, table) = clip::TextEncoder::load(config, &text_file, device, Table::default())?;
-        let unet_file = part("unet", WEIGHTS)?;
+        let (text, table) = clip::TextEncoder::load(config, &text_file, hold, Table::default())?;
         let config: unet::Config = folder.json("unet/config.json")?;
-        let (unet, table) = Unet::load(config, &unet_file, device, table)?;
+        let (unet, table) = Unet::load(config, &unet_file, hold, table)?;
         let config: vae::Config = folder.json("vae/config.json")?;
         let vae_file = part("vae", WEIGHTS)?;
-        let vae = Vae::load(config, &vae_file, device)?;
+        let vae = Vae::load(config, &vae_file, hold)?;
         if unet.config.cross_attention_dim != text.config.hidden_size {
             return Err(Error::new(
                 format!(

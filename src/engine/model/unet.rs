@@ -7,7 +7,7 @@ use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, timestep_embedding, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
-use crate::engine::model::{Mounts, Part, Table};
+use crate::engine::model::{Hold, Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// Most latent pixels of a picture. The scores of one attention already fill 34 GB here (8 heads, every pixel with every
@@ -183,12 +183,12 @@ struct Attention {
 }
 
 impl Unet {
-    pub fn load(config: Config, file: &Checkpoint, device: &Device, table: Table) -> Result<(Self, Table)> {
+    pub fn load(config: Config, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
         config.check().map_err(|why| {
             Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the SD 1.x family")
                 .at(file.path())
         })?;
-        let loader = Loader::new(file, |name| Some(name.to_owned()), device, Part::Unet, table);
+        let loader = Loader::new(file, |name| Some(name.to_owned()), hold, Part::Unet, table);
         let root = loader.root();
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
@@ -274,49 +274,109 @@ impl Unet {
 
     /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context [b, n, width]`.
     pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Tensor<3>, mounts: &Mounts) -> Tensor<4> {
+        let time = self.time(&self.sinusoids(timesteps, &x.device()), mounts);
+        let mut skips = Vec::new();
+        self.stretches().iter().fold(x, |x, stretch| {
+            let skip = if stretch.joins { skips.pop() } else { None };
+            let size = skips.last().map_or([0; 2], size);
+            let x = stretch.run(x, skip, size, &time, context, mounts);
+            if stretch.leaves {
+                skips.push(x.clone());
+            }
+            x
+        })
+    }
+
+    /// `[b, width]`, what the timestep embedding is made from.
+    pub fn sinusoids(&self, timesteps: &[f32], device: &Device) -> Tensor<2> {
         let width = self.config.block_out_channels[0];
         let sinusoids = TensorData::new(timestep_embedding(timesteps, width), [timesteps.len(), width]);
-        let time = self.time1.forward(Tensor::<2>::from_data(sinusoids, &x.device()), mounts);
-        let time = self.time2.forward(activation::silu(time), mounts);
-        // Every resnet reads the embedding through the same SiLU.
-        let time = activation::silu(time);
+        Tensor::from_data(sinusoids, device)
+    }
 
-        let mut x = self.conv_in.forward(x, mounts);
-        let mut skips = vec![x.clone()];
+    /// The timestep embedding `[b, 4·channels]`, behind the SiLU through which every resnet reads it.
+    pub fn time(&self, sinusoids: &Tensor<2>, mounts: &Mounts) -> Tensor<2> {
+        let time = self.time1.forward(sinusoids.clone(), mounts);
+        activation::silu(self.time2.forward(activation::silu(time), mounts))
+    }
+
+    /// The network between latents and answer, in the order it runs.
+    pub fn stretches(&self) -> Vec<Stretch<'_>> {
+        let stretch = |work| Stretch { work, joins: false, leaves: false };
+        let down = |work| Stretch { leaves: true, ..stretch(work) };
+        let mut all = vec![down(Work::Conv(&self.conv_in))];
         for stage in &self.down {
-            for (j, resnet) in stage.resnets.iter().enumerate() {
-                x = resnet.forward(x, Some(&time), mounts);
-                if let Some(transformer) = stage.transformers.get(j) {
-                    x = transformer.forward(x, context, mounts);
-                }
-                skips.push(x.clone());
-            }
-            if let Some(conv) = &stage.resample {
-                x = conv.forward(x, mounts);
-                skips.push(x.clone());
-            }
+            all.extend(stage.blocks().map(down));
+            all.extend(stage.resample.iter().map(|conv| down(Work::Conv(conv))));
         }
-
         let (resnet1, transformer, resnet2) = &self.middle;
-        x = resnet1.forward(x, Some(&time), mounts);
-        x = transformer.forward(x, context, mounts);
-        x = resnet2.forward(x, Some(&time), mounts);
-
+        all.push(stretch(Work::Block(resnet1, Some(transformer))));
+        all.push(stretch(Work::Block(resnet2, None)));
         for stage in &self.up {
-            for (j, resnet) in stage.resnets.iter().enumerate() {
-                let skip = skips.pop().expect("as many skips as the way down left");
-                x = resnet.forward(Tensor::cat(vec![x, skip], 1), Some(&time), mounts);
-                if let Some(transformer) = stage.transformers.get(j) {
-                    x = transformer.forward(x, context, mounts);
+            all.extend(stage.blocks().map(|work| Stretch { joins: true, ..stretch(work) }));
+            all.extend(stage.resample.iter().map(|conv| stretch(Work::Upsample(conv))));
+        }
+        all.push(stretch(Work::Out(&self.norm_out, self.config.norm_num_groups, &self.conv_out)));
+        all
+    }
+}
+
+/// A piece of the network that has one input besides its skip, and one output.
+pub struct Stretch<'a> {
+    work: Work<'a>,
+    /// Takes the youngest skip.
+    pub joins: bool,
+    /// Leaves its answer as a skip.
+    pub leaves: bool,
+}
+
+enum Work<'a> {
+    Conv(&'a Conv),
+    Block(&'a Resnet, Option<&'a Transformer>),
+    Upsample(&'a Conv),
+    Out(&'a Norm, usize, &'a Conv),
+}
+
+impl Stretch<'_> {
+    /// `size` is `[height, width]` of the skip that comes next: an odd size halves upwards, so what is doubled returns to
+    /// that, not to twice its own.
+    pub fn run(
+        &self,
+        x: Tensor<4>,
+        skip: Option<Tensor<4>>,
+        size: [usize; 2],
+        time: &Tensor<2>,
+        context: &Tensor<3>,
+        mounts: &Mounts,
+    ) -> Tensor<4> {
+        let x = match skip {
+            Some(skip) => Tensor::cat(vec![x, skip], 1),
+            None => x,
+        };
+        match &self.work {
+            Work::Conv(conv) => conv.forward(x, mounts),
+            Work::Block(resnet, transformer) => {
+                let x = resnet.forward(x, Some(time), mounts);
+                match transformer {
+                    Some(transformer) => transformer.forward(x, context, mounts),
+                    None => x,
                 }
             }
-            if let (Some(conv), Some(next)) = (&stage.resample, skips.last()) {
-                // An odd size halves upwards, so the size to return to is the next skip's, not twice this one.
-                let [_, _, h, w] = next.dims();
-                x = conv.forward(upsample(x, [h, w]), mounts);
-            }
+            Work::Upsample(conv) => conv.forward(upsample(x, size), mounts),
+            Work::Out(norm, groups, conv) => conv.forward(activation::silu(norm.group(x, *groups)), mounts),
         }
-        self.conv_out.forward(activation::silu(self.norm_out.group(x, self.config.norm_num_groups)), mounts)
+    }
+}
+
+/// `[height, width]`.
+pub fn size(x: &Tensor<4>) -> [usize; 2] {
+    let [_, _, h, w] = x.dims();
+    [h, w]
+}
+
+impl Stage {
+    fn blocks(&self) -> impl Iterator<Item = Work<'_>> {
+        self.resnets.iter().enumerate().map(|(j, resnet)| Work::Block(resnet, self.transformers.get(j)))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Latents ↔ pixels (diffusers `AutoencoderKL`). Pixels are `[b, 3, h, w]` in −1…1.
 
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Tensor, activation};
 use serde::Deserialize;
 
 use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
-use crate::engine::model::{Mounts, Part, Table};
+use crate::engine::model::{Hold, Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// The autoencoder's own epsilon, fixed in diffusers.
@@ -75,7 +75,7 @@ struct Attention {
 }
 
 impl Vae {
-    pub fn load(config: Config, file: &Checkpoint, device: &Device) -> Result<Self> {
+    pub fn load(config: Config, file: &Checkpoint, hold: Hold<'_>) -> Result<Self> {
         let groups = config.norm_num_groups;
         if config.block_out_channels.is_empty()
             || groups == 0
@@ -94,7 +94,7 @@ impl Vae {
             )
             .at(file.path()));
         }
-        let loader = Loader::new(file, crate::engine::io::names::vae, device, Part::Vae, Table::default());
+        let loader = Loader::new(file, crate::engine::io::names::vae, hold, Part::Vae, Table::default());
         let root = loader.root();
         let latent = config.latent_channels;
         let vae = Self {

@@ -3,18 +3,22 @@
 //! A kernel is `shaders/ops/NAME.wgsl`, `src/engine/ops/NAME.rs` and its row in [`OPS`]; the tests read the row. On the
 //! CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations.
 
+mod attend;
 mod fuse;
 mod low_rank;
 pub mod self_test;
 pub mod wgsl;
+mod widen;
 
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{DType, Tensor};
 
 use self::wgsl::Wgsl;
 
+pub use attend::attend;
 pub use fuse::fuse;
 pub use low_rank::low_rank;
+pub use widen::widen;
 
 /// Every kernel.
 pub const OPS: &[Op] = &[fuse::OP, low_rank::OP];

@@ -23,6 +23,7 @@ const PRIOR_WORDS: [&str; 8] =
 pub struct Config {
     pub steps: usize,
     pub batch: usize,
+    pub recompute: bool,
     pub lr: f64,
     pub token_lr: f64,
     pub decay: f64,
@@ -91,6 +92,11 @@ impl Config {
         Ok(Self {
             steps: settings.integer("steps"),
             batch,
+            recompute: match settings.text("recompute") {
+                "on" => true,
+                "off" => false,
+                _ => !small,
+            },
             lr: or("lr", 5e-3 * method.rate, 1e-4 * method.rate),
             token_lr: or("token_lr", 2e-2, 1e-3),
             decay: settings.number("decay"),
@@ -156,7 +162,10 @@ impl Config {
 pub fn decisive(settings: &Settings) -> Settings {
     // Nothing held out is what every run did before there was the field: their states and bytes stay what they are.
     let all_train = settings.integer("held_out") == 0;
-    settings.without(|name| OBSERVING.contains(&name) || all_train && name == "held_out")
+    let chosen = settings.text("recompute") == "auto";
+    settings.without(|name| {
+        OBSERVING.contains(&name) || all_train && name == "held_out" || chosen && name == "recompute"
+    })
 }
 
 /// The model's caption template without the token: `a 3d emoji of robot`.
@@ -208,7 +217,7 @@ mod tests {
     fn looking_on_decides_nothing() {
         let of = |changes: &[(&str, &str)]| decisive(&Settings::new(FIELDS, changes.iter().copied()).unwrap());
         let usual = serde_json::to_value(of(&[])).unwrap();
-        assert_eq!(usual.as_object().unwrap().len(), FIELDS.len() - OBSERVING.len() - 1);
+        assert_eq!(usual.as_object().unwrap().len(), FIELDS.len() - OBSERVING.len() - 2);
         assert!(OBSERVING.iter().all(|name| usual.get(name).is_none()));
         for name in OBSERVING {
             assert_eq!(of(&[(name, "7")]), of(&[]), "{name}");

@@ -123,7 +123,7 @@ fn text_layers(model: &StableDiffusion) -> impl Iterator<Item = &Layer> {
 fn weights(model: &StableDiffusion) -> u64 {
     let layers = model.weights.iter().map(|weight| {
         let bias = weight.bias.as_ref().map_or(0, |bias| bias.shape().num_elements());
-        ((weight.oi.shape().num_elements() + bias) * weight.oi.dtype().size()) as u64
+        weight.oi.shape().num_elements() as u64 * weight.oi.dtype().size() as u64 + F32 * bias as u64
     });
     let text = &model.text.config;
     let embeddings = (text.vocab_size + text.max_position_embeddings) * text.hidden_size;

@@ -21,6 +21,14 @@ pub const FIELDS: &[Field] = &[
         kind: Kind::Integer { min: 1, max: 1024 },
     },
     Field {
+        name: "recompute",
+        title: "Save memory",
+        help: "on: keeps little of the way forward and computes it again on the way back, in a fraction of the memory for a third more time. auto: for models of Stable Diffusion's size",
+        unit: "",
+        default: "auto",
+        kind: Kind::Choice(&["auto", "on", "off"]),
+    },
+    Field {
         name: "lr",
         title: "Learning rate",
         help: "How far each step moves the adapter; 0 chooses by the method and the model's size",

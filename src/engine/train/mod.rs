@@ -15,6 +15,7 @@ mod numbers;
 pub mod optimizer;
 mod prompts;
 pub mod run;
+mod shown;
 mod steady;
 pub mod step;
 mod wishes;

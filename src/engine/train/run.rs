@@ -90,6 +90,7 @@ impl Job<'_> {
     /// Every layer's tensors and the token before the first step.
     fn begin(&self, config: &Config, adapter: Arc<dyn Adapter>) -> Result<Trainee> {
         let mut trainee = Trainee::new(adapter);
+        trainee.recompute = config.recompute;
         let random = Philox::new(self.context.seed);
         let targets = target::select(&config.targets, &self.model.layers)?;
         for (place, &id) in targets.iter().enumerate() {

@@ -9,10 +9,12 @@ use crate::engine::Result;
 use crate::engine::adapter::mount::live;
 use crate::engine::adapter::{Adapter, Settling, Start};
 use crate::engine::device::read;
-use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::diffusion::Schedule;
 use crate::engine::model::tokenizer::Encoded;
+use crate::engine::model::recompute::{self, Pulled, leaf};
 use crate::engine::model::{LayerId, Mounts, StableDiffusion};
 use crate::engine::train::optimizer::{self, Moments};
+use crate::engine::train::shown::Shown;
 
 /// A trained tensor with its optimiser state.
 #[derive(Clone, Debug)]
@@ -60,6 +62,8 @@ pub struct Trainee {
     pub layers: Vec<TrainedLayer>,
     /// The token's vectors `[n, width]`, an index into the parameters.
     pub token: Option<usize>,
+    /// Whether gradients are found a stretch of the denoiser at a time: a third slower, in a fraction of the memory.
+    pub recompute: bool,
 }
 
 /// Rates of one step.
@@ -138,7 +142,7 @@ impl IntoIterator for Gradients {
 
 impl Trainee {
     pub fn new(adapter: Arc<dyn Adapter>) -> Self {
-        Self { adapter, parameters: Vec::new(), layers: Vec::new(), token: None }
+        Self { adapter, parameters: Vec::new(), layers: Vec::new(), token: None, recompute: false }
     }
 
     /// Adds a layer with its tensors before training; `name` is the layer's in messages.
@@ -224,52 +228,38 @@ impl Trainee {
 
     /// Loss and gradients of a batch.
     pub fn gradients(&self, model: &StableDiffusion, schedule: &Schedule, batch: &Batch) -> Outcome {
-        let leaf = |p: &Parameter| match p.awake {
-            true => p.value.clone().autodiff().require_grad(),
-            false => p.value.clone(),
-        };
-        let leaves: Vec<Tensor<2>> = self.parameters.iter().map(leaf).collect();
+        let start = |p: &Parameter| if p.awake { leaf(p.value.clone()) } else { p.value.clone() };
+        let leaves: Vec<Tensor<2>> = self.parameters.iter().map(start).collect();
         let mounts = self.mounts(&leaves);
         let context = self.context(model, &batch.text, &leaves, &mounts);
-        let b = batch.timesteps.len();
-        let noisy = loss::noised(&batch.latents, &batch.noise, &batch.timesteps, schedule);
-        let times: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
-        let target = loss::target(&batch.latents, &batch.noise, &batch.timesteps, schedule);
-        let weights = Tensor::<1>::from_data(TensorData::new(batch.weights.clone(), [b]), &model.device);
-
-        let (prediction, prior) = match &batch.prior {
-            None => (model.unet.forward(noisy, &times, &context, &mounts), None),
-            Some(prior) => {
-                let p = prior.context.dims()[0];
-                let (again, times_again) = (noisy.clone().narrow(0, 0, p), &times[..p]);
-                let kept = model.unet.forward(again.clone(), times_again, &prior.context, &Mounts::none());
-                // One pass for both: the layers are the same, only the prompts differ.
-                let both = model.unet.forward(
-                    Tensor::cat(vec![noisy, again], 0),
-                    &[&times, times_again].concat(),
-                    &Tensor::cat(vec![context, prior.context.clone()], 0),
-                    &mounts,
-                );
-                let strayed = loss::per_image(both.clone().narrow(0, b, p), kept).mean();
-                (both.narrow(0, 0, b), Some((strayed, prior.weight)))
+        let shown = Shown::new(model, schedule, batch, context);
+        let mut pulled = Pulled::new(&leaves);
+        let (x, context) = (shown.x.clone(), shown.context.clone());
+        let losses = if self.recompute {
+            let charged_by_text = mounts.take_charges();
+            let rest = self.at_rest();
+            let (said, passed) = recompute::forward(&model.unet, x, &shown.times, context.clone().inner(), &rest);
+            let said = leaf(said);
+            let losses = shown.losses(said.clone(), batch);
+            let gradient = said.grad(&losses.total.backward()).unwrap_or_else(|| said.inner().zeros_like());
+            let by_context = recompute::backward(&model.unet, passed, gradient, &leaves, &mounts, &mut pulled);
+            // The text encoder's graph has waited for this.
+            if context.is_tracked() {
+                pulled.pull((context * by_context).sum(), charged_by_text, &leaves);
             }
+            losses
+        } else {
+            let said = model.unet.forward(x, &shown.times, &context, &mounts);
+            let losses = shown.losses(said, batch);
+            pulled.pull(losses.total.clone(), mounts.take_charges(), &leaves);
+            losses
         };
-        let concept = (loss::per_image(prediction, target) * weights).mean();
-        let charged = mounts.take_charges();
-        let weighted = prior.iter().map(|(strayed, weight)| strayed.clone() * *weight);
-        let total = weighted.chain(charged.clone()).fold(concept.clone(), |total, more| total + more);
-        let gradients = total.backward();
-        let each: Vec<Option<Tensor<2>>> = leaves
-            .iter()
-            .zip(&self.parameters)
-            .map(|(leaf, p)| if p.awake { leaf.grad(&gradients) } else { None })
-            .collect();
-        let norm = optimizer::joint_norm(each.iter().flatten());
+        let norm = optimizer::joint_norm(pulled.leaves.iter().flatten());
         Outcome {
-            loss: concept.inner(),
-            prior: prior.map(|(strayed, _)| strayed.inner()),
-            charged: charged.map(Tensor::inner),
-            gradients: Gradients { each, norm },
+            loss: losses.concept.inner(),
+            prior: losses.prior.map(Tensor::inner),
+            charged: pulled.charged,
+            gradients: Gradients { each: pulled.leaves, norm },
         }
     }
 
