@@ -11,6 +11,7 @@ pub mod recompute;
 pub mod residual;
 pub mod sd;
 pub mod signal;
+mod tiles;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

@@ -7,6 +7,7 @@ use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
+use crate::engine::model::tiles::in_tiles;
 use crate::engine::model::{Hold, Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
@@ -113,8 +114,17 @@ impl Vae {
         1 << (self.config.block_out_channels.len() - 1)
     }
 
-    /// Pixels → mean and log-variance of the latents, unscaled.
+    /// Pixels → mean and log-variance of the latents, unscaled. A large picture goes in tiles.
     pub fn encode(&self, pixels: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let mut halves = in_tiles(pixels, [self.factor(), 1], |tile| self.moments(tile)).chunk(2, 1).into_iter();
+        match (halves.next(), halves.next()) {
+            // diffusers clamps the log-variance.
+            (Some(mean), Some(logvar)) => (mean, logvar.clamp(-30.0, 20.0)),
+            _ => unreachable!("the encoder ends in two times the latent channels"),
+        }
+    }
+
+    fn moments(&self, pixels: Tensor<4>) -> Tensor<4> {
         let encoder = &self.encoder;
         let none = Mounts::none();
         let mut x = encoder.conv_in.forward(pixels, &none);
@@ -125,17 +135,15 @@ impl Vae {
                 x = conv.forward(x.pad((0, 1, 0, 1), 0.0), &none);
             }
         }
-        let moments = self.quant.forward(encoder.finish(encoder.bend(x)), &none);
-        let mut halves = moments.chunk(2, 1).into_iter();
-        match (halves.next(), halves.next()) {
-            // diffusers clamps the log-variance.
-            (Some(mean), Some(logvar)) => (mean, logvar.clamp(-30.0, 20.0)),
-            _ => unreachable!("the encoder ends in two times the latent channels"),
-        }
+        self.quant.forward(encoder.finish(encoder.bend(x)), &none)
     }
 
-    /// Unscaled latents → pixels, not clamped.
+    /// Unscaled latents → pixels, not clamped. A large picture goes in tiles.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        in_tiles(latents, [1, self.factor()], |tile| self.pixels(tile))
+    }
+
+    fn pixels(&self, latents: Tensor<4>) -> Tensor<4> {
         let decoder = &self.decoder;
         let none = Mounts::none();
         let x = decoder.conv_in.forward(self.post_quant.forward(latents, &none), &none);

@@ -38,12 +38,7 @@ fn in_bands(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, rows: usize) -> Tensor<4> 
 #[backend_extension(Cube, Flex, Fusion, Autodiff)]
 pub trait Attend: Backend {
     #[fusion(default)]
-    fn attend(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        rows: usize,
-    ) -> FloatTensor<Self> {
+    fn attend(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
         let k_turned = Self::float_swap_dims(k, 2, 3);
         let bands = bands(q.shape()[2], rows).map(|band| {
             let p = probabilities::<Self>(of_band::<Self>(&q, band), k_turned.clone());
@@ -73,12 +68,7 @@ fn probabilities<B: Backend>(q: FloatTensor<B>, k_turned: FloatTensor<B>) -> Flo
 }
 
 impl<B: Attend, C: CheckpointStrategy> Attend for Autodiff<B, C> {
-    fn attend(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        rows: usize,
-    ) -> FloatTensor<Self> {
+    fn attend(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
         let nodes = [q.node(), k.node(), v.node()];
         let inner = [q, k, v].map(|tensor| tensor.into_primitive());
         let [q, k, v] = inner.clone();

@@ -163,9 +163,8 @@ pub fn decisive(settings: &Settings) -> Settings {
     // Nothing held out is what every run did before there was the field: their states and bytes stay what they are.
     let all_train = settings.integer("held_out") == 0;
     let chosen = settings.text("recompute") == "auto";
-    settings.without(|name| {
-        OBSERVING.contains(&name) || all_train && name == "held_out" || chosen && name == "recompute"
-    })
+    settings
+        .without(|name| OBSERVING.contains(&name) || all_train && name == "held_out" || chosen && name == "recompute")
 }
 
 /// The model's caption template without the token: `a 3d emoji of robot`.
