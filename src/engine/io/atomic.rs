@@ -49,7 +49,12 @@ pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Res
         lock.lock().ok();
     }
     let new = beside.path().join("new");
-    write(&new)?;
+    write(&new).map_err(|mut error| {
+        // Told by the name that it would have had.
+        let inside = error.path.as_deref().and_then(|at| at.strip_prefix(&new).ok()).map(|at| path.join(at));
+        error.path = inside.or(error.path);
+        error
+    })?;
     fs::rename(&new, path).map_err(|e| Error::io("put the folder in its place", path, &e))
 }
 
@@ -188,7 +193,8 @@ mod tests {
             write(&folder.join("a"), |out| out.write_all(b"a"))?;
             write(&folder_of(&path).join("beside"), |out| out.write_all(b"b"))
         };
-        write_folder(&path, |folder| fill(folder).and(Err(Error::new("no", "")))).unwrap_err();
+        let spoil = |folder: &Path| fill(folder).and(Err(Error::new("no", "").at(folder.join("a"))));
+        assert_eq!(write_folder(&path, spoil).unwrap_err().path, Some(path.join("a")));
         assert_eq!(fs::read_dir(scratch.path().join("deep")).unwrap().count(), 1);
         write_folder(&path, fill).unwrap();
         assert!(path.join("a").is_file());
