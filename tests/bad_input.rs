@@ -104,11 +104,13 @@ fn a_spoiled_adapter_is_refused_by_every_command_that_takes_one() {
             "merge a.safetensors bad.safetensors --out out.safetensors",
             "sample --steps 1 --prompt x --adapter bad.safetensors --out out.png",
         ] {
-            let failure = desk.run(line).failure();
+            let failure = desk.refuses(line);
             assert!(failure.contains(words) && failure.ends_with("bad.safetensors"), "{case}, {line}: {failure}");
         }
-        assert!(!desk.path("out.safetensors").exists() && !desk.path("out.png").exists(), "{case}");
     };
+    for name in ["out.safetensors", "out.png"] {
+        desk.write(name, "an earlier file");
+    }
     for (case, content, words) in files {
         desk.write("bad.safetensors", content);
         refused(case, words);
@@ -126,18 +128,21 @@ fn an_adapter_of_another_model_is_refused_where_the_model_is_known() {
     adapter(&desk);
     std::fs::copy(tree("tests/reference/lora_kohya.safetensors"), desk.path("other.safetensors")).unwrap();
     desk.run("inspect other.safetensors").result();
+    for name in ["x.safetensors", "x.png"] {
+        desk.write(name, "an earlier file");
+    }
     let sample = "sample --steps 1 --prompt x --out x.png --adapter";
-    let failure = desk.run(&format!("{sample} other.safetensors")).failure();
+    let failure = desk.refuses(&format!("{sample} other.safetensors"));
     assert!(failure.contains("made for another model than starter") && failure.contains("in the adapter"), "{failure}");
-    let failure = desk.run("merge a.safetensors other.safetensors --out x.safetensors").failure();
+    let failure = desk.refuses("merge a.safetensors other.safetensors --out x.safetensors");
     assert!(failure.contains("(layer lora_") && failure.contains("made for the same model"), "{failure}");
     // Layers that no model has, and a word of another width.
     desk.write("b.safetensors", desk.read("a.safetensors"));
     desk.edit("b.safetensors", |t| drop(t.insert("bundle_emb.<a>.clip_l".into(), f32s(&[1, 32], 0.1))));
-    assert!(desk.run(&format!("{sample} b.safetensors")).failure().contains("vectors of another width"));
+    assert!(desk.refuses(&format!("{sample} b.safetensors")).contains("vectors of another width"));
     let (down, up) = (f32s(&[2, 64], 0.1), f32s(&[64, 2], 0.1));
     save(&desk, "c.safetensors", &[("lora_unet_attic.lora_down.weight", down), ("lora_unet_attic.lora_up.weight", up)]);
-    assert!(desk.run(&format!("{sample} c.safetensors")).failure().contains("it has no layer lora_unet_attic"));
+    assert!(desk.refuses(&format!("{sample} c.safetensors")).contains("it has no layer lora_unet_attic"));
 }
 
 #[test]
@@ -158,10 +163,10 @@ fn an_adapter_that_lies_about_its_slot_gets_no_certificate() {
         let mut lie = metadata.clone();
         lie.insert(key.into(), value.into());
         safetensors::save(&desk.path("b.safetensors"), &content, &lie).unwrap();
-        let failure = desk.run("merge a.safetensors b.safetensors --out x.safetensors").failure();
+        let failure = desk.refuses("merge a.safetensors b.safetensors --out x.safetensors");
         assert!(failure.contains(words), "{key} {value}: {failure}");
-        let alone = desk.run("merge b.safetensors --out x.safetensors");
-        assert!(value.starts_with("slots v1") || !alone.failure().is_empty(), "{key} {value}");
+        let alone = "merge b.safetensors --out x.safetensors";
+        assert!(value.starts_with("slots v1") || !desk.refuses(alone).is_empty(), "{key} {value}");
     }
 }
 
@@ -177,16 +182,16 @@ fn a_file_of_a_methods_own_must_fit_the_model() {
         let values = vec![0.5; shape[0] * shape[1]];
         spoiled.insert(key(part), Tensor::new(Dtype::F32, &shape, &values));
         safetensors::save(&desk.path("b.safetensors"), &spoiled, &metadata).unwrap();
-        let failure = desk.run("sample --adapter b.safetensors --steps 1 --prompt x --out x.png").failure();
+        let failure = desk.refuses("sample --adapter b.safetensors --steps 1 --prompt x --out x.png");
         assert!(failure.contains("do not fit") || failure.contains("another model"), "{part} {shape:?}: {failure}");
     }
     let mut lie = metadata.clone();
     lie.insert("triptych.method".into(), "lora".into());
     safetensors::save(&desk.path("b.safetensors"), &content, &lie).unwrap();
-    let failure = desk.run("sample --adapter b.safetensors --steps 1 --prompt x --out x.png").failure();
+    let failure = desk.refuses("sample --adapter b.safetensors --steps 1 --prompt x --out x.png");
     assert!(failure.contains("how its adapter works"), "{failure}");
     // It cannot be merged, and the way out is named.
-    let failure = desk.run("merge a.safetensors --out x.safetensors").failure();
+    let failure = desk.refuses("merge a.safetensors --out x.safetensors");
     assert!(failure.contains("depends on the picture"), "{failure}");
 }
 
@@ -194,12 +199,13 @@ fn a_file_of_a_methods_own_must_fit_the_model() {
 fn model(case: &str, change: impl FnOnce(&Desk)) -> String {
     let desk = Desk::new();
     desk.copy("tests/reference/sd", "sd");
+    for name in ["x.safetensors", "x.png"] {
+        desk.write(name, "an earlier file");
+    }
     change(&desk);
-    let failure = desk.run("sample --model sd --steps 1 --prompt x --out x.png").failure();
-    assert!(!desk.path("x.png").exists(), "{case}");
-    let training = desk.run(&format!("{TRAIN} --model sd --out x.safetensors")).failure();
+    let failure = desk.refuses("sample --model sd --steps 1 --prompt x --out x.png");
+    let training = desk.refuses(&format!("{TRAIN} --model sd --out x.safetensors"));
     assert_eq!(training, failure, "{case}");
-    assert!(!desk.path("x.safetensors").exists(), "{case}");
     failure
 }
 
@@ -299,17 +305,31 @@ fn a_model_folder_with_a_fault_is_a_sentence() {
 }
 
 #[test]
-fn weights_that_are_not_numbers_are_a_sentence() {
-    let desk = Desk::new();
-    desk.copy("tests/reference/sd", "sd");
-    spoil(&desk, Spoil::Weights(|t| drop(t.insert("conv_out.bias".into(), f32s(&[4], f32::NAN)))));
-    for line in
-        ["sample --model sd --steps 1 --prompt x --out x.png", &format!("{TRAIN} --model sd --out x.safetensors")]
-    {
-        let failure = desk.run(line).failure();
-        assert!(failure.contains("conv_out.bias holds NaN or infinite numbers"), "{failure}");
+fn weights_that_are_not_numbers_or_not_whole_are_a_sentence_for_every_part() {
+    for file in [UNET, "sd/vae/diffusion_pytorch_model.safetensors", "sd/text_encoder/model.safetensors"] {
+        let mut spoiled = String::new();
+        let failure = model("NaN", |desk| {
+            desk.edit(file, |tensors| {
+                let (name, tensor) = tensors.iter_mut().find(|(name, _)| name.ends_with("bias")).unwrap();
+                spoiled.clone_from(name);
+                *tensor = f32s(&tensor.shape, f32::NAN);
+            });
+        });
+        let last = spoiled.rsplit('.').take(2).collect::<Vec<_>>();
+        let named = format!("{}.{} holds NaN or infinite numbers", last[1], last[0]);
+        assert!(failure.contains(&named) && failure.ends_with(file), "{failure}");
+
+        let whole = std::fs::read(tree("tests/reference").join(file)).unwrap();
+        for (case, content) in [
+            ("cut in its header", whole[..100].to_vec()),
+            ("cut in its tensors", whole[..whole.len() - 1000].to_vec()),
+            ("a huge header", [&u64::MAX.to_le_bytes()[..], &whole[8..]].concat()),
+            ("a header larger than the file", [&(1_u64 << 26).to_le_bytes()[..], &whole[8..]].concat()),
+        ] {
+            let failure = model(case, |desk| desk.write(file, &content));
+            assert!(failure.contains("not a whole safetensors file") && failure.ends_with(file), "{case}: {failure}");
+        }
     }
-    assert!(!desk.path("x.png").exists() && !desk.path("x.safetensors").exists());
 }
 
 #[test]
@@ -323,10 +343,11 @@ fn given_latents_must_be_latents() {
         ("latents", f32s(&[1, 4, 8, 8], f32::INFINITY), "NaN or infinite"),
         ("latents", bytes(&[1, 4, 8, 8]), "is stored as U8"),
     ];
+    desk.write("x.png", "an earlier file");
     for (name, tensor, words) in cases {
         save(&desk, "start.safetensors", &[(name, tensor)]);
-        let failure = desk.run("sample --steps 1 --prompt x --latents start.safetensors --out x.png").failure();
-        assert!(failure.contains(words) && !desk.path("x.png").exists(), "{words}: {failure}");
+        let failure = desk.refuses("sample --steps 1 --prompt x --latents start.safetensors --out x.png");
+        assert!(failure.contains(words), "{words}: {failure}");
     }
 }
 
@@ -335,6 +356,7 @@ fn a_folder_without_a_usable_picture_is_a_sentence() {
     let desk = Desk::new();
     let picture = desk.read("robot/idle.png");
     std::fs::create_dir(desk.path("empty")).unwrap();
+    desk.write("x.safetensors", "an earlier file");
     desk.write("prose/a.txt", "a caption of nothing");
     desk.write("torn/a.png", &picture[..picture.len() / 2]);
     desk.write("raw/a.heic", "....ftypheic");
@@ -348,12 +370,11 @@ fn a_folder_without_a_usable_picture_is_a_sentence() {
     ];
     for (folder, words) in cases {
         for line in [format!("inspect {folder}"), format!("train --concept {folder} --out x.safetensors")] {
-            let failure = desk.run(&line).failure();
+            let failure = desk.refuses(&line);
             assert!(failure.contains(words) && failure.contains("Put 5 to 20 pictures"), "{line}: {failure}");
             assert!(failure.ends_with(folder), "{line}: {failure}");
         }
     }
-    assert!(!desk.path("x.safetensors").exists());
 }
 
 #[test]
@@ -406,16 +427,35 @@ fn training_that_runs_off_names_a_layer_and_keeps_what_was_there() {
 #[test]
 fn a_damaged_state_is_a_sentence() {
     let desk = Desk::new();
-    let line = format!("{TRAIN} --steps 3 --out a.safetensors --resume");
-    for content in ["", "not tensors"] {
-        desk.write("a.safetensors.state/state.safetensors", content);
-        let failure = desk.run(&line).failure();
+    let line = format!("{TRAIN} --method lora --steps 30 --set save_every=1 --out a.safetensors --resume");
+    let state = "a.safetensors.state/state.safetensors";
+    let mut running = desk.start(&line);
+    assert!(running.reaches(2));
+    assert_eq!(running.interrupt().code(), Some(130));
+    let whole = desk.read(state);
+    for content in [&b""[..], b"not tensors", &whole[..whole.len() - 100], &whole[..50]] {
+        desk.write(state, content);
+        let failure = desk.refuses(&line);
         assert!(
             failure.contains("not a whole safetensors file") && failure.ends_with("state.safetensors"),
             "{failure}"
         );
     }
-    save(&desk, "a.safetensors.state/state.safetensors", &[("losses", f32s(&[1], 0.5))]);
-    assert!(desk.run(&line).failure().contains("other settings, pictures or model"));
-    assert!(!desk.path("a.safetensors").exists());
+    let changes: [Change; 3] = [
+        |t| t.values_mut().filter(|t| t.shape.len() == 2).for_each(|t| *t = f32s(&t.shape, f32::NAN)),
+        |t| t.values_mut().filter(|t| t.shape.len() == 2).for_each(|t| *t = f32s(&[1, 1], 0.5)),
+        |t| t.retain(|name, _| !name.starts_with("mean")),
+    ];
+    for change in changes {
+        desk.write(state, &whole);
+        desk.edit(state, change);
+        let failure = desk.refuses(&line);
+        assert!(failure.contains("damaged") || failure.contains("is missing"), "{failure}");
+        assert!(failure.ends_with("state.safetensors"), "{failure}");
+    }
+    save(&desk, state, &[("losses", f32s(&[1], 0.5))]);
+    assert!(desk.refuses(&line).contains("other settings, pictures or model"));
+    // What it was can still be gone on from.
+    desk.write(state, &whole);
+    desk.run(&line).result();
 }

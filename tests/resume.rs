@@ -6,8 +6,17 @@ mod command;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+use std::time::Instant;
 
 use command::{Desk, TRAIN};
+use triptych::engine::io::safetensors::Checkpoint;
+use triptych::engine::random::Philox;
+
+/// How many runs are killed at a random moment: `TRIPTYCH_KILLS`, or as many as nobody minds waiting for.
+fn kills() -> u32 {
+    std::env::var("TRIPTYCH_KILLS").map_or(4, |text| text.parse().unwrap_or_else(|e| panic!("TRIPTYCH_KILLS: {e}")))
+}
 
 const STATE: &str = "killed.safetensors.state/state.safetensors";
 
@@ -68,6 +77,83 @@ fn a_run_killed_before_its_first_state_starts_afresh_and_says_so() {
     done.result();
     assert!(done.notes().contains("There is no saved state to resume from: starting afresh"), "{}", done.notes());
     assert!(desk.read("killed.safetensors") == desk.read("whole/killed.safetensors"), "the bytes differ");
+}
+
+/// The whole life of a process is hit: opening, preparing pictures, steps, states, kept steps, the last file.
+#[test]
+fn killed_at_any_moment_it_ends_in_the_same_bytes_and_leaves_nothing_behind() {
+    let line = format!("{TRAIN} --set save_every=1 --set keep_every=3 --steps 20 --out killed.safetensors --resume")
+        .replace("prior=0", "prior=1");
+    let whole = Desk::new();
+    let begun = Instant::now();
+    whole.run(&line).result();
+    let (life, whole) = (begun.elapsed(), whole.contents());
+    assert!(whole.contains_key("killed.safetensors.steps/000018.safetensors"));
+
+    let random = Philox::new(0);
+    let (mut killed, mut finished, mut torn, mut resumed) = (0, 0, 0, 0);
+    while killed < kills() {
+        // The cache of pictures is empty again.
+        let desk = Desk::new();
+        loop {
+            let mut running = desk.command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(life.mul_f32(random.uniform(killed + finished, 1)[0]));
+            running.kill().unwrap();
+            let status = running.wait().unwrap();
+            if status.signal() != Some(9) {
+                assert!(status.success(), "{status}");
+                finished += 1;
+                break;
+            }
+            killed += 1;
+            torn += u32::from(!desk.half_written().is_empty());
+            resumed += u32::from(desk.path(STATE).is_file());
+            // Whatever bears its name is whole.
+            for name in desk.files() {
+                match whole.get(&name) {
+                    Some(content) if name.ends_with(".safetensors") => assert!(desk.read(&name) == *content, "{name}"),
+                    _ if name == STATE => drop(Checkpoint::open(&desk.path(&name)).unwrap()),
+                    _ => {}
+                }
+            }
+            if killed == kills() {
+                break;
+            }
+        }
+        // Whether there is a step left to do or none.
+        desk.run(&line).result();
+        assert_eq!(desk.half_written(), BTreeSet::new(), "after {killed} kills");
+        let found = desk.contents();
+        assert_eq!(found.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>(), "after {killed} kills");
+        assert!(found == whole, "the bytes differ after {killed} kills");
+    }
+    println!(
+        "{killed} kills in a life of {life:.1?}: {torn} left a file half written, {resumed} a state to go on from"
+    );
+}
+
+#[test]
+fn the_next_start_clears_what_a_killed_one_left_half_written() {
+    let desk = Desk::new();
+    let line = format!("{TRAIN} --method lora --steps 20 --out a.safetensors --resume");
+    let left = [".triptych-a.part", "a.safetensors.state/.triptych-b.part", "a.safetensors.steps/.triptych-c.part"];
+    // The file of a process that lives: it holds the lock.
+    let alive = ".triptych-alive.part";
+    desk.write(alive, "half");
+    let lock = std::fs::File::open(desk.path(alive)).unwrap();
+    lock.lock().unwrap();
+
+    left.iter().for_each(|name| desk.write(name, "half"));
+    assert_eq!(desk.half_written().len(), 4);
+    let mut running = desk.start(&line);
+    assert!(running.reaches(1));
+    assert_eq!(desk.half_written(), [alive.to_owned()].into());
+    running.kill();
+
+    desk.run(&line).result();
+    left.iter().for_each(|name| desk.write(name, "half"));
+    assert_eq!(desk.run(&line).result()["steps"], 0, "it was finished");
+    assert_eq!(desk.half_written(), [alive.to_owned()].into());
 }
 
 #[test]

@@ -31,7 +31,7 @@ enum What {
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     if args.markdown {
-        say(markdown().trim_end());
+        say(markdown().trim_end())?;
         return Ok(ExitCode::SUCCESS);
     }
     let shows = |what: What| args.what.is_none_or(|only| only == what);

@@ -99,7 +99,8 @@ impl Cli {
             Ok(code) => code,
             Err(error) => {
                 if shell.json {
-                    say(&json!({ "error": sentence(&error) }).to_string());
+                    // The sentence goes to stderr too.
+                    say(&json!({ "error": sentence(&error) }).to_string()).ok();
                 }
                 eprintln!("{error}");
                 ExitCode::from(match error.kind {
@@ -130,17 +131,21 @@ impl Shell {
         if self.json {
             let text = serde_json::to_string(result)
                 .map_err(|e| Error::new(format!("The result cannot be written ({e})"), "Leave out --json"))?;
-            say(&text);
+            say(&text)
         } else {
-            say(words().trim_end());
+            say(words().trim_end())
         }
-        Ok(())
     }
 }
 
 /// A line on stdout. That nobody reads it any more (`| head`) is no fault, where `println!` would panic.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+fn say(line: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(format!("The result could not be printed: {e}"), "Free some disk space, or print elsewhere"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An error as JSON.

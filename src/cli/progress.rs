@@ -47,7 +47,8 @@ impl Progress {
     fn on(&mut self, event: &Event) -> Result<()> {
         if self.json {
             if let Ok(line) = serde_json::to_string(event) {
-                say(&line);
+                // Where lines are lost, the result is too, and that is told.
+                say(&line).ok();
             }
         } else {
             self.draw(event);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use burn::backend::wgpu::WgpuSetup;
-use burn::tensor::{Device, DeviceKind, Tensor};
+use burn::tensor::{Device, DeviceKind, Tensor, TensorReadError};
 use wgpu::{AdapterInfo, Backend, Backends, DeviceType};
 
 use crate::engine::{Error, Result};
@@ -57,11 +57,21 @@ pub fn cpu() -> Device {
     Device::flex()
 }
 
-/// A tensor's values on the host. Waits for the device.
+/// A tensor's values on the host. Waits for the device, which may have been unplugged or reset meanwhile.
 pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    tensor.into_data().try_to_vec::<f32>().map_err(|e| {
-        Error::new(format!("The device did not return its result ({e:?})"), "Try again, or use --device cpu")
+    let values = || -> Result<Vec<f32>, TensorReadError> { Ok(tensor.try_into_data()?.try_to_vec()?) };
+    values().map_err(|e| {
+        Error::new(
+            format!("The device did not return its result ({})", cause(&e.to_string())),
+            "Start Triptych again once the device is back, or use --device cpu; files and saved states are as they were",
+        )
     })
+}
+
+/// The line that says why: libraries put theirs before it and a trace after it.
+fn cause(text: &str) -> &str {
+    let told = text.split("Backtrace:").next().unwrap_or_default().trim_end();
+    told.rsplit("Caused by:").next().unwrap_or_default().trim_start().lines().next().unwrap_or_default()
 }
 
 /// Opens what `choice` asks for.
@@ -209,6 +219,14 @@ mod tests {
         assert_eq!("gpu:2".parse::<Choice>().unwrap(), Choice::Gpu(2));
         assert_eq!("auto".parse::<Choice>().unwrap(), Choice::Auto);
         assert!("gpu:x".parse::<Choice>().is_err_and(|e| e.advice.contains("gpu:N")));
+    }
+
+    #[test]
+    fn a_cause_is_one_line() {
+        let nested =
+            "An error happened\nCaused by:\n  An error happened\nCaused by:\n  Lost: unplugged\nBacktrace:\n 0: main";
+        assert_eq!(cause(nested), "Lost: unplugged");
+        assert_eq!(cause("not contiguous"), "not contiguous");
     }
 
     #[test]

@@ -45,7 +45,12 @@ impl Error {
         let advice = match source.kind() {
             std::io::ErrorKind::NotFound => "Check that the path exists and is spelled as on disk",
             std::io::ErrorKind::PermissionDenied => "Check the permissions of the file and its folder",
-            std::io::ErrorKind::StorageFull => "Free some disk space and try again; nothing was overwritten",
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                "Free some disk space and try again; nothing was overwritten"
+            }
+            std::io::ErrorKind::InvalidData => "It is no text file: choose another, or save it again as UTF-8",
+            std::io::ErrorKind::FileTooLarge => "Choose a disk that takes larger files; nothing was overwritten",
+            std::io::ErrorKind::ReadOnlyFilesystem => "Choose a folder that can be written to",
             _ => "Check the disk and try again",
         };
         Self::new(format!("Could not {doing}: {source}"), advice).at(path)

@@ -1,6 +1,6 @@
 //! A mix as a whole model: adapters added into the weights of a copy, in diffusers layout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use walkdir::WalkDir;
 
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
-use crate::engine::io::{Dtype, Folder, names};
+use crate::engine::io::{Dtype, Folder, atomic, names};
 use crate::engine::merge::{Source, recipe};
 use crate::engine::model::{Part, StableDiffusion, sd};
 use crate::engine::{Error, Result};
@@ -17,6 +17,8 @@ use crate::engine::{Error, Result};
 const DESCRIPTIONS: [&str; 4] = ["json", "txt", "md", "model"];
 /// Where the words of the adapters go; other tools load them as textual inversions.
 const WORDS: &str = "embeddings";
+/// Letters of a word's file: four bytes each fit into the 255 that disks allow.
+const LONGEST_NAME: usize = 60;
 /// Key of a word's vectors in diffusers' and A1111's textual-inversion files.
 const WORD_KEY: &str = "emb_params";
 
@@ -28,33 +30,44 @@ pub fn bake(from: &Folder, model: &StableDiffusion, sources: &[Source], folder: 
         return Err(Error::new("There is something of this name already", advice).at(folder));
     }
     let sums = sums(model, sources)?;
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|e| Error::io("make the folder", parent, &e))?;
-    let beside = tempfile::Builder::new()
-        .prefix(".triptych-model")
-        .tempdir_in(parent)
-        .map_err(|e| Error::io("write", parent, &e))?;
-    let new = beside.path().join("model");
-    describe(from, &new)?;
-    for (part, files, stored) in [
-        ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
-        ("unet", sd::WEIGHTS, Some(Part::Unet)),
-        ("vae", sd::WEIGHTS, None),
-    ] {
-        let candidates = files.map(|file| format!("{part}/{file}"));
-        let file = from.checkpoint(&candidates.each_ref().map(String::as_str))?;
-        let tensors = with_sums(&file, stored, &sums)?;
-        safetensors::save(&new.join(part).join(files[0]), &tensors, file.metadata())?;
-    }
-    for (word, (vectors, _)) in recipe::words(sources.iter().map(|source| &source.file))? {
-        let name: String = word.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect();
-        let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
-        let tensor = Tensor::new(Dtype::F32, &shape, &vectors.concat());
-        let path = new.join(WORDS).join(format!("{name}.safetensors"));
-        let about = BTreeMap::from([("token".to_owned(), word.clone())]);
-        safetensors::save(&path, &BTreeMap::from([(WORD_KEY.to_owned(), tensor)]), &about)?;
-    }
-    fs::rename(&new, folder).map_err(|e| Error::io("put the model in its place", folder, &e))
+    let words = recipe::words(sources.iter().map(|source| &source.file))?;
+    atomic::write_folder(folder, |new| {
+        describe(from, new)?;
+        for (part, files, stored) in [
+            ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
+            ("unet", sd::WEIGHTS, Some(Part::Unet)),
+            ("vae", sd::WEIGHTS, None),
+        ] {
+            let candidates = files.map(|file| format!("{part}/{file}"));
+            let file = from.checkpoint(&candidates.each_ref().map(String::as_str))?;
+            let tensors = with_sums(&file, stored, &sums)?;
+            safetensors::save(&new.join(part).join(files[0]), &tensors, file.metadata())?;
+        }
+        for ((word, (vectors, _)), name) in words.iter().zip(file_names(words.keys().copied())) {
+            let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
+            let tensor = Tensor::new(Dtype::F32, &shape, &vectors.concat());
+            let about = BTreeMap::from([("token".to_owned(), (*word).clone())]);
+            let path = new.join(WORDS).join(format!("{name}.safetensors"));
+            safetensors::save(&path, &BTreeMap::from([(WORD_KEY.to_owned(), tensor)]), &about)?;
+        }
+        Ok(())
+    })
+}
+
+/// What the file of each word is called: its letters, since a word may hold slashes and dots that lead out of the folder;
+/// numbered where two words have the same ones.
+fn file_names<'a>(words: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let mut taken = BTreeSet::new();
+    words
+        .map(|word| {
+            let letters = word.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c));
+            let letters: String = letters.take(LONGEST_NAME).collect();
+            let name = if letters.is_empty() { "word".to_owned() } else { letters };
+            let more = (2..).map(|n| format!("{name}-{n}"));
+            // Some disks take upper and lower case for the same.
+            std::iter::once(name.clone()).chain(more).find(|name| taken.insert(name.to_lowercase())).unwrap_or(name)
+        })
+        .collect()
 }
 
 /// `Σ strength · ΔW` of each layer, and of its bias, under the names that the files give them.
@@ -183,6 +196,12 @@ mod tests {
         }
         file.tokens.insert("<new>".into(), vec![vec![0.1; model.text.config.hidden_size]]);
         file
+    }
+
+    #[test]
+    fn words_stay_in_their_folder_and_none_takes_anothers_file() {
+        let words = ["<../../a>", "<A>", "<a>", "<!>", "<名>"].map(String::from);
+        assert_eq!(file_names(words.iter()), ["a", "A-2", "a-3", "word", "名"]);
     }
 
     #[test]

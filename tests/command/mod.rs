@@ -77,6 +77,19 @@ impl Desk {
         files
     }
 
+    /// [`Desk::files`] with what is in them.
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        self.files().into_iter().map(|name| (name.clone(), self.read(&name))).collect()
+    }
+
+    /// Files that were never finished, those in the program's cache among them.
+    pub fn half_written(&self) -> BTreeSet<String> {
+        let mut files = BTreeSet::new();
+        list(self.0.path(), self.0.path(), &mut files);
+        files.retain(|name| name.ends_with(".part"));
+        files
+    }
+
     /// `train --token '<my robot>'`: words, with quotes around those that hold spaces. Runs on the CPU.
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_triptych"));
@@ -95,6 +108,19 @@ impl Desk {
     /// Runs a command with --json.
     pub fn run(&self, line: &str) -> Done {
         self.finish(line, &["--json"])
+    }
+
+    /// What a command that has to fail says. Whatever was there is there unchanged, and nothing else but a project that a
+    /// training has opened.
+    pub fn refuses(&self, line: &str) -> String {
+        let before = self.contents();
+        let failure = self.run(line).failure();
+        let after = self.contents();
+        let mut changed: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+        changed.retain(|name| before.get(*name) != after.get(*name));
+        changed.retain(|name| before.contains_key(*name) || *name != "triptych.toml" && !name.ends_with(".toml.lock"));
+        assert_eq!(changed, BTreeSet::new(), "{line} failed and changed files: {failure}");
+        failure
     }
 
     /// Runs a command that speaks to people.

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::concept::{self, Fit, Image, Picture};
+use crate::engine::device::read;
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::model::StableDiffusion;
@@ -77,9 +78,7 @@ fn one(
     // The mean of the distribution: its spread is far below the noise of training.
     let (mean, _) = model.vae.encode(pixels(&image, model));
     let latents = mean * model.vae.config.scaling_factor;
-    let values = latents.clone().into_data().try_to_vec::<f32>().map_err(|e| {
-        Error::new(format!("The device did not return its result ({e:?})"), "Try again, or use --device cpu")
-    })?;
+    let values = read(latents.clone())?;
     if values.iter().any(|x| !x.is_finite()) {
         return Err(
             Error::new("The autoencoder turned this picture into NaN", "Use --device cpu, or another picture").at(path)

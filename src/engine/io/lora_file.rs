@@ -204,9 +204,17 @@ impl LoraFile {
         tensors
     }
 
-    /// Writes the file with what its metadata says of its tensors brought up to date.
+    /// Writes the file with what its metadata says of its tensors brought up to date. What [`LoraFile::open`] would refuse
+    /// is not written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let tensors = self.tensors();
+        if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
+            return Err(Error::new(
+                format!("{name} has grown beyond what {:?} can hold", tensor.dtype),
+                "Lower the strengths or the learning rate, or choose dtype=f32; nothing was overwritten",
+            )
+            .at(path));
+        }
         let hash = safetensors::tensor_hash(&tensors);
         let mut entries = self.metadata.clone();
         if let Some(parts) = self.own.values().next() {
@@ -376,6 +384,22 @@ mod tests {
             metadata: BTreeMap::from([("triptych.method".to_owned(), "lora".to_owned())]),
             dtype: Some(Dtype::F32),
             ..LoraFile::default()
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_opened_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = sample(folder.path());
+        file.save(&file.path).unwrap();
+        let before = std::fs::read(&file.path).unwrap();
+        // The first is a number for f32.
+        for (dtype, number) in [(Dtype::F16, 1e5), (Dtype::BF16, f32::NAN), (Dtype::F32, f32::INFINITY)] {
+            file.dtype = Some(dtype);
+            file.layers.values_mut().for_each(|layer| layer.up.fill(number));
+            let error = file.save(&file.path).unwrap_err();
+            assert!(error.what.contains(&format!("lora_up.weight has grown beyond what {dtype:?}")), "{error}");
+            assert_eq!(std::fs::read(&file.path).unwrap(), before, "{dtype:?}");
         }
     }
 

@@ -196,6 +196,16 @@ impl Tensor {
         };
         Self { dtype, shape: shape.to_vec(), bytes }
     }
+
+    /// Whether each of its numbers is one, in the format it is stored in: f16 ends at 65504.
+    pub fn is_finite(&self) -> bool {
+        match self.dtype {
+            Dtype::F16 => self.bytes.as_chunks().0.iter().all(|&b| f16::from_le_bytes(b).is_finite()),
+            Dtype::BF16 => self.bytes.as_chunks().0.iter().all(|&b| bf16::from_le_bytes(b).is_finite()),
+            Dtype::F32 => self.bytes.as_chunks().0.iter().all(|&b| f32::from_le_bytes(b).is_finite()),
+            _ => true,
+        }
+    }
 }
 
 /// Writes `tensors` in name order under `metadata` in key order: equal content makes equal bytes.

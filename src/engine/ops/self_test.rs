@@ -10,6 +10,7 @@ use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 use sha2::{Digest as _, Sha256};
 
+use crate::engine::device::read;
 use crate::engine::io::{atomic, safetensors};
 use crate::engine::random::Philox;
 
@@ -109,8 +110,7 @@ pub fn run(device: &Device, layers: &[LayerShape]) -> Result<(), String> {
 }
 
 fn compare(name: &str, op: impl Fn(&Device) -> Tensor<2>, device: &Device) -> Result<(), String> {
-    let values =
-        |device: &Device| op(device).inner().into_data().try_to_vec::<f32>().map_err(|e| format!("{name}: {e:?}"));
+    let values = |device: &Device| read(op(device).inner()).map_err(|e| format!("{name}: {}", e.what));
     let (expected, found) = (values(&crate::engine::device::cpu())?, values(device)?);
     let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
     let difference = expected

@@ -61,6 +61,11 @@ impl Desk {
         let strength = if silent { 0.0 } else { fader.strength };
         Strength { blocks: fader.blocks.clone(), ..Strength::uniform(strength) }
     }
+
+    /// The first fader that stands nowhere: TOML can write nan and inf.
+    pub(super) fn off_the_scale(&self) -> Option<&Fader> {
+        self.faders.iter().find(|fader| !fader.blocks.values().chain([&fader.strength]).all(|by| by.is_finite()))
+    }
 }
 
 impl Desk {
@@ -83,6 +88,10 @@ impl Desk {
         })?;
         if desk.faders.is_empty() {
             return Err(Error::new("The recipe names no adapter", "Choose one that “Save recipe” wrote").at(path));
+        }
+        if let Some(fader) = desk.off_the_scale() {
+            let what = format!("The strength of {} in this recipe is not a number", fader.file.display());
+            return Err(Error::new(what, "Write one such as 0.8").at(path));
         }
         desk.faders.iter_mut().for_each(|fader| fader.file = placed(&fader.file, path));
         Ok(desk)

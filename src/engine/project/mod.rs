@@ -165,6 +165,9 @@ impl Project {
         if project.block == 0 {
             return Err(broken("block must be at least 1".into()));
         }
+        if let Some(fader) = project.desk.off_the_scale() {
+            return Err(broken(format!("the strength of {} is not a number", fader.file.display())));
+        }
         if project.version > VERSION {
             return Err(Error::new("The project was written by a newer Triptych", "Install that version").at(path));
         }

@@ -79,7 +79,8 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
     for parameter in &mut trainee.parameters {
         let restore = |part: &str| -> Result<Tensor<2>> {
             let values = state.f32(&format!("{part}.{}", parameter.name))?;
-            match values.len() == parameter.value.shape().num_elements() {
+            let sound = values.iter().all(|x| x.is_finite());
+            match sound && values.len() == parameter.value.shape().num_elements() {
                 true => Ok(Tensor::from_data(TensorData::new(values, parameter.value.dims()), device)),
                 false => Err(damaged()),
             }

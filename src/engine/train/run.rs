@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::engine::adapter::{Adapter, Spot, target};
 use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
+use crate::engine::io::atomic;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::{RUN, STEP};
 use crate::engine::random::Philox;
@@ -40,9 +41,10 @@ pub struct Trained {
 impl Job<'_> {
     /// Trains, and writes `out` when it is whole. Returns at once if `resume` finds the finished file.
     pub fn run(&self, watch: &mut Watch<'_>) -> Result<Trained> {
-        if self.out.is_dir() {
-            return Err(Error::new("The output is a folder, but a file is to be written", "Name a file inside it")
-                .at(&self.out));
+        atomic::may_become_a_file(&self.out)?;
+        // This run may not come to write into each of them again.
+        for folder in [atomic::folder_of(&self.out), &checkpoint::folder(&self.out), &keep::folder(&self.out)] {
+            atomic::sweep(folder);
         }
         let config = Config::new(&self.settings, self.method, self.model)?;
         let adapter: Arc<dyn Adapter> = (self.method.build)(&self.method_settings, &self.context)?.into();
