@@ -125,7 +125,7 @@ impl Bench {
     }
 
     fn mounted(&self, file: &LoraFile) -> Mounted {
-        let used = Used { file: file.clone(), strength: Strength::default() };
+        let used = Used { file: file.clone().into(), strength: Strength::default() };
         self.session.mount(&self.model, &[used]).unwrap()
     }
 

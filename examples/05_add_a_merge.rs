@@ -26,8 +26,8 @@ const LOUDEST: Method = Method {
     run,
 };
 
-fn run(inputs: &Inputs<'_>, _: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
-    let chosen = each_layer(inputs.sources, |_, terms| {
+fn run(inputs: &Inputs<'_>, _: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
+    let chosen = each_layer(inputs.sources, watch, |_, terms| {
         let loud = |term: &Term<'_>| Ok(term.delta()?.energy());
         let energies = terms.iter().map(loud).collect::<Result<Vec<f64>>>()?;
         let best = (1..terms.len()).fold(0, |best, i| if energies[i] > energies[best] { i } else { best });

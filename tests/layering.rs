@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The rooms of `src/engine`, lowest layer first. A new room gets its place here, or its files fail by name.
 const LAYERS: &[&[&str]] = &[
-    &["error", "event", "field", "random"],
+    &["error", "event", "field", "random", "words"],
     &["device"],
     &["ops", "io", "contact_sheet"],
     &["model"],

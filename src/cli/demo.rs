@@ -306,7 +306,7 @@ impl Demo<'_> {
 
     fn mount(&self, files: &[&LoraFile]) -> Result<Mounted> {
         let used: Vec<Used> =
-            files.iter().map(|&file| Used { file: file.clone(), strength: Strength::default() }).collect();
+            files.iter().map(|&file| Used { file: file.clone().into(), strength: Strength::default() }).collect();
         self.session.mount(&self.model, &used)
     }
 

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{Shell, counted, ranks_in_words};
+use crate::cli::{Shell, ranks_in_words};
 use crate::engine::Result;
 use crate::engine::inspect::{Report, inspect};
+use crate::engine::words::counted;
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Progress, Shell, counted, field_value, ranks_in_words};
+use crate::cli::{AdapterArg, Progress, Shell, field_value, ranks_in_words};
 use crate::engine::concept::{self, Concept};
 use crate::engine::device;
 use crate::engine::export;
@@ -17,6 +17,7 @@ use crate::engine::merge::{self, Method, Needs, Promise, Source, note};
 use crate::engine::model::StableDiffusion;
 use crate::engine::project::Desk;
 use crate::engine::session::{self, Combined, Merging, Pictured, Session};
+use crate::engine::words::counted;
 use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]
@@ -99,7 +100,8 @@ fn asked(args: &Args) -> Result<(&'static Method, Settings, Vec<Source>)> {
 fn into(model: &str, sources: &[Source], args: &Args, shell: &Shell) -> Result<ExitCode> {
     let folder = StableDiffusion::folder(model);
     let open = StableDiffusion::open(&folder, &device::cpu())?;
-    export::bake(&folder, &open, sources, &args.out)?;
+    let mut progress = Progress::new(shell.json);
+    export::bake(&folder, &open, sources, &args.out, &mut progress.watch())?;
     let out = &args.out;
     shell.print(&json!({ "out": out, "model": open.name, "adapters": sources.len() }), || {
         format!(

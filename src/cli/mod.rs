@@ -162,11 +162,6 @@ fn ranks_in_words(ranks: &BTreeSet<usize>) -> String {
     }
 }
 
-/// `1 adapter`, `2 adapters`.
-fn counted(n: usize, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
-}
-
 /// `FILE[:strength[:text-strength]]`.
 #[derive(Clone, Debug, PartialEq)]
 struct AdapterArg {

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::cli::{Progress, Shell, counted, sentence, train};
+use crate::cli::{Progress, Shell, sentence, train};
 use crate::engine::Result;
 use crate::engine::queue::{self, Entry, Order, Queue, State};
 use crate::engine::session::Session;
+use crate::engine::words::counted;
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -66,7 +66,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let used = args
         .adapter
         .iter()
-        .map(|adapter| Ok(Used { file: LoraFile::open(&adapter.path)?, strength: adapter.strength.clone() }))
+        .map(|adapter| Ok(Used { file: LoraFile::open(&adapter.path)?.into(), strength: adapter.strength.clone() }))
         .collect::<Result<Vec<_>>>()?;
     let mounted = session.mount(&model, &used)?;
     let request = Request {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
+use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
 use crate::engine::io::{Dtype, Folder, atomic, names};
@@ -23,25 +24,35 @@ const LONGEST_NAME: usize = 60;
 const WORD_KEY: &str = "emb_params";
 
 /// Writes `folder` with every source at its strength in the weights, in the number format they had. The adapters' words lie
-/// beside them in `embeddings/`.
-pub fn bake(from: &Folder, model: &StableDiffusion, sources: &[Source], folder: &Path) -> Result<()> {
+/// beside them in `embeddings/`. An error of `watch` stops before the folder is there.
+pub fn bake(
+    from: &Folder,
+    model: &StableDiffusion,
+    sources: &[Source],
+    folder: &Path,
+    watch: &mut Watch<'_>,
+) -> Result<()> {
     if folder.exists() {
         let advice = "Name a folder that does not exist yet: nothing is overwritten";
         return Err(Error::new("There is something of this name already", advice).at(folder));
     }
-    let sums = sums(model, sources)?;
+    let sums = sums(model, sources, watch)?;
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
     atomic::write_folder(folder, |new| {
         describe(from, new)?;
-        for (part, files, stored) in [
+        let parts = [
             ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
             ("unet", sd::WEIGHTS, Some(Part::Unet)),
             ("vae", sd::WEIGHTS, None),
-        ] {
+        ];
+        let total = parts.len();
+        watch(Event::Stage { name: "writing the model".into(), total })?;
+        for (i, (part, files, stored)) in parts.into_iter().enumerate() {
             let candidates = files.map(|file| format!("{part}/{file}"));
             let file = from.checkpoint(&candidates.each_ref().map(String::as_str))?;
             let tensors = with_sums(&file, stored, &sums)?;
             safetensors::save(&new.join(part).join(files[0]), &tensors, file.metadata())?;
+            watch(Event::Progress { done: i + 1, total })?;
         }
         for ((word, (vectors, _)), name) in words.iter().zip(file_names(words.keys().copied())) {
             let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
@@ -73,9 +84,11 @@ fn file_names<'a>(words: impl Iterator<Item = &'a String>) -> Vec<String> {
 /// `Σ strength · ΔW` of each layer, and of its bias, under the names that the files give them.
 type Sums = BTreeMap<(Part, String), Vec<f32>>;
 
-fn sums(model: &StableDiffusion, sources: &[Source]) -> Result<Sums> {
+fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> Result<Sums> {
     let table: BTreeMap<String, _> = model.layer_ids().map(|(_, layer)| (layer.module(), layer)).collect();
     let mut sums = Sums::new();
+    let (mut done, total) = (0, sources.iter().map(|source| source.file.modules().len()).sum());
+    watch(Event::Stage { name: "adding the adapters".into(), total })?;
     for Source { file, strength } in sources {
         refuse_own(file)?;
         for module in file.modules() {
@@ -100,6 +113,8 @@ fn sums(model: &StableDiffusion, sources: &[Source]) -> Result<Sums> {
             if let Some(bias) = file.differences.get(module).and_then(|difference| difference.bias.as_ref()) {
                 add("bias", bias);
             }
+            done += 1;
+            watch(Event::Progress { done, total })?;
         }
     }
     Ok(sums)
@@ -179,6 +194,7 @@ mod tests {
     use super::*;
     use crate::engine::adapter::mount::{self, Strength};
     use crate::engine::device::{cpu, read};
+    use crate::engine::error::Kind;
     use crate::engine::io::lora_file::LoraLayer;
     use crate::engine::model::Mounts;
 
@@ -211,7 +227,13 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
         let out = scratch.path().join("baked");
-        bake(&from, &model, std::slice::from_ref(&source), &out).unwrap();
+        let mut stop = |_| Err(Error::cancelled());
+        assert_eq!(
+            bake(&from, &model, std::slice::from_ref(&source), &out, &mut stop).unwrap_err().kind,
+            Kind::Cancelled
+        );
+        assert!(!out.exists(), "what was cancelled leaves nothing");
+        bake(&from, &model, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap();
         assert!(out.join("model_index.json").is_file() && out.join("embeddings/new.safetensors").is_file());
 
         let baked = StableDiffusion::open(&StableDiffusion::folder(&out.to_string_lossy()), &cpu()).unwrap();
@@ -231,7 +253,7 @@ mod tests {
         // The starter's weights are f16: the sum is rounded once.
         assert!(worst < 5e-3 * largest, "{worst} of {largest}");
 
-        let again = bake(&from, &model, &[source], &out).unwrap_err();
+        let again = bake(&from, &model, &[source], &out, &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"));
     }
 }

@@ -23,5 +23,6 @@ pub mod session;
 pub mod similarity;
 pub mod spectrum;
 pub mod train;
+pub mod words;
 
 pub use error::{Error, Result};

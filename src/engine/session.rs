@@ -43,7 +43,7 @@ pub struct Session {
 /// An adapter file with the strength it is used at.
 #[derive(Clone, Debug)]
 pub struct Used {
-    pub file: LoraFile,
+    pub file: Arc<LoraFile>,
     pub strength: Strength,
 }
 
@@ -142,7 +142,7 @@ impl Session {
         for Used { file, strength } in adapters {
             mount::mount(&mut mounted.mounts, model, file, strength)?;
         }
-        for (word, (vectors, path)) in recipe::words(adapters.iter().map(|used| &used.file))? {
+        for (word, (vectors, path)) in recipe::words(adapters.iter().map(|used| used.file.as_ref()))? {
             let width = model.text.config.hidden_size;
             if vectors.iter().any(|vector| vector.len() != width) {
                 return Err(Error::new(
@@ -234,7 +234,7 @@ impl Session {
                 }
                 // A saved state and kept steps need their slot again; without them, nothing was taught.
                 None if checkpoint::folder(&training.out).is_dir() || !train::kept(&training.out).is_empty() => Ok(()),
-                None => Project::release(&path, block, &training.out),
+                None => Project::release(&path, block, &training.out).map(drop),
             };
         }
         trained

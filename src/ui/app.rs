@@ -2,27 +2,22 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use eframe::CreationContext;
 use egui_tiles::{Container, Linear, LinearDir, Tile, TileId, Tiles, Tree};
 
-use crate::engine::Result;
 use crate::engine::device::{self, Choice, WgpuSetup};
-use crate::engine::project::{Project, Slot};
+use crate::engine::project::Project;
 use crate::ui::command::Command;
 use crate::ui::panel::{PANELS, Panel};
 use crate::ui::preferences::Preferences;
 use crate::ui::studio::Studio;
+use crate::ui::widgets::focus;
+use crate::ui::work::errands::Errands;
 use crate::ui::work::painter::Painter;
 use crate::ui::work::{Post, Report};
 use crate::ui::{act, chrome, first_start, gpu_paint, theme};
-
-/// Time after a change until the project is saved by itself.
-const AUTOSAVE: Duration = Duration::from_secs(2);
-
-/// Time after a failed attempt until the next.
-const RETRY: Duration = Duration::from_secs(10);
 
 /// What a window opens on.
 #[derive(Clone, Debug)]
@@ -41,6 +36,7 @@ pub struct Start {
 pub struct App {
     pub(super) studio: Studio,
     pub(super) post: Post,
+    pub(super) errands: Errands,
     pub(super) painter: Painter,
     /// The window's own GPU, where it is a real one.
     pub(super) gpu: Option<WgpuSetup>,
@@ -52,8 +48,8 @@ pub struct App {
     pub(super) shared: Option<device::Opened>,
     pub(super) preferences: Option<PathBuf>,
     pub(super) queue_folder: Option<PathBuf>,
-    /// Whether a thread writes the project.
-    is_saving: bool,
+    /// Whether the project is on its way to the disk.
+    pub(super) is_saving: bool,
     reports: Receiver<Report>,
     panels: Vec<Box<dyn Panel>>,
     tiles: Tree<usize>,
@@ -85,6 +81,7 @@ impl App {
         let mut app = Self {
             studio,
             painter: Painter::start(&post),
+            errands: Errands::start(&post),
             post,
             gpu: cc.wgpu_render_state.as_ref().and_then(gpu),
             opening: 0,
@@ -127,53 +124,6 @@ impl App {
         let files = ctx.input(|input| input.raw.dropped_files.clone());
         files.into_iter().map(|file| Command::Add(file.path().to_path_buf())).collect()
     }
-
-    fn autosave(&mut self, ctx: &egui::Context) {
-        let Some(changed) = self.studio.changed.filter(|_| !self.is_saving) else { return };
-        if let Some(left) = AUTOSAVE.checked_sub(changed.elapsed()) {
-            ctx.request_repaint_after(left);
-            return;
-        }
-        // A slow disk must not hold a frame; one at a time, so that the newest is written last.
-        self.studio.changed = None;
-        self.is_saving = true;
-        let (mut project, path) = (self.studio.project.clone(), self.studio.path.clone());
-        let work = move |_: &Post| project.save_work(&path).map(|()| (path, project.slots));
-        self.post.spawn("save", work, Report::ProjectSaved);
-    }
-
-    pub(super) fn autosaved(&mut self, result: Result<(PathBuf, Vec<Slot>)>) {
-        self.is_saving = false;
-        match result {
-            Ok((path, slots)) => {
-                (self.studio.saved, self.studio.save_failed) = (Some(Instant::now()), false);
-                // Another project may have been opened meanwhile.
-                if path == self.studio.path {
-                    self.studio.project.slots = slots;
-                }
-            }
-            Err(error) => self.not_saved(&error),
-        }
-    }
-
-    /// Saves at once and says whether it could.
-    pub(super) fn save(&mut self) -> bool {
-        self.studio.changed = None;
-        let saved = self.studio.project.save_work(&self.studio.path);
-        self.studio.save_failed = saved.is_err();
-        match &saved {
-            Ok(()) => self.studio.saved = Some(Instant::now()),
-            Err(error) => self.not_saved(error),
-        }
-        saved.is_ok()
-    }
-
-    /// The work is still unsaved, and is tried again in a while.
-    fn not_saved(&mut self, error: &crate::engine::Error) {
-        self.studio.save_failed = true;
-        self.studio.changed = Some(Instant::now() + RETRY);
-        self.studio.log.error(error);
-    }
 }
 
 impl eframe::App for App {
@@ -182,21 +132,22 @@ impl eframe::App for App {
         while let Ok(report) = self.reports.try_recv() {
             self.hear(report);
         }
-        for command in Self::dropped(ctx).into_iter().chain(chrome::shortcuts(ctx)) {
+        for command in Self::dropped(ctx).into_iter().chain(chrome::keys::shortcuts(ctx)) {
             self.act(command, ctx);
         }
         self.autosave(ctx);
-        chrome::hold_closing(ctx, &mut self.chrome, &self.studio);
+        self.chrome.closing.hold(ctx, &self.studio);
     }
 
     fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
         let mut commands = Vec::new();
         self.chrome.top(ui, &self.studio, &mut commands);
-        self.chrome.log(ui, &self.studio);
+        self.chrome.log.show(ui, &self.studio);
         let mut rooms = Rooms { panels: &mut self.panels, studio: &self.studio, out: &mut commands };
         let frame = egui::Frame::central_panel(ui.style()).inner_margin(4);
         egui::CentralPanel::default().frame(frame).show(ui, |ui| self.tiles.ui(&mut rooms, ui));
         self.chrome.over(ui, &self.studio);
+        focus::ring(ui);
         let looks = self.studio.preferences.clone();
         for command in commands {
             self.act(command, ui.ctx());

@@ -68,6 +68,8 @@ pub struct AdapterCard {
     /// Where the file lies.
     pub path: PathBuf,
     pub content: Loading<Arc<AdapterContent>>,
+    /// Whether there is no such file.
+    pub gone: bool,
 }
 
 #[derive(Debug)]

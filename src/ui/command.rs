@@ -20,7 +20,7 @@ pub enum Command {
     Undo,
     Redo,
 
-    /// A folder of pictures, an adapter, a project, or a picture with its prompt: whatever was dropped.
+    /// A folder of pictures, an adapter, a project, a recipe, or a picture with its prompt: whatever was dropped.
     Add(PathBuf),
     /// The entry of this folder, as it is to be.
     SetConcept(ConceptEntry),
@@ -32,7 +32,11 @@ pub enum Command {
     },
     /// Takes a concept or an adapter out of the project; the files stay. Undoable.
     RemoveConcept(PathBuf),
-    RemoveAdapter(PathBuf),
+    RemoveAdapter {
+        file: PathBuf,
+        /// Whether its slot is handed out again.
+        frees: bool,
+    },
     RenameAdapter {
         file: PathBuf,
         name: String,
@@ -75,6 +79,7 @@ pub enum Command {
     BakeMerged(PathBuf),
     SaveRecipe(PathBuf),
     OpenRecipe(PathBuf),
+    StopMerge,
 
     /// Another picture now, with a new seed unless it is locked.
     Paint,

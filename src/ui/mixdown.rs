@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::export;
 use crate::engine::field::Settings;
@@ -14,7 +16,43 @@ use crate::engine::session::{self, Merging, Pictured};
 use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::work::painter::Mix;
-use crate::ui::work::{Post, Report};
+use crate::ui::work::{Opened, Post, Report};
+
+/// What a merge left.
+pub enum Made {
+    Adapter(PathBuf),
+    /// A folder in diffusers layout.
+    Model(PathBuf),
+}
+
+/// A merge under way.
+#[derive(Debug, Default)]
+pub struct Mixing {
+    /// What is done, as far as it is, and how far it goes.
+    pub stage: String,
+    pub done: usize,
+    pub total: usize,
+    /// Asks it to stop between two layers, or two pictures.
+    stops: Arc<AtomicBool>,
+}
+
+impl Mixing {
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Stage { name, total } => (self.stage, self.done, self.total) = (name.clone(), 0, *total),
+            Event::Progress { done, total } => (self.done, self.total) = (*done, *total),
+            _ => {}
+        }
+    }
+
+    pub fn share(&self) -> f32 {
+        self.done as f32 / self.total.max(1) as f32
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stops.load(Ordering::Relaxed)
+    }
+}
 
 impl App {
     /// Whether everything that is heard is open; a mix without it would lack a concept in silence.
@@ -31,15 +69,26 @@ impl App {
         true
     }
 
-    /// Merges what is heard into one adapter file, by the desk's method.
-    pub(super) fn save_merged(&mut self, path: PathBuf) {
+    /// Begins a merge, where one can be made now: with the open model, and what it asks whether to stop.
+    fn begin_merge(&mut self) -> Option<(Opened, Arc<AtomicBool>)> {
         if !self.is_whole() {
-            return;
+            return None;
+        }
+        if self.studio.mixing.is_some() {
+            self.studio.log.warn("A merge is under way: wait for it, or cancel it");
+            return None;
         }
         let Some(with) = self.studio.opened.ready().cloned() else {
             self.studio.log.warn("The model is still being opened: try again in a moment");
-            return;
+            return None;
         };
+        let mixing = self.studio.mixing.insert(Mixing::default());
+        Some((with, Arc::clone(&mixing.stops)))
+    }
+
+    /// Merges what is heard into one adapter file, by the desk's method.
+    pub(super) fn save_merged(&mut self, path: PathBuf) {
+        let Some((with, stops)) = self.begin_merge() else { return };
         let (desk, mix) = (self.studio.project.desk.clone(), self.studio.mix());
         let taught_with = |file: &LoraFile| {
             let card = self.studio.adapters.iter().find(|card| card.path == file.path)?;
@@ -66,23 +115,39 @@ impl App {
                 }
             };
             let merging = Merging { sources: sources(mix), method, settings, pictures, out: path.clone() };
-            let mut said = |event| {
-                post.send(Report::Said(event));
-                Ok(())
-            };
-            let combined = session::merge(&merging, &mut said)?;
+            let combined = session::merge(&merging, &mut told(post, &stops))?;
             for sentence in merge::note::sentences(&combined.notes) {
                 post.send(Report::Said(Event::note(sentence)));
             }
-            Ok(path)
+            Ok(Made::Adapter(path))
         };
         self.post.spawn("merge", work, Report::Merged);
     }
 
+    pub(super) fn stop_merge(&self) {
+        if let Some(mixing) = &self.studio.mixing {
+            mixing.stops.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn heard_of_merge(&mut self, event: &Event) {
+        if let Some(mixing) = &mut self.studio.mixing {
+            mixing.hear(event);
+        }
+        self.said(event);
+    }
+
     /// A merge that is whole on disk is an adapter of the project; on the desk it would be heard twice.
-    pub(super) fn merged(&mut self, result: Result<PathBuf>) {
+    pub(super) fn merged(&mut self, result: Result<Made>) {
+        self.studio.mixing = None;
         match result {
-            Ok(path) => {
+            Err(error) if error.kind == Kind::Cancelled => {
+                self.studio.log.note("The merge was cancelled, and nothing was written");
+            }
+            Ok(Made::Model(folder)) => {
+                self.studio.log.note(format!("The model with the mix in it is in {}", folder.display()));
+            }
+            Ok(Made::Adapter(path)) => {
                 self.studio.log.note(format!("Saved {}", path.display()));
                 let file = self.studio.named(&path);
                 self.shelve(AdapterEntry::of(file));
@@ -93,17 +158,15 @@ impl App {
 
     /// Merges what is heard into the weights of a new model.
     pub(super) fn bake_merged(&mut self, folder: PathBuf) {
-        if !self.is_whole() {
-            return;
-        }
-        let Some(with) = self.studio.opened.ready().cloned() else { return };
+        let Some((with, stops)) = self.begin_merge() else { return };
         let model = super::act::model_name(&self.studio.project.model, &self.studio.path);
         let mix = self.studio.mix();
-        let work = move |_: &Post| {
-            export::bake(&StableDiffusion::folder(&model), &with.model, &sources(mix), &folder)?;
-            Ok(format!("The model with the mix in it is in {}", folder.display()))
+        let work = move |post: &Post| {
+            let from = StableDiffusion::folder(&model);
+            export::bake(&from, &with.model, &sources(mix), &folder, &mut told(post, &stops))?;
+            Ok(Made::Model(folder))
         };
-        self.post.spawn("bake", work, Report::Done);
+        self.post.spawn("bake", work, Report::Merged);
     }
 
     pub(super) fn save_recipe(&mut self, path: PathBuf) {
@@ -118,9 +181,13 @@ impl App {
         self.post.spawn("recipe", work, Report::Done);
     }
 
+    pub(super) fn open_recipe(&self, path: PathBuf) {
+        self.errands.run(move || Desk::open_recipe(&path), Report::Recipe);
+    }
+
     /// The desk as a recipe has it; adapters that the project does not know join it.
-    pub(super) fn open_recipe(&mut self, path: &Path) {
-        match Desk::open_recipe(path) {
+    pub(super) fn recipe_opened(&mut self, desk: Result<Desk>) {
+        match desk {
             Ok(mut desk) => {
                 self.remember("recipe");
                 for fader in &mut desk.faders {
@@ -139,7 +206,38 @@ impl App {
     }
 }
 
+/// Tells the window what the merge tells, until it is asked to stop.
+fn told(post: &Post, stops: &AtomicBool) -> impl FnMut(Event) -> Result<()> {
+    move |event| {
+        post.send(Report::Merging(event));
+        if stops.load(Ordering::Relaxed) { Err(Error::cancelled()) } else { Ok(()) }
+    }
+}
+
 /// For a thread: the adapters' numbers are copied, which takes too long for a frame.
 fn sources(mix: Mix) -> Vec<Source> {
     mix.into_iter().map(|(file, strength)| Source { file: Arc::unwrap_or_clone(file), strength }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_says_how_far_it_is_until_it_is_stopped() {
+        let (post, reports) = Post::new(&egui::Context::default());
+        let mut mixing = Mixing::default();
+        let stops = Arc::clone(&mixing.stops);
+        told(&post, &stops)(Event::Stage { name: "merging layers".into(), total: 8 }).unwrap();
+        told(&post, &stops)(Event::Progress { done: 2, total: 8 }).unwrap();
+        for report in reports.try_iter() {
+            let Report::Merging(event) = report else { panic!("a merge tells of itself") };
+            mixing.hear(&event);
+        }
+        assert_eq!((mixing.stage.as_str(), mixing.done, mixing.total), ("merging layers", 2, 8));
+        assert!((mixing.share() - 0.25).abs() < 1e-6 && !mixing.is_stopping());
+        mixing.stops.store(true, Ordering::Relaxed);
+        let stopped = told(&post, &mixing.stops)(Event::Progress { done: 3, total: 8 }).unwrap_err();
+        assert!(stopped.kind == Kind::Cancelled && mixing.is_stopping());
+    }
 }

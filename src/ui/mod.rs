@@ -10,6 +10,7 @@ mod chrome;
 mod color_map;
 mod command;
 mod crops;
+mod dropped;
 mod facts;
 mod first_start;
 mod gpu_paint;

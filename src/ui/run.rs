@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::Error;
+use crate::engine::adapter::FileKind;
 use crate::engine::event::{Event, Spectrum};
 use crate::ui::snapshots::Snapshots;
 use crate::ui::work::painter::Picture;
@@ -38,6 +39,10 @@ pub struct Run {
     pub steady: Vec<(usize, f32)>,
     pub strip: Vec<Sample>,
     pub spectra: Snapshots,
+    /// What its method leaves of a layer: decides whether there is a spectrum to follow.
+    pub leaves: FileKind,
+    /// Whether a kept step is being measured.
+    pub is_measuring: bool,
     /// The stage before the steps: what, how many done, of how many.
     pub stage: Option<(String, usize, usize)>,
     /// Seconds, smoothed, without pauses.
@@ -91,6 +96,8 @@ impl Run {
             steady: Vec::new(),
             strip: Vec::new(),
             spectra: Snapshots::default(),
+            leaves: FileKind::Lora,
+            is_measuring: false,
             stage: None,
             step_seconds: None,
             last: None,

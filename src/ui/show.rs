@@ -168,8 +168,12 @@ impl App {
     }
 
     /// Prompt and settings of a saved picture.
-    pub(super) fn open_prompt(&mut self, path: &Path) {
-        match asked_of(path) {
+    pub(super) fn open_prompt(&self, path: PathBuf) {
+        self.errands.run(move || asked_of(&path), Report::Prompt);
+    }
+
+    pub(super) fn prompt_opened(&mut self, form: Result<PreviewForm>) {
+        match form {
             Ok(form) => {
                 self.studio.project.preview = PreviewForm { seed_locked: true, ..form };
                 self.touch();

@@ -7,7 +7,7 @@ use crate::engine::Error;
 use crate::engine::device::Choice;
 use crate::engine::merge::meeting::Meeting;
 use crate::engine::preview::Request;
-use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project};
+use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project, Slot};
 use crate::engine::queue::Entry;
 use crate::ui::cards::{AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Question;
@@ -15,6 +15,7 @@ use crate::ui::crops::Crops;
 use crate::ui::facts::Facts;
 use crate::ui::grid::Grid;
 use crate::ui::log::Log;
+use crate::ui::mixdown::Mixing;
 use crate::ui::pace::Pace;
 use crate::ui::preferences::Preferences;
 use crate::ui::preflight::Preflight;
@@ -42,6 +43,12 @@ pub struct Studio {
     pub finding: Option<PathBuf>,
     /// The training that runs, or the last one.
     pub run: Option<Run>,
+    /// The merge that runs.
+    pub mixing: Option<Mixing>,
+    /// Where the form's training would go, if one was stopped there and can go on.
+    pub begun: Option<PathBuf>,
+    /// Slots that were given back with their adapters, for undo.
+    pub freed: Vec<Slot>,
     /// The adapters of the desk by their files, and how they stand to each other.
     pub meeting: Option<(Vec<PathBuf>, Result<Meeting, Error>)>,
     pub preview: View,
@@ -96,6 +103,7 @@ pub struct Undoable {
     pub desk: Desk,
     pub concepts: Vec<ConceptEntry>,
     pub adapters: Vec<AdapterEntry>,
+    pub freed: Vec<Slot>,
 }
 
 impl Studio {
@@ -114,6 +122,9 @@ impl Studio {
             crops: Crops::default(),
             finding: None,
             run: None,
+            mixing: None,
+            begun: None,
+            freed: Vec::new(),
             meeting: None,
             preview: View::default(),
             looked_at: None,
@@ -151,6 +162,11 @@ impl Studio {
 
     pub fn undoable(&self) -> Undoable {
         let Project { desk, concepts, adapters, .. } = &self.project;
-        Undoable { desk: desk.clone(), concepts: concepts.clone(), adapters: adapters.clone() }
+        Undoable {
+            desk: desk.clone(),
+            concepts: concepts.clone(),
+            adapters: adapters.clone(),
+            freed: self.freed.clone(),
+        }
     }
 }

@@ -1,13 +1,18 @@
 //! The real window, driven by its labels on a project of its own, from an empty folder to a reopened one.
 
+mod keyboard;
 mod panels;
+mod readers;
+mod shelf;
 mod story;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use egui::accesskit::Role;
+use egui::{Key, Modifiers};
 use egui_kittest::Harness;
-use egui_kittest::kittest::Queryable as _;
+use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use triptych::engine::device::Choice;
 use triptych::ui::{App, Start};
 
@@ -51,4 +56,55 @@ fn until(window: &mut Harness<'_, App>, what: &str, done: impl Fn(&Harness<'_, A
 
 fn shows(window: &Harness<'_, App>, text: &str) -> bool {
     window.query_all_by_label_contains(text).next().is_some()
+}
+
+/// Presses the button of this name.
+fn press(window: &mut Harness<'_, App>, name: &str) {
+    window.get_by_role_and_label(Role::Button, name).click();
+    window.run_steps(3);
+}
+
+/// Uses a control as a screen reader does, wherever it is scrolled to.
+fn use_control(window: &mut Harness<'_, App>, name: &str) {
+    window.get_all_by_label(name).last().expect("there is a control of this name").click_accesskit();
+    window.run_steps(4);
+}
+
+/// The first button whose name begins so.
+fn named_from(window: &Harness<'_, App>, beginning: &str) -> String {
+    let names = window.get_all_by_role(Role::Button).filter_map(|node| node.accesskit_node().label());
+    names.into_iter().find(|name| name.starts_with(beginning)).expect("there is a button of this name")
+}
+
+/// Answers the question in the window: no dialog can open where this runs.
+fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
+    until(window, title, |window| window.query_by_role_and_label(Role::TextInput, title).is_some());
+    window.get_by_role_and_label(Role::TextInput, title).focus();
+    window.run_steps(2);
+    window.get_by_role_and_label(Role::TextInput, title).type_text(&path.to_string_lossy());
+    window.run_steps(2);
+    press(window, "OK");
+}
+
+/// Types a number into the first field of this name.
+fn set(window: &mut Harness<'_, App>, name: &str, value: &str) {
+    window.get_all_by_role_and_label(Role::SpinButton, name).next().expect("there is a field of this name").click();
+    window.run_steps(2);
+    window.key_press_modifiers(Modifiers::COMMAND, Key::A);
+    window.run_steps(1);
+    window.event(egui::Event::Text(value.into()));
+    window.run_steps(1);
+    window.key_press(Key::Enter);
+    window.run_steps(2);
+}
+
+/// Five steps of a concept are taught, and all panels have something to show.
+fn teach(window: &mut Harness<'_, App>) {
+    until(window, "the model", |window| shows(window, "Computes on: CPU"));
+    until(window, "a first picture", |window| shows(window, " s · refined"));
+    until(window, "the thumbnails", |window| shows(window, "11 pictures"));
+    set(window, "Steps", "5");
+    press(window, "Train");
+    until(window, "the training's end", |window| shows(window, "it is on the mixing desk now"));
+    until(window, "the pictures", |window| !window.state().is_busy());
 }

@@ -1,45 +1,12 @@
 //! From a folder of pictures to a reopened project, as an artist would go.
 
-use std::path::Path;
-
-use egui::accesskit::Role;
 use egui::{Key, Modifiers};
-use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
 use triptych::engine::concept::shipped::{self, SHIPPED};
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::project::Project;
-use triptych::ui::App;
 
-use crate::{shows, until, window};
-
-/// Presses the button of this name.
-fn press(window: &mut Harness<'_, App>, name: &str) {
-    window.get_by_role_and_label(Role::Button, name).click();
-    window.run_steps(3);
-}
-
-/// Answers the question in the window: no dialog can open where this runs.
-fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
-    until(window, title, |window| window.query_by_role_and_label(Role::TextInput, title).is_some());
-    window.get_by_role_and_label(Role::TextInput, title).focus();
-    window.run_steps(2);
-    window.get_by_role_and_label(Role::TextInput, title).type_text(&path.to_string_lossy());
-    window.run_steps(2);
-    press(window, "OK");
-}
-
-/// Types a number into the first field of this name.
-fn set(window: &mut Harness<'_, App>, name: &str, value: &str) {
-    window.get_all_by_role_and_label(Role::SpinButton, name).next().expect("there is a field of this name").click();
-    window.run_steps(2);
-    window.key_press_modifiers(Modifiers::COMMAND, Key::A);
-    window.run_steps(1);
-    window.event(egui::Event::Text(value.into()));
-    window.run_steps(1);
-    window.key_press(Key::Enter);
-    window.run_steps(2);
-}
+use crate::{answer, press, set, shows, until, window};
 
 #[test]
 fn a_concept_is_taught_mixed_seen_saved_and_found_again() {

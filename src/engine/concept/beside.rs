@@ -13,7 +13,7 @@ const ENDINGS: [&str; 2] = ["txt", "caption"];
 const UTF8_BOM: &[u8] = b"\xEF\xBB\xBF";
 
 /// The caption of a picture as filed, trimmed; none where there is no file or it is blank.
-pub(super) fn read(picture: &Path) -> Result<Option<String>> {
+pub fn read(picture: &Path) -> Result<Option<String>> {
     for ending in ENDINGS {
         if let Some(text) = text(&picture.with_extension(ending))?.filter(|text| !text.is_empty()) {
             return Ok(Some(text));

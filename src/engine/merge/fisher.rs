@@ -58,14 +58,14 @@ fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Resul
     })?;
     let (draws, seed) = (settings.integer("draws"), settings.integer("seed") as u64);
     // Pictures take minutes: what cannot be merged is told before.
-    each_layer(inputs.sources, |_, terms| terms.iter().try_for_each(|term| term.unit().map(drop)))?;
+    each_layer(inputs.sources, watch, |_, terms| terms.iter().try_for_each(|term| term.unit().map(drop)))?;
     let mut importance: BTreeMap<usize, BTreeMap<String, Vec<f32>>> = BTreeMap::new();
     for (source, of) in inputs.sources.iter().enumerate().filter(|(_, source)| !source.is_silent()) {
         let mut found = (evidence.importance)(Question { source, draws, seed }, watch)?;
         normalise(&mut found).map_err(|e| e.at(&of.file.path))?;
         importance.insert(source, found);
     }
-    let packed = each_layer(inputs.sources, |module, terms| {
+    let packed = each_layer(inputs.sources, watch, |module, terms| {
         let (out, input) = (terms[0].layer.out(), terms[0].layer.input());
         let (mut weighted, mut total) = (Mat::<f64>::zeros(out, input), Mat::<f64>::zeros(out, input));
         for term in terms {

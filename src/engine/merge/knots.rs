@@ -30,9 +30,9 @@ pub const METHOD: Method = Method {
 /// Directions below this share of the strongest are rounding.
 const NULL: f64 = 1e-5;
 
-fn run(inputs: &Inputs<'_>, settings: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
+fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
     let rules = Rules::of(settings);
-    let layers = each_layer(inputs.sources, |_, terms| {
+    let layers = each_layer(inputs.sources, watch, |_, terms| {
         let deltas = terms.iter().map(Term::unit).collect::<Result<Vec<_>>>()?;
         let u = write_basis(&deltas)?;
         let adapters = terms.iter().zip(&deltas).map(|(term, delta)| {

@@ -56,7 +56,7 @@ struct Album {
 
 fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
     let alpha = settings.number("alpha");
-    let deltas = each_layer(inputs.sources, |_, terms| {
+    let deltas = each_layer(inputs.sources, watch, |_, terms| {
         terms.iter().map(|term| Ok((term.source, term.delta()?))).collect::<Result<BTreeMap<_, _>>>()
     })?;
     if let Some(late) = inputs.sources.iter().skip(1).find(|source| source.file.metadata.contains_key(ALBUM)) {
@@ -96,7 +96,7 @@ fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Resul
             t => format!("Adapter {} has joined", t + 1),
         }))?;
     }
-    let layers = each_layer(inputs.sources, |module, terms| match weights.get(&module.to_owned()) {
+    let layers = each_layer(inputs.sources, watch, |module, terms| match weights.get(&module.to_owned()) {
         Some(svd) => Ok(pack(svd, 0.0, Limit::NONE, terms).layer),
         // Nobody said anything here.
         None => Ok(pack(&terms[0].unit()?.svd()?, 0.0, Limit::NONE, terms).layer),

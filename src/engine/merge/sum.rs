@@ -37,8 +37,8 @@ pub const METHOD: Method = Method {
 /// Deltas that cancel leave rounding: less than this share of their mean strength is not brought back to it.
 const CANCELLED: f64 = 1e-5;
 
-fn run(inputs: &Inputs<'_>, settings: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
-    let summed = each_layer(inputs.sources, |_, terms| {
+fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
+    let summed = each_layer(inputs.sources, watch, |_, terms| {
         let layer = concatenated(terms);
         let (target, norm) = norms(terms, &layer)?;
         Ok((layer, target, norm))

@@ -27,9 +27,9 @@ pub const METHOD: Method = Method {
     run,
 };
 
-fn run(inputs: &Inputs<'_>, settings: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
+fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
     let limit = Limit::of(settings);
-    let packed = each_layer(inputs.sources, |_, terms| {
+    let packed = each_layer(inputs.sources, watch, |_, terms| {
         let sum = LowRank::stack(&terms.iter().map(Term::delta).collect::<Result<Vec<_>>>()?);
         let svd = sum.svd()?;
         Ok(pack(&svd, svd.s.iter().map(|s| s * s).sum(), limit, terms))

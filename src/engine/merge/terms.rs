@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::LoraLayer;
 use crate::engine::merge::Source;
 use crate::engine::spectrum::{LowRank, Shape};
@@ -35,16 +36,43 @@ impl Term<'_> {
     }
 }
 
+/// Layers between two reports: few enough to stop soon, enough to keep all threads at work.
+const AT_ONCE: usize = 32;
+
 /// Does `work` for each layer that any source changes, on all threads; errors name the layer. Silent sources are not
-/// there, and at least one source is in each layer.
+/// there, and at least one source is in each layer. An error of `watch` stops between layers.
 pub fn each_layer<T: Send>(
     sources: &[Source],
+    watch: &mut Watch<'_>,
     work: impl Fn(&str, &[Term<'_>]) -> Result<T> + Sync,
 ) -> Result<BTreeMap<String, T>> {
     let modules: BTreeSet<&String> = sources.iter().flat_map(|source| source.file.modules()).collect();
-    let done: BTreeMap<String, T> = modules
-        .into_par_iter()
-        .map(|module| {
+    let modules: Vec<&String> = modules.into_iter().collect();
+    let total = modules.len();
+    watch(Event::Stage { name: "merging layers".into(), total })?;
+    let mut done = BTreeMap::new();
+    for (i, some) in modules.chunks(AT_ONCE).enumerate() {
+        done.extend(layers(sources, some, &work)?);
+        watch(Event::Progress { done: i * AT_ONCE + some.len(), total })?;
+    }
+    if done.is_empty() {
+        let empty = sources.iter().all(|source| source.file.modules().is_empty());
+        return Err(match empty {
+            true => Error::new("The adapters change no layer, so there is nothing to merge", "Train them for longer"),
+            false => Error::usage("Every strength is 0, so nothing is left to merge", "Raise at least one strength"),
+        });
+    }
+    Ok(done)
+}
+
+fn layers<T: Send>(
+    sources: &[Source],
+    modules: &[&String],
+    work: &(impl Fn(&str, &[Term<'_>]) -> Result<T> + Sync),
+) -> Result<BTreeMap<String, T>> {
+    modules
+        .par_iter()
+        .map(|&module| {
             let terms: Vec<Term<'_>> = sources
                 .iter()
                 .enumerate()
@@ -66,15 +94,7 @@ pub fn each_layer<T: Send>(
             Ok(Some((module.clone(), result)))
         })
         .filter_map(Result::transpose)
-        .collect::<Result<_>>()?;
-    if done.is_empty() {
-        let empty = sources.iter().all(|source| source.file.modules().is_empty());
-        return Err(match empty {
-            true => Error::new("The adapters change no layer, so there is nothing to merge", "Train them for longer"),
-            false => Error::usage("Every strength is 0, so nothing is left to merge", "Raise at least one strength"),
-        });
-    }
-    Ok(done)
+        .collect()
 }
 
 /// Shape of the inputs. Tools disagree on whether `proj_in` is a 1×1 convolution or a linear layer: the same here.
@@ -92,4 +112,48 @@ pub fn file_shapes(terms: &[Term<'_>], rank: usize) -> (Vec<usize>, Vec<usize>) 
     let (mut down_shape, mut up_shape) = (like.down_shape.clone(), like.up_shape.clone());
     (down_shape[0], up_shape[1]) = (rank, rank);
     (down_shape, up_shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::engine::adapter::mount::Strength;
+    use crate::engine::error::Kind;
+    use crate::engine::io::lora_file::LoraFile;
+
+    #[test]
+    fn a_merge_tells_how_far_it_is_and_stops_between_layers() {
+        let layer = || LoraLayer {
+            down: vec![1.0],
+            up: vec![1.0],
+            rank: 1,
+            alpha: 1.0,
+            down_shape: vec![1, 1],
+            up_shape: vec![1, 1],
+        };
+        let total = 2 * AT_ONCE + 3;
+        let layers = (0..total).map(|i| (format!("lora_unet_{i:03}"), layer())).collect();
+        let file = LoraFile { layers, ..LoraFile::default() };
+        let sources = [Source { file, strength: Strength::default() }];
+        let worked = AtomicUsize::new(0);
+        let work = |_: &str, terms: &[Term<'_>]| {
+            worked.fetch_add(1, Ordering::Relaxed);
+            Ok(terms.len())
+        };
+        let mut heard = Vec::new();
+        let mut watch = |event| {
+            if let Event::Progress { done, .. } = event {
+                heard.push(done);
+            }
+            Ok(())
+        };
+        assert_eq!(each_layer(&sources, &mut watch, work).unwrap().len(), total);
+        assert_eq!(heard, [AT_ONCE, 2 * AT_ONCE, total]);
+        worked.store(0, Ordering::Relaxed);
+        let mut stop = |event| if matches!(event, Event::Progress { .. }) { Err(Error::cancelled()) } else { Ok(()) };
+        assert_eq!(each_layer(&sources, &mut stop, work).unwrap_err().kind, Kind::Cancelled);
+        assert_eq!(worked.load(Ordering::Relaxed), AT_ONCE);
+    }
 }

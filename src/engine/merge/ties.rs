@@ -24,9 +24,9 @@ pub const METHOD: Method = Method {
     run,
 };
 
-fn run(inputs: &Inputs<'_>, settings: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
+fn run(inputs: &Inputs<'_>, settings: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
     let (rules, limit) = (Rules::of(settings), Limit::of(settings));
-    let layers = each_layer(inputs.sources, |_, terms| {
+    let layers = each_layer(inputs.sources, watch, |_, terms| {
         let votes = |term: &Term<'_>| Ok((f64::from(term.w), by_columns(term.unit()?.dense().as_ref())));
         let Elected { values, votes, lost } = rules.elect(terms.iter().map(votes).collect::<Result<_>>()?);
         let merged = MatRef::from_column_major_slice(&values, terms[0].layer.out(), terms[0].layer.input());

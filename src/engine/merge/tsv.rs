@@ -37,8 +37,8 @@ pub const METHOD: Method = Method {
 /// 4e-3; without the cut, two copies would come with arbitrary directions at full strength.
 const SAME: f64 = 1e-2;
 
-fn run(inputs: &Inputs<'_>, _: &Settings, _: &mut Watch<'_>) -> Result<Merged> {
-    let layers = each_layer(inputs.sources, |_, terms| {
+fn run(inputs: &Inputs<'_>, _: &Settings, watch: &mut Watch<'_>) -> Result<Merged> {
+    let layers = each_layer(inputs.sources, watch, |_, terms| {
         let svds = terms.iter().map(|term| term.delta()?.svd()).collect::<Result<Vec<_>>>()?;
         // Together no more directions than the layer has.
         let shape = (terms[0].layer.out(), terms[0].layer.input());

@@ -72,13 +72,14 @@ impl Project {
         Ok((project, number))
     }
 
-    /// Gives the slot of the adapter at `out` back.
-    pub fn release(path: &Path, block: usize, out: &Path) -> Result<()> {
+    /// Gives the slot of the adapter at `out` back, and says which are taken then.
+    pub fn release(path: &Path, block: usize, out: &Path) -> Result<Vec<Slot>> {
         let _lock = Lock::take(path)?;
         let mut project = Self::open(path, block)?;
         let file = relative(out, path);
         project.slots.retain(|slot| slot.file != file);
-        project.save(path)
+        project.save(path)?;
+        Ok(project.slots)
     }
 
     /// The adapter at `from` is at `to` now, and its slot with it.
@@ -131,6 +132,9 @@ mod tests {
         let moved = Project::moved(&path, 8, &folder.path().join("b"), &folder.path().join("e")).unwrap();
         assert!(moved.iter().any(|slot| slot.number == 2 && slot.file == Path::new("e")));
         Project::moved(&path, 8, &folder.path().join("e"), &folder.path().join("b")).unwrap();
+        let left = Project::release(&path, 8, &folder.path().join("c")).unwrap();
+        assert_eq!(left.iter().map(|slot| slot.number).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(claim("c", None).unwrap(), 1, "what was given back is handed out again");
         let project = Project::open(&path, 99).unwrap();
         assert_eq!(project.block, 8, "the project's own block counts");
         assert_eq!(

@@ -1,38 +1,93 @@
-//! What the library asks for: captions, crops, and files that are somewhere else now.
+//! What the library asks for: whatever was dropped or chosen, captions, crops, and files that are somewhere else now.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::engine::concept::beside;
-use crate::engine::project::Project;
+use crate::engine::project::{AdapterEntry, ConceptEntry, Project};
 use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::cards::Loading;
 use crate::ui::command::{Answer, Command, Question};
-use crate::ui::crops;
-use crate::ui::work::{Report, dialog};
+use crate::ui::work::{Captioned, Post, Report, dialog};
+use crate::ui::{crops, dropped};
 
 impl App {
-    /// Writes a caption on a thread; the concept is read again when it lies on the disk.
-    pub(super) fn set_caption(&self, concept: &Path, picture: PathBuf, text: String) {
-        let folder = self.studio.placed(concept);
-        let work = move |_: &crate::ui::work::Post| beside::write(&picture, &text);
-        self.post.spawn("caption", work, |written| Report::Captioned(folder, written));
+    /// Whatever was dropped or chosen: pictures, an adapter, a project.
+    pub(super) fn add(&mut self, path: &Path) {
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if path.is_dir() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let folder = self.studio.named(path);
+            if self.studio.project.concepts.iter().any(|entry| entry.folder == folder) {
+                self.studio.log.note(format!("{name} is in the project already"));
+                return;
+            }
+            self.remember("new concept");
+            let concepts = &mut self.studio.project.concepts;
+            let token = format!("<{}>", name.split_whitespace().collect::<Vec<_>>().join("-").to_lowercase());
+            self.studio.project.training.concept.clone_from(&folder);
+            concepts.push(ConceptEntry { name, folder, token, class: String::new() });
+            self.touch();
+            self.look_ahead();
+            self.open_cards();
+        } else if ending == "safetensors" {
+            let file = self.studio.named(path);
+            self.add_adapter(AdapterEntry::of(file));
+        } else if ending == "toml" {
+            let path = path.to_path_buf();
+            self.errands.run(
+                move || dropped::command(path),
+                |command| match command {
+                    Ok(command) => Report::Do(command),
+                    Err(error) => Report::Done(Err(error)),
+                },
+            );
+        } else if ending == "png" {
+            self.open_prompt(path.to_path_buf());
+        } else {
+            self.studio.log.error(
+                &Error::new(
+                    "This is neither a folder of pictures, nor an adapter (.safetensors), nor a project or a recipe (.toml), nor a PNG",
+                    "Drop the folder that holds the pictures",
+                )
+                .at(path),
+            );
+        }
     }
 
-    pub(super) fn captioned(&mut self, folder: PathBuf, written: Result<PathBuf>) {
-        match written {
-            Ok(path) => {
-                self.studio.log.note(format!("Caption saved in {}", path.display()));
-                self.open_concept(folder);
+    /// Writes a caption on a thread, and reads it back as training will.
+    pub(super) fn set_caption(&self, concept: &Path, picture: PathBuf, text: String) {
+        let folder = self.studio.placed(concept);
+        let work = move || {
+            let file = beside::write(&picture, &text)?;
+            let text = beside::read(&picture)?;
+            Ok(Captioned { folder, picture, file, text })
+        };
+        self.errands.run(work, Report::Captioned);
+    }
+
+    pub(super) fn captioned(&mut self, written: Result<Captioned>) {
+        let Captioned { folder, picture, file, text } = match written {
+            Ok(written) => written,
+            Err(error) => return self.studio.log.error(&error),
+        };
+        self.studio.log.note(format!("Caption saved in {}", file.display()));
+        for card in self.studio.concepts.iter_mut().filter(|card| card.folder == folder) {
+            if let Loading::Ready(content) = &mut card.content {
+                let images = &mut Arc::make_mut(&mut content.concept).images;
+                images
+                    .iter_mut()
+                    .filter(|image| image.path.with_extension("") == picture.with_extension(""))
+                    .for_each(|image| image.caption.clone_from(&text));
             }
-            Err(error) => self.studio.log.error(&error),
         }
     }
 
     pub(super) fn crop(&mut self, key: crops::Key) {
         self.studio.crops.put(key.clone(), Loading::Waiting);
         let wanted = key.clone();
-        let work = move |post: &crate::ui::work::Post| crops::make(&wanted, post.ctx());
+        let work = move |post: &Post| crops::make(&wanted, post.ctx());
         self.post.spawn("crop", work, |crop| Report::Crop(key, crop));
     }
 
@@ -101,10 +156,9 @@ impl App {
             .filter(|name| *name == from);
         all.for_each(|name| name.clone_from(&to));
         if project.slots.iter().any(|slot| slot.file == from) {
-            match Project::moved(&self.studio.path, project.block, &old, &new) {
-                Ok(slots) => project.slots = slots,
-                Err(error) => self.studio.log.error(&error),
-            }
+            let (path, block) = (self.studio.path.clone(), project.block);
+            self.errands
+                .run(move || Project::moved(&path, block, &old, &new).map(|slots| (path, slots)), Report::Slots);
         }
         self.touch();
         self.open_cards();

@@ -3,5 +3,5 @@
 pub mod called;
 pub mod draft;
 pub mod failure;
+pub mod focus;
 pub mod form;
-pub mod words;

@@ -1,6 +1,8 @@
 //! Work on named threads, and what they report. A panic there becomes a sentence, and the window lives on.
 
 pub mod dialog;
+pub mod errands;
+pub mod inbox;
 pub mod painter;
 pub mod training;
 
@@ -9,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use egui::{Context, TextureHandle};
 
@@ -17,13 +20,15 @@ use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::merge::meeting::Meeting;
 use crate::engine::model::StableDiffusion;
-use crate::engine::project::Slot;
-use crate::engine::queue::Entry;
+use crate::engine::project::{AdapterEntry, Desk, PreviewForm, Project, Slot};
+use crate::engine::queue::{Claim, Entry};
 use crate::engine::session::Session;
+use crate::engine::spectrum::adapter::LayerSpectrum;
 use crate::engine::{Error, Result};
 use crate::ui::cards::{AdapterContent, ConceptContent};
 use crate::ui::command::Command;
 use crate::ui::crops;
+use crate::ui::mixdown::Made;
 use crate::ui::work::painter::Painted;
 
 /// An open device and the model on it.
@@ -33,6 +38,17 @@ pub struct Opened {
     pub model: Arc<StableDiffusion>,
 }
 
+/// A caption that was written.
+pub struct Captioned {
+    /// Of the concept.
+    pub folder: PathBuf,
+    pub picture: PathBuf,
+    /// Where the caption lies.
+    pub file: PathBuf,
+    /// As it is read there.
+    pub text: Option<String>,
+}
+
 /// What a thread tells the window.
 pub enum Report {
     /// The window's own GPU, which the engine computes on from now.
@@ -40,9 +56,13 @@ pub enum Report {
     /// What was asked for with this number.
     Opened(u64, Result<Opened>),
     Concept(PathBuf, Result<ConceptContent>),
-    Adapter(PathBuf, Result<Arc<AdapterContent>>),
-    /// Of a picture in this folder: where its caption was written.
-    Captioned(PathBuf, Result<PathBuf>),
+    Adapter {
+        path: PathBuf,
+        content: Result<Arc<AdapterContent>>,
+        /// Whether there is no such file.
+        gone: bool,
+    },
+    Captioned(Result<Captioned>),
     Crop(crops::Key, Result<TextureHandle>),
     /// Of the desk's adapters, in its order when it was asked for.
     Meeting(Vec<PathBuf>, Result<Meeting>),
@@ -51,16 +71,35 @@ pub enum Report {
     TrainingEnded(Result<PathBuf>),
     /// The file of a kept step.
     Kept(Result<(usize, Arc<LoraFile>)>),
+    /// Of the training that began then, after a step: what its whole weights hold.
+    Measured(Instant, usize, Result<Vec<LayerSpectrum>>),
+    /// The step that was made the adapter.
+    Chosen(Result<(usize, AdapterEntry)>),
     Queue(Result<Vec<Entry>>),
-    /// By itself: where, and the slots that are taken there now.
+    /// The order to teach next, if one waits.
+    Taken(Result<Option<Claim>>),
+    /// Whether a stopped training of this file can go on.
+    Begun(PathBuf, bool),
+    /// Where, and the slots that are taken there now.
     ProjectSaved(Result<(PathBuf, Vec<Slot>)>),
+    ProjectSavedAs(Result<PathBuf>),
+    ProjectOpened(Result<(PathBuf, Project)>),
+    /// Of the project at this place: its slots after one was given back, taken again or moved.
+    Slots(Result<(PathBuf, Vec<Slot>)>),
+    /// The desk of a recipe.
+    Recipe(Result<Desk>),
+    /// Of a saved picture.
+    Prompt(Result<PreviewForm>),
+    /// What was written needs no word; what could not be does.
+    Written(Result<()>),
     Painted(Painted),
     /// A dialog's answer as a command.
     Do(Command),
     /// No dialog can open: ask in the window.
     NoDialog(crate::ui::command::Question),
-    /// The file of a merge.
-    Merged(Result<PathBuf>),
+    /// How far a merge is.
+    Merging(Event),
+    Merged(Result<Made>),
     /// Something was written.
     Done(Result<String>),
     Said(Event),

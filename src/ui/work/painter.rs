@@ -3,8 +3,7 @@
 //! One thread for all pictures. What is asked for now interrupts what may come later, and a newer request the one
 //! before: at the next step of the sampler, so that no request waits for a picture nobody wants any more.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use egui::{ColorImage, TextureHandle, TextureOptions};
@@ -17,6 +16,7 @@ use crate::engine::preview::Request;
 use crate::engine::project::stem;
 use crate::engine::session::Used;
 use crate::engine::{Error, Result};
+use crate::ui::work::inbox::Shared;
 use crate::ui::work::{Opened, Post, Report, guarded};
 
 /// Steps of a coarse picture.
@@ -70,50 +70,13 @@ pub struct Picture {
     pub heard: Arc<[(String, f32)]>,
 }
 
-struct Inbox<T = Order> {
-    /// Done in order; a newer request replaces them all.
-    now: VecDeque<(T, Instant)>,
-    later: VecDeque<(T, Instant)>,
-    /// Goes up with every request that is to be done now.
-    number: u64,
-    /// Goes up when what may come later is forgotten: work on its way then does not come back.
-    drops: u64,
-    closed: bool,
-}
-
-impl<T> Default for Inbox<T> {
-    fn default() -> Self {
-        Self { now: VecDeque::new(), later: VecDeque::new(), number: 0, drops: 0, closed: false }
-    }
-}
-
-impl<T> Inbox<T> {
-    fn replace(&mut self, orders: impl IntoIterator<Item = T>, at: Instant) {
-        self.number += 1;
-        self.now = orders.into_iter().map(|order| (order, at)).collect();
-    }
-
-    /// The next order, and whether it is one of now.
-    fn take(&mut self) -> Option<(T, Instant, bool)> {
-        if let Some((order, at)) = self.now.pop_front() {
-            return Some((order, at, true));
-        }
-        self.later.pop_front().map(|(order, at)| (order, at, false))
-    }
-
-    /// Interrupted work comes first again.
-    fn put_back(&mut self, order: T, at: Instant) {
-        self.later.push_front((order, at));
-    }
-}
-
 pub struct Painter {
-    inbox: Arc<(Mutex<Inbox>, Condvar)>,
+    inbox: Arc<Shared<Order>>,
 }
 
 impl Painter {
     pub fn start(post: &Post) -> Self {
-        let inbox = Arc::new((Mutex::new(Inbox::default()), Condvar::new()));
+        let inbox = Arc::<Shared<Order>>::default();
         let theirs = Arc::clone(&inbox);
         let work = move |post: &Post| {
             paint(&theirs, post);
@@ -125,48 +88,43 @@ impl Painter {
 
     /// These instead of whatever is being made now.
     pub fn now(&self, orders: Vec<Order>) {
-        lock(&self.inbox.0).replace(orders, Instant::now());
-        self.inbox.1.notify_one();
+        self.inbox.change(|inbox| inbox.replace(orders, Instant::now()));
     }
 
     /// When nothing else is to be made.
     pub fn later(&self, orders: Vec<Order>) {
         let at = Instant::now();
-        lock(&self.inbox.0).later.extend(orders.into_iter().map(|order| (order, at)));
-        self.inbox.1.notify_one();
+        self.inbox.change(|inbox| inbox.later.extend(orders.into_iter().map(|order| (order, at))));
     }
 
     /// Forgets what may come later and is not `kept`.
     pub fn drop_later(&self, kept: impl Fn(Tag) -> bool) {
-        let mut inbox = lock(&self.inbox.0);
-        inbox.drops += 1;
-        inbox.later.retain(|(order, _)| kept(order.tag));
+        self.inbox.change(|inbox| {
+            inbox.drops += 1;
+            inbox.later.retain(|(order, _)| kept(order.tag));
+        });
     }
 }
 
 impl Drop for Painter {
     fn drop(&mut self) {
-        let mut inbox = lock(&self.inbox.0);
-        inbox.closed = true;
-        inbox.number += 1;
-        self.inbox.1.notify_one();
+        self.inbox.change(|inbox| {
+            inbox.closed = true;
+            inbox.number += 1;
+        });
     }
 }
 
-fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
-    inbox.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
+fn paint(inbox: &Shared<Order>, post: &Post) {
     let mut quick = false;
-    while let Some((order, at, number, urgent)) = next(inbox) {
-        let drops = lock(&inbox.0).drops;
+    while let Some((order, at, number, urgent)) = inbox.next() {
+        let drops = inbox.lock().drops;
         let steps = order.request.steps;
         let stages = if order.tag == Tag::Mixed && steps > COARSE { vec![COARSE, steps] } else { vec![steps] };
         for steps in stages {
             let coarse = steps < order.request.steps;
             let stale = || {
-                let inbox = lock(&inbox.0);
+                let inbox = inbox.lock();
                 inbox.closed || (inbox.number != number && !(coarse && quick))
             };
             let begun = Instant::now();
@@ -183,7 +141,7 @@ fn paint(inbox: &(Mutex<Inbox>, Condvar), post: &Post) {
             }
             match picture {
                 Err(error) if error.kind == crate::engine::error::Kind::Cancelled => {
-                    let mut inbox = lock(&inbox.0);
+                    let mut inbox = inbox.lock();
                     if !urgent && (inbox.drops == drops || matches!(order.tag, Tag::Strip { .. })) {
                         inbox.put_back(order.clone(), at);
                     }
@@ -206,31 +164,18 @@ pub fn heard(mix: &Mix) -> Arc<[(String, f32)]> {
     mix.iter().filter(|(_, s)| s.unet != 0.0).map(|(file, s)| (stem(&file.path), s.unet)).collect()
 }
 
-/// Waits for work; `None` when the window is gone.
-fn next(inbox: &(Mutex<Inbox>, Condvar)) -> Option<(Order, Instant, u64, bool)> {
-    let mut waiting = lock(&inbox.0);
-    loop {
-        if waiting.closed {
-            return None;
-        }
-        let number = waiting.number;
-        if let Some((order, at, urgent)) = waiting.take() {
-            return Some((order, at, number, urgent));
-        }
-        waiting = inbox.1.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-    }
-}
-
 fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Result<RgbImage> {
     let Order { with: Opened { session, model }, mix, request, .. } = order;
     let heard = mix.iter().filter(|(_, strength)| strength.unet != 0.0 || strength.text != 0.0);
     let used: Vec<Used> =
-        heard.map(|(file, strength)| Used { file: LoraFile::clone(file), strength: strength.clone() }).collect();
+        heard.map(|(file, strength)| Used { file: Arc::clone(file), strength: strength.clone() }).collect();
     let mut mounted = session.mount(model, &used)?;
     // A silent adapter keeps its word: at strength 0 the prompt still reads.
     for (file, _) in mix.iter().filter(|(_, strength)| strength.unet == 0.0 && strength.text == 0.0) {
         let word = LoraFile { tokens: file.tokens.clone(), path: file.path.clone(), ..LoraFile::default() };
-        mounted.tokens.extend(session.mount(model, &[Used { file: word, strength: Strength::default() }])?.tokens);
+        mounted
+            .tokens
+            .extend(session.mount(model, &[Used { file: word.into(), strength: Strength::default() }])?.tokens);
     }
     let request = Request { steps, count: 1, ..request.clone() };
     let mut watch = |event: Event| {
@@ -244,34 +189,4 @@ fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Re
     };
     let pictures = session.sample(model, &mounted, &request, &mut watch)?;
     pictures.rgb()?.pop().ok_or_else(|| Error::new("No picture was made", "Try again"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn take(inbox: &mut Inbox<u8>) -> Option<(u8, bool)> {
-        inbox.take().map(|(order, _, urgent)| (order, urgent))
-    }
-
-    #[test]
-    fn the_latest_request_replaces_the_ones_before() {
-        let (mut inbox, at) = (Inbox::default(), Instant::now());
-        inbox.replace([1, 2], at);
-        let number = inbox.number;
-        inbox.replace([3, 4], at);
-        assert_ne!(inbox.number, number, "what is made now must notice");
-        assert_eq!([(); 3].map(|()| take(&mut inbox)), [Some((3, true)), Some((4, true)), None]);
-    }
-
-    #[test]
-    fn interrupted_work_comes_again_after_what_interrupted_it() {
-        let (mut inbox, at) = (Inbox::default(), Instant::now());
-        inbox.later.extend([(7, at), (8, at)]);
-        assert_eq!(take(&mut inbox), Some((7, false)));
-        inbox.replace([1], at);
-        inbox.put_back(7, at);
-        let order = [(); 4].map(|()| take(&mut inbox));
-        assert_eq!(order, [Some((1, true)), Some((7, false)), Some((8, false)), None]);
-    }
 }

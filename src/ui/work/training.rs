@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::engine::event::Event;
 use crate::engine::queue::Claim;
 use crate::engine::session::Training;
-use crate::engine::train::Wishes;
+use crate::engine::train::{Wishes, checkpoint};
 use crate::engine::{Error, Result};
 use crate::ui::work::{Opened, Post, Report, guarded};
 
@@ -69,8 +69,10 @@ pub fn start(job: Job, control: Arc<Control>, post: &Post) {
     let work = move |post: &Post| {
         let Job { with, model, concept, mut training, claim } = job;
         training.wishes = Some(Arc::clone(&control.wishes));
+        // An order says itself whether it goes on; the form's training does wherever something is left to go on from.
+        training.resume &= claim.is_some() || checkpoint::folder(&training.out).is_dir();
         let out = training.out.clone();
-        let result = guarded(|| {
+        accounted(claim, || {
             let Opened { session, model: open, .. } = &with;
             let other = model.map(|name| session.model(&name)).transpose()?;
             let concept = session.concept(&concept)?;
@@ -83,13 +85,18 @@ pub fn start(job: Job, control: Arc<Control>, post: &Post) {
             };
             let mut train = || session.train(other.as_ref().unwrap_or(open), &concept, &training, &mut watch).map(drop);
             if session.device.driver.is_some() { train() } else { with_a_core_free(train)? }
-        });
-        if let Some(claim) = claim {
-            claim.finish(&result)?;
-        }
-        result.map(|()| out)
+        })
+        .map(|()| out)
     };
     post.spawn("training", work, Report::TrainingEnded);
+}
+
+/// Does an order's work and writes down how it ended, even where it broke: no order stays marked as running.
+fn accounted<T>(claim: Option<Claim>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let result = guarded(work);
+    let written = claim.map_or(Ok(()), |claim| claim.finish(&result));
+    // Why the work failed is what counts.
+    result.and_then(|value| written.map(|()| value))
 }
 
 /// On the CPU one core stays free, or the window would wait for its turn.
@@ -116,4 +123,40 @@ fn keep_earlier(out: &Path) -> Result<()> {
         .and_then(|()| std::fs::copy(out, &free))
         .map_err(|e| Error::io("keep the earlier adapter", &free, &e))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::adapter;
+    use crate::engine::queue::{Order, Queue, State};
+
+    #[test]
+    fn an_order_whose_training_broke_says_so_and_can_be_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue::open(folder.path().join("queue"));
+        let training = Training {
+            token: "<a>".into(),
+            class_word: None,
+            method: adapter::method("lora").unwrap(),
+            changes: Vec::new(),
+            slot: None,
+            project: None,
+            seed: 0,
+            out: folder.path().join("a.safetensors"),
+            resume: false,
+            stamp: false,
+            wishes: None,
+        };
+        let id = queue.add(&Order::new("starter", folder.path(), &training).unwrap()).unwrap().id;
+        let claim = queue.take_next().unwrap();
+        assert!(claim.is_some());
+        let error = accounted::<()>(claim, || panic!("index 3 of 2")).unwrap_err();
+        assert!(error.what.contains("index 3 of 2"));
+        let order = queue.list().unwrap().remove(0).order.unwrap();
+        assert_eq!(order.state, State::Failed);
+        assert!(order.error.unwrap().contains("index 3 of 2"));
+        queue.retry(&id).unwrap();
+        assert!(queue.take_next().unwrap().is_some());
+    }
 }

@@ -6,11 +6,12 @@ use crate::engine::project::AdapterEntry;
 use crate::ui::cards::AdapterCard;
 use crate::ui::command::Command;
 use crate::ui::panels::library::summary::Summary;
+use crate::ui::studio::Studio;
 use crate::ui::widgets::called::called;
 use crate::ui::widgets::draft::Draft;
 use crate::ui::widgets::failure::failure;
 
-pub fn show(ui: &mut Ui, card: &AdapterCard, summary: Option<&Summary>, out: &mut Vec<Command>) {
+pub fn show(ui: &mut Ui, studio: &Studio, card: &AdapterCard, summary: Option<&Summary>, out: &mut Vec<Command>) {
     let AdapterEntry { name, file, .. } = &card.entry;
     ui.label(RichText::new("Name").small().weak());
     let label = format!("Name of adapter {name}");
@@ -36,10 +37,10 @@ pub fn show(ui: &mut Ui, card: &AdapterCard, summary: Option<&Summary>, out: &mu
             }
         });
     }
-    ui.horizontal_wrapped(|ui| buttons(ui, card, out));
+    ui.horizontal_wrapped(|ui| buttons(ui, studio, card, out));
 }
 
-fn buttons(ui: &mut Ui, card: &AdapterCard, out: &mut Vec<Command>) {
+fn buttons(ui: &mut Ui, studio: &Studio, card: &AdapterCard, out: &mut Vec<Command>) {
     let AdapterEntry { name, file, .. } = &card.entry;
     if card.content.ready().is_some() {
         let look = ui.button("Look at its spectrum").on_hover_text("Its singular values, layer by layer, in Spectrum");
@@ -56,8 +57,24 @@ fn buttons(ui: &mut Ui, card: &AdapterCard, out: &mut Vec<Command>) {
     if called(reveal, &format!("Show adapter {name} in the file manager")).clicked() {
         out.push(Command::Reveal(card.path.clone()));
     }
-    let remove = ui.button("Remove").on_hover_text("Out of the project; the file stays, and Ctrl+Z brings it back");
+    let slot = studio.project.slots.iter().find(|slot| slot.file == *file).map(|slot| slot.number);
+    let help = match (slot, card.gone) {
+        (Some(slot), true) => format!("Out of the project, and slot {slot} is free again; Ctrl+Z brings both back"),
+        (Some(slot), false) => {
+            format!("Out of the project; the file stays, and so does its slot {slot}. Ctrl+Z brings it back")
+        }
+        (None, _) => "Out of the project; the file stays, and Ctrl+Z brings it back".into(),
+    };
+    let remove = ui.button("Remove").on_hover_text(help);
     if called(remove, &format!("Remove adapter {name}")).clicked() {
-        out.push(Command::RemoveAdapter(file.clone()));
+        out.push(Command::RemoveAdapter { file: file.clone(), frees: card.gone });
+    }
+    if let Some(slot) = slot.filter(|_| !card.gone) {
+        let free = ui.button(format!("Remove and free slot {slot}")).on_hover_text(
+            "For a file that you no longer mix with the others: the next concept gets its slot. Ctrl+Z brings both back",
+        );
+        if called(free, &format!("Remove adapter {name} and free its slot")).clicked() {
+            out.push(Command::RemoveAdapter { file: file.clone(), frees: true });
+        }
     }
 }

@@ -56,7 +56,7 @@ impl Library {
             let clicked = Card { id, name: &name, help: &help, open }.show(
                 ui,
                 |ui| head(ui, studio, card, summary),
-                |ui| adapter::show(ui, card, summary, out),
+                |ui| adapter::show(ui, studio, card, summary, out),
             );
             if clicked {
                 self.adapter = (!open).then(|| card.entry.file.clone());

@@ -6,9 +6,9 @@ use egui::{CollapsingHeader, Id, RichText, Ui};
 
 use crate::engine::concept::{Skipped, Trigger};
 use crate::engine::project::ConceptEntry;
+use crate::engine::words::counted;
 use crate::ui::cards::{ConceptCard, Loading};
 use crate::ui::command::Command;
-use crate::ui::panels::library::concepts::counted;
 use crate::ui::panels::library::{pictures, preparation};
 use crate::ui::studio::Studio;
 use crate::ui::theme::palette;
@@ -84,7 +84,7 @@ fn left_out(ui: &mut Ui, skipped: &[Skipped]) {
     if skipped.is_empty() {
         return;
     }
-    let title = RichText::new(format!("{} left out", counted(skipped.len(), "file", "files")));
+    let title = RichText::new(format!("{} left out", counted(skipped.len(), "file")));
     CollapsingHeader::new(title.color(palette(ui).warning)).id_salt("left out").show(ui, |ui| {
         for Skipped { path, why } in skipped {
             let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -2,6 +2,7 @@
 
 use egui::{Id, Image, Label, RichText, Ui, vec2};
 
+use crate::engine::words::counted;
 use crate::ui::cards::{ConceptCard, Loading};
 use crate::ui::command::{Answer, Command, Question};
 use crate::ui::panels::library::card::Card;
@@ -101,7 +102,7 @@ fn words(ui: &mut Ui, card: &ConceptCard) {
                 "" => String::new(),
                 class => format!(" · {class}"),
             };
-            let count = counted(content.concept.images.len(), "picture", "pictures");
+            let count = counted(content.concept.images.len(), "picture");
             ui.label(RichText::new(format!("{count} · {}{class}", card.entry.token)).small().weak());
             let bare = content.concept.images.iter().filter(|picture| picture.caption.is_none()).count();
             if bare > 0 {
@@ -109,13 +110,9 @@ fn words(ui: &mut Ui, card: &ConceptCard) {
             }
             let skipped = content.concept.skipped.len();
             if skipped > 0 {
-                let text = format!("⚠ {} left out", counted(skipped, "file", "files"));
+                let text = format!("⚠ {} left out", counted(skipped, "file"));
                 ui.colored_label(palette(ui).warning, RichText::new(text).small());
             }
         }
     }
-}
-
-pub(super) fn counted(n: usize, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
 }

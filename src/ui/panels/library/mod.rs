@@ -21,6 +21,7 @@ use crate::ui::command::Command;
 use crate::ui::panel::{Panel, Row};
 use crate::ui::studio::Studio;
 use crate::ui::theme;
+use crate::ui::widgets::focus;
 
 pub const ROW: Row = Row {
     name: "library",
@@ -52,6 +53,7 @@ impl Panel for Library {
             self.concepts(ui, studio, hovering, out);
             ui.add_space(theme::GAP);
             self.adapters(ui, studio, out);
+            focus::follow(ui);
         });
         if hovering {
             let accent = theme::palette(ui).accent;

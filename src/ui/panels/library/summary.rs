@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::engine::adapter;
 use crate::engine::io::metadata as keys;
+use crate::engine::words;
 use crate::ui::cards::{AdapterCard, AdapterContent};
 
 #[derive(Default)]
@@ -55,19 +56,23 @@ impl Summary {
             _ => None,
         };
         let slot: Option<usize> = content.slot().and_then(|slot| slot.parse().ok());
-        let parts =
-            [Some(method.clone()), rank.clone(), slot.map(|slot| format!("slot {slot}")), Some(size(content.bytes))];
+        let parts = [
+            Some(method.clone()),
+            rank.clone(),
+            slot.map(|slot| format!("slot {slot}")),
+            Some(words::bytes(content.bytes)),
+        ];
         let base = text(keys::BASE);
         let dtype = file.dtype.map(|dtype| format!("{dtype:?}").to_lowercase());
-        let words = file.tokens.keys().cloned().collect::<Vec<_>>().join(" ");
+        let tokens = file.tokens.keys().cloned().collect::<Vec<_>>().join(" ");
         let rows = [
             ("Method", Some(method)),
             ("Rank", rank.map(|rank| rank.split_once(' ').map_or(rank.clone(), |(_, number)| number.to_owned()))),
             ("Slot", Some(slot.map_or_else(|| "none".into(), |slot| slot.to_string()))),
             ("Made for", Some(base.clone().unwrap_or_else(|| "not said".into()))),
-            ("Token", Some(words).filter(|words| !words.is_empty())),
+            ("Token", Some(tokens).filter(|tokens| !tokens.is_empty())),
             ("Layers", Some(file.modules().len().to_string())),
-            ("Size", Some(size(content.bytes))),
+            ("Size", Some(words::bytes(content.bytes))),
             ("Numbers", dtype),
         ];
         Self {
@@ -89,12 +94,4 @@ fn bars(content: &AdapterContent) -> Vec<f32> {
     let sums: Vec<f64> = (0..longest).map(value).collect();
     let largest = sums.iter().copied().fold(0.0, f64::max);
     sums.iter().filter(|_| largest > 0.0).map(|sum| (sum / largest) as f32).collect()
-}
-
-fn size(bytes: u64) -> String {
-    match bytes as f64 {
-        small if small < 1e6 => format!("{:.0} KB", (small / 1e3).max(1.0)),
-        large if large < 1e9 => format!("{:.1} MB", large / 1e6),
-        huge => format!("{:.2} GB", huge / 1e9),
-    }
 }

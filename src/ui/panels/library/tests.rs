@@ -7,7 +7,7 @@ use egui_kittest::kittest::Queryable as _;
 
 use super::*;
 use crate::engine::device::Choice;
-use crate::engine::project::{AdapterEntry, ConceptEntry, Project};
+use crate::engine::project::{AdapterEntry, ConceptEntry, Project, Slot};
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::preferences::Preferences;
 
@@ -30,7 +30,12 @@ fn studio(folder: &Path) -> Studio {
     let content = cards::concept(&pictures, &egui::Context::default()).into();
     studio.concepts.push(ConceptCard { entry, folder: pictures, content });
     let path = folder.join("lost.safetensors");
-    studio.adapters.push(AdapterCard { content: cards::adapter(&path).into(), entry: lost, path });
+    studio.adapters.push(AdapterCard {
+        content: cards::adapter(&path).into(),
+        entry: lost,
+        gone: !path.exists(),
+        path,
+    });
     studio
 }
 
@@ -69,6 +74,30 @@ fn a_concept_opens_and_its_words_and_captions_change() {
     assert!(
         said.iter().any(|command| matches!(command, Command::RemoveConcept(folder) if folder == Path::new("robot")))
     );
+}
+
+#[test]
+fn an_adapter_that_is_removed_keeps_its_slot_unless_it_is_gone_or_the_slot_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    for (gone, button, frees) in [
+        (true, "Remove adapter lost", true),
+        (false, "Remove adapter lost", false),
+        (false, "Remove adapter lost and free its slot", true),
+    ] {
+        let mut studio = studio(folder.path());
+        studio.adapters[0].gone = gone;
+        let slot = Slot { number: 3, file: "lost.safetensors".into(), token: "<lost>".into() };
+        studio.project.slots.push(slot);
+        let (mut window, said) = harness(studio);
+        window.get_by_label("Adapter lost").click();
+        window.run_steps(3);
+        window.get_by_label(button).click();
+        window.run_steps(3);
+        assert!(
+            matches!(&said.borrow()[..], [Command::RemoveAdapter { frees: found, .. }] if *found == frees),
+            "{button}: {said:?}"
+        );
+    }
 }
 
 #[test]

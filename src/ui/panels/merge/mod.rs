@@ -4,12 +4,14 @@ mod matrix;
 mod method;
 mod strip;
 
-use egui::{ScrollArea, Ui};
+use egui::{ProgressBar, ScrollArea, Ui};
 
 use crate::ui::command::{Answer, Command, Question};
+use crate::ui::mixdown::Mixing;
 use crate::ui::panel::{Panel, Row};
 use crate::ui::studio::Studio;
 use crate::ui::theme;
+use crate::ui::widgets::focus;
 
 pub const ROW: Row = Row {
     name: "merge",
@@ -37,6 +39,9 @@ impl Panel for Merge {
             ui.separator();
             files(ui, studio, out);
         });
+        if let Some(mixing) = &studio.mixing {
+            progress(ui, mixing, out);
+        }
         ui.separator();
         if studio.project.desk.faders.is_empty() {
             ui.label("The desk is empty");
@@ -49,18 +54,39 @@ impl Panel for Merge {
             method::ui(ui, studio, out);
             ui.add_space(theme::GAP);
             matrix::ui(ui, studio);
+            focus::follow(ui);
         });
     }
+}
+
+/// Of the merge under way.
+fn progress(ui: &mut Ui, mixing: &Mixing, out: &mut Vec<Command>) {
+    ui.horizontal_wrapped(|ui| {
+        let bar = ui.add(ProgressBar::new(mixing.share()).desired_width(120.0).desired_height(6.0));
+        bar.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::ProgressIndicator, true, "Merge"));
+        ui.weak(match (mixing.is_stopping(), mixing.stage.as_str()) {
+            (true, _) => "stopping…".into(),
+            (false, "") => "merging…".into(),
+            (false, stage) => format!("{stage}: {} of {}", mixing.done, mixing.total),
+        });
+        let cancel = ui.add_enabled(!mixing.is_stopping(), egui::Button::new("Cancel the merge"));
+        if cancel.on_hover_text("Nothing is written").clicked() {
+            out.push(Command::StopMerge);
+        }
+    });
 }
 
 fn files(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     let any = !studio.project.desk.faders.is_empty();
     let ask = |title, kind, ending, offered, then| Command::Ask(Question { title, kind, ending, offered, then });
     let button = |ui: &mut Ui, name: &str, help: &str| ui.add_enabled(any, egui::Button::new(name)).on_hover_text(help);
-    if button(ui, "Save as adapter…", "One file with everything that is heard").clicked() {
+    let merge = |ui: &mut Ui, name: &str, help: &str| {
+        ui.add_enabled(any && studio.mixing.is_none(), egui::Button::new(name)).on_hover_text(help)
+    };
+    if merge(ui, "Save as adapter…", "One file with everything that is heard").clicked() {
         out.push(ask("Save the mix as", Answer::NewFile, "safetensors", "mix.safetensors", Command::SaveMerged));
     }
-    if button(ui, "Into a model…", "A whole model with the mix in its weights, in diffusers layout").clicked() {
+    if merge(ui, "Into a model…", "A whole model with the mix in its weights, in diffusers layout").clicked() {
         out.push(ask("New folder for the model", Answer::NewFile, "", "model", Command::BakeMerged));
     }
     if button(ui, "Save recipe…", "Faders and method as a small file that can be opened again").clicked() {

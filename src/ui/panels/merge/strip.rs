@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use egui::{DragValue, RichText, ScrollArea, Slider, SliderOrientation, Ui, vec2};
 
 use crate::engine::io::names;
 use crate::engine::project::{Desk, FURTHEST, Fader, stem};
-use crate::ui::cards::Loading;
+use crate::ui::cards::{AdapterContent, Loading};
 use crate::ui::command::Command;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
+use crate::ui::widgets::called::called;
+use crate::ui::widgets::focus;
 
 /// Of a strip in points.
 const WIDTH: f32 = 104.0;
@@ -21,8 +24,8 @@ const BAND: f32 = 60.0;
 pub struct Strips {
     /// The equaliser in view, by file.
     open: Option<PathBuf>,
-    /// Blocks of each adapter, which its file does not change.
-    blocks: BTreeMap<PathBuf, Vec<String>>,
+    /// Blocks of the adapters, each with the file that they were read from.
+    blocks: BTreeMap<PathBuf, (Arc<AdapterContent>, Vec<String>)>,
 }
 
 impl Strips {
@@ -36,6 +39,7 @@ impl Strips {
                     what = self.strip(ui, studio, &mut desk, i, silent).or(what);
                 }
             });
+            focus::follow(ui);
         });
         if let Some(file) = self.open.clone()
             && let Some(fader) = desk.faders.iter_mut().find(|fader| fader.file == file)
@@ -80,7 +84,7 @@ impl Strips {
                     }
                     let value =
                         DragValue::new(&mut fader.strength).range(-FURTHEST..=FURTHEST).speed(0.01).fixed_decimals(2);
-                    let value = ui.add(value);
+                    let value = called(ui.add(value), &format!("Strength of {name} as a number"));
                     if slider.changed() || value.changed() {
                         what = Some("fader");
                     }
@@ -117,7 +121,11 @@ impl Strips {
 
     fn equaliser(&mut self, ui: &mut Ui, studio: &Studio, fader: &mut Fader) -> Option<&'static str> {
         let content = studio.adapter(&fader.file)?.content.ready()?;
-        let blocks = self.blocks.entry(fader.file.clone()).or_insert_with(|| in_order(content.file.modules()));
+        let read = || (Arc::clone(content), in_order(content.file.modules()));
+        let (known, blocks) = self.blocks.entry(fader.file.clone()).or_insert_with(read);
+        if !Arc::ptr_eq(known, content) {
+            (*known, *blocks) = read();
+        }
         let mut what = None;
         theme::card(ui).show(ui, |ui| {
             ui.horizontal(|ui| {
@@ -140,7 +148,9 @@ impl Strips {
                                 let slider = ui.add(slider);
                                 labelled(&slider, egui::WidgetType::Slider, &format!("Strength in {block}"), strength);
                                 let value = DragValue::new(&mut strength).range(-FURTHEST..=FURTHEST).speed(0.01);
-                                if slider.changed() | ui.add(value.fixed_decimals(2)).changed() {
+                                let value = ui.add(value.fixed_decimals(2));
+                                let value = called(value, &format!("Strength in {block} as a number"));
+                                if slider.changed() || value.changed() {
                                     what = Some("block");
                                 }
                                 ui.add(egui::Label::new(RichText::new(short(block)).small()).truncate())
@@ -154,6 +164,7 @@ impl Strips {
                         }
                     }
                 });
+                focus::follow(ui);
             });
         });
         what

@@ -2,11 +2,11 @@
 
 use egui::{ComboBox, ProgressBar, ScrollArea, TextEdit, Ui, vec2};
 
+use crate::engine::words;
 use crate::ui::command::{Answer, Command, Question};
 use crate::ui::grid::{Axis, Grid, Plan};
 use crate::ui::studio::Studio;
 use crate::ui::theme;
-use crate::ui::widgets::words;
 
 const CELL: f32 = 84.0;
 

@@ -10,6 +10,7 @@ use crate::ui::command::{Answer, Command, Question};
 use crate::ui::panel::{Panel, Row};
 use crate::ui::studio::Studio;
 use crate::ui::theme;
+use crate::ui::widgets::focus;
 
 pub const ROW: Row = Row {
     name: "preview",
@@ -41,12 +42,14 @@ impl Panel for Preview {
         ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
             if self.shows_grid {
                 self.grid.ui(ui, studio, out);
+                focus::follow(ui);
                 return;
             }
             self.canvas.ui(ui, studio, out);
             status(ui, studio);
             self.words.ui(ui, studio, out);
             past(ui, studio, out);
+            focus::follow(ui);
         });
     }
 }

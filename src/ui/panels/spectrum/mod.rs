@@ -17,12 +17,14 @@ use egui::{ComboBox, ScrollArea, Ui, WidgetInfo, WidgetType, vec2};
 
 use self::shown::{Shown, number};
 use self::timeline::Timeline;
+use crate::engine::adapter::FileKind;
 use crate::ui::cards::{AdapterContent, Loading};
 use crate::ui::command::Command;
 use crate::ui::panel::{Panel, Row};
 use crate::ui::run::Run;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
+use crate::ui::widgets::focus;
 
 pub const ROW: Row = Row {
     name: "spectrum",
@@ -67,9 +69,12 @@ impl PartialEq for Source {
 
 impl Panel for Spectrum {
     fn ui(&mut self, ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
-        ScrollArea::vertical().auto_shrink(false).show(ui, |ui| match &studio.looked_at {
-            Some(file) => self.adapter(ui, studio, file, out),
-            None => self.run(ui, studio, out),
+        ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+            match &studio.looked_at {
+                Some(file) => self.adapter(ui, studio, file, out),
+                None => self.run(ui, studio, out),
+            }
+            focus::follow(ui);
         });
     }
 }
@@ -110,12 +115,7 @@ impl Spectrum {
         let Some(run) = &studio.run else { return empty(ui, studio, out) };
         let snapshots = run.spectra.all();
         if snapshots.is_empty() {
-            let text = if run.is_live() {
-                "The first singular values come with the first steps of the training"
-            } else {
-                "The training ended before its layers were measured: choose an adapter above"
-            };
-            return said(ui, studio, out, text);
+            return said(ui, studio, out, why_none(run));
         }
         self.timeline.tick(ui, snapshots);
         let place = self.timeline.place(snapshots);
@@ -190,6 +190,20 @@ impl Spectrum {
     }
 }
 
+/// Why nothing of a training is there to see, and what to do.
+fn why_none(run: &Run) -> &'static str {
+    match (run.leaves, run.is_live()) {
+        (FileKind::Own, _) => {
+            "What this method learns depends on the picture, so it has no fixed weights to measure: judge it by the samples under Train"
+        }
+        (FileKind::Difference, true) => {
+            "This method changes whole weights: they are measured at every sample of the training, because after every step it would take longer than the step. “Sample now” under Train measures at once"
+        }
+        (_, true) => "The first singular values come with the first steps of the training",
+        (_, false) => "The training ended before its layers were measured: choose an adapter above",
+    }
+}
+
 /// A snapshot; the brightest colour is the same for all of a training, so that steps can be compared.
 fn of_step(run: &Run, place: usize) -> Shown {
     let snapshots = run.spectra.all();
@@ -230,9 +244,8 @@ fn said(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>, text: &str) {
 /// Before anything was trained or opened.
 fn empty(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     picker(ui, studio, out);
-    ui.label(
-        "Here you see how strongly each layer of the model is changed, and in how many directions, while an adapter is trained",
-    );
+    let text = "Here you see how strongly each layer of the model is changed, and in how many directions, while an adapter is trained";
+    ui.add(egui::Label::new(text).wrap());
     if studio.adapters.is_empty() {
         ui.weak("Start a training in Train, or drop an adapter file onto the window");
         return;

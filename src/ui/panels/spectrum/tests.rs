@@ -95,3 +95,14 @@ fn an_empty_project_says_what_to_do() {
     harness.get_by_label_contains("Start a training in Train");
     harness.get_by_label("Spectrum of");
 }
+
+#[test]
+fn a_method_without_a_live_spectrum_says_why() {
+    for (leaves, word) in [(FileKind::Own, "depends on the picture"), (FileKind::Difference, "at every sample")] {
+        let mut run = Run::new("robot".into(), "/p/robot.safetensors".into(), "robot".into(), String::new(), 30);
+        run.leaves = leaves;
+        let mut harness = harness(Studio { run: Some(run), ..studio() }, [600.0, 160.0]);
+        harness.run();
+        harness.get_by_label_contains(word);
+    }
+}

@@ -45,11 +45,11 @@ impl Timeline {
     pub fn show(&mut self, ui: &mut Ui, snapshots: &[Snapshot], is_live: bool) {
         let place = self.place(snapshots);
         let newest = snapshots.len() - 1;
-        if glyph(ui, place > 0, "◀", "Earlier snapshot").clicked() {
+        if glyph(ui, place > 0, "⏮", "Earlier snapshot").clicked() {
             self.at = Some(snapshots[place - 1].step);
             self.playing = None;
         }
-        let (sign, name) = if self.playing.is_some() { ("⏸", "Halt snapshots") } else { ("⏵", "Play snapshots") };
+        let (sign, name) = if self.playing.is_some() { ("⏸", "Halt snapshots") } else { ("▶", "Play snapshots") };
         if glyph(ui, newest > 0, sign, name).clicked() {
             self.playing = match self.playing {
                 Some(_) => None,
@@ -59,7 +59,7 @@ impl Timeline {
                 self.at = Some(snapshots[0].step);
             }
         }
-        if glyph(ui, place < newest, "▶", "Later snapshot").clicked() {
+        if glyph(ui, place < newest, "⏭", "Later snapshot").clicked() {
             self.go(snapshots, place + 1);
             self.playing = None;
         }

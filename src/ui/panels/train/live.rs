@@ -3,10 +3,11 @@
 use egui::{Color32, ProgressBar, RichText, ScrollArea, Ui, vec2};
 use egui_plot::{HoverPosition, Line, Plot, PlotPoint, PlotPoints, Points};
 
+use crate::engine::words;
 use crate::ui::command::Command;
 use crate::ui::run::{Point, Run, RunState, Sample};
 use crate::ui::theme;
-use crate::ui::widgets::words;
+use crate::ui::widgets::focus;
 
 /// Points that a curve is drawn with at most.
 const MOST_POINTS: usize = 400;
@@ -52,15 +53,18 @@ impl Live {
             ui.selectable_value(&mut self.curve, Curve::Gradient, "Gradient norm")
                 .on_hover_text("How hard the pictures pull; wild jumps mean that the learning rate is too high");
             if let Some(Point { loss, smooth, rate, gradient, .. }) = run.steps.last() {
-                ui.weak(match self.curve {
+                let now = match self.curve {
                     Curve::Loss => {
-                        let steady =
-                            run.steady.last().map_or(String::new(), |(_, loss)| format!(" · validation {loss:.4}"));
-                        format!("now {loss:.4} · smoothed {smooth:.4}{steady}")
+                        let steady = run.steady.last().map(|(_, loss)| format!("validation {loss:.4}"));
+                        [format!("now {loss:.4}"), format!("smoothed {smooth:.4}")].into_iter().chain(steady).collect()
                     }
-                    Curve::Rate => format!("{rate:.2e}"),
-                    Curve::Gradient => format!("{gradient:.3}"),
-                });
+                    Curve::Rate => vec![format!("{rate:.2e}")],
+                    Curve::Gradient => vec![format!("{gradient:.3}")],
+                };
+                // Whole on the next line rather than broken in two.
+                for text in now {
+                    ui.add(egui::Label::new(RichText::new(text).weak()).extend());
+                }
             }
         });
         self.drawn.follow(run, self.curve);
@@ -206,5 +210,8 @@ fn strip(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
             });
         }
     };
-    ScrollArea::horizontal().id_salt("strip").show(ui, |ui| ui.horizontal_top(line));
+    ScrollArea::horizontal().id_salt("strip").show(ui, |ui| {
+        ui.horizontal_top(line);
+        focus::follow(ui);
+    });
 }

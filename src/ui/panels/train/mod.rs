@@ -9,6 +9,7 @@ use egui::{RichText, ScrollArea, Ui};
 use crate::ui::command::Command;
 use crate::ui::panel::{Panel, Row};
 use crate::ui::studio::Studio;
+use crate::ui::widgets::focus;
 
 pub const ROW: Row = Row {
     name: "train",
@@ -62,11 +63,17 @@ impl Panel for Train {
             View::Plan => self.plan.ui(ui, studio, out),
             View::Live => {
                 if let Some(run) = &studio.run {
-                    ScrollArea::vertical().auto_shrink(false).show(ui, |ui| self.live.ui(ui, run, out));
+                    ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+                        self.live.ui(ui, run, out);
+                        focus::follow(ui);
+                    });
                 }
             }
             View::Queue => {
-                ScrollArea::vertical().auto_shrink(false).show(ui, |ui| queue::ui(ui, studio, out));
+                ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
+                    queue::ui(ui, studio, out);
+                    focus::follow(ui);
+                });
             }
         }
     }

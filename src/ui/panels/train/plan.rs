@@ -5,11 +5,12 @@ use egui::{ComboBox, RichText, ScrollArea, Ui};
 use crate::engine::adapter::{self, METHODS};
 use crate::engine::project::TrainingForm;
 use crate::engine::train::config;
+use crate::engine::words;
 use crate::ui::command::Command;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
+use crate::ui::widgets::focus;
 use crate::ui::widgets::form::{forget_unknown, form};
-use crate::ui::widgets::words;
 
 /// Settings that go together.
 struct Preset {
@@ -75,6 +76,7 @@ impl Plan {
                 ui.checkbox(&mut self.shows_all, "All settings").on_hover_text("Every field of training");
             });
             self.fields(ui, &mut asked);
+            focus::follow(ui);
         });
         if asked != studio.project.training {
             out.push(Command::SetTraining(asked));

@@ -1,0 +1,64 @@
+//! What a dropped `.toml` is: a project, a recipe, or something that has its place elsewhere.
+
+use std::path::PathBuf;
+
+use crate::engine::adapter::METHODS;
+use crate::engine::train::config;
+use crate::engine::{Error, Result};
+use crate::ui::command::Command;
+
+/// What is done with the file at `path`.
+pub fn command(path: PathBuf) -> Result<Command> {
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| {
+        Error::new(format!("This file cannot be read: {}", e.message()), "Mend it, or drop another").at(&path)
+    })?;
+    let has = |names: &[&str]| names.iter().all(|name| table.contains_key(*name));
+    let is_field = |name: &String| {
+        let of_methods = METHODS.iter().flat_map(|row| row.fields);
+        config::FIELDS.iter().chain(of_methods).any(|field| field.name == name)
+    };
+    if has(&["block"]) {
+        Ok(Command::OpenProject(path))
+    } else if has(&["fader"]) {
+        Ok(Command::OpenRecipe(path))
+    } else if has(&["token", "method", "out"]) {
+        let what = "This is a training of the queue, not a project";
+        Err(Error::new(what, "Copy it into the queue's folder, and press “Refresh” under Queue").at(path))
+    } else if !table.is_empty() && table.keys().all(is_field) {
+        let what = "These are settings of a training, not a project";
+        Err(Error::new(what, "Set the same fields in Train, or give the file to “triptych train --config”").at(path))
+    } else {
+        let what = "This is neither a project, nor a recipe, nor anything else of Triptych";
+        Err(Error::new(what, "Drop a triptych.toml, or a file that “Save recipe” wrote").at(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::project::{Desk, Fader, Project};
+
+    #[test]
+    fn a_file_says_itself_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        Project::new(8).save_work(&file("project.toml")).unwrap();
+        let faders = vec![Fader::new(file("a.safetensors"))];
+        Desk { faders, ..Desk::default() }.save_recipe(&file("recipe.toml")).unwrap();
+        assert!(matches!(command(file("project.toml")), Ok(Command::OpenProject(_))));
+        assert!(matches!(command(file("recipe.toml")), Ok(Command::OpenRecipe(_))));
+        for (text, word) in [
+            ("token = '<a>'\nmethod = 'lora'\nout = '/a'\nconcept = '/b'", "queue"),
+            ("rank = 4\nsteps = 50", "settings"),
+            ("name = 'else'", "neither"),
+            ("", "neither"),
+            ("rank = ", "cannot be read"),
+        ] {
+            std::fs::write(file("x.toml"), text).unwrap();
+            let error = command(file("x.toml")).unwrap_err();
+            assert!(error.what.contains(word) && !error.advice.is_empty(), "{text}: {error}");
+        }
+        assert!(command(file("none.toml")).is_err());
+    }
+}

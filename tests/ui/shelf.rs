@@ -1,0 +1,84 @@
+//! What happens to files that are dropped, lost and taken out, without anything being taught.
+
+use std::path::{Path, PathBuf};
+
+use egui::{Key, Modifiers};
+use egui_kittest::Harness;
+use egui_kittest::kittest::Queryable as _;
+use triptych::engine::project::{AdapterEntry, Desk, Fader, Project, Slot};
+use triptych::ui::App;
+
+use crate::{shows, until, use_control, window};
+
+#[derive(Debug)]
+struct Dropped(PathBuf);
+
+impl egui::DroppedFile for Dropped {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, String> {
+        std::fs::read(&self.0).map_err(|error| error.to_string())
+    }
+}
+
+fn drop_file(window: &mut Harness<'_, App>, path: &Path) {
+    window.input_mut().dropped_files.push(std::sync::Arc::new(Dropped(path.into())));
+    window.run_steps(2);
+}
+
+/// A project that knows an adapter whose file is gone, in slot 3.
+fn lost(path: &Path) {
+    let mut project = Project::new(8);
+    project.adapters.push(AdapterEntry { name: "lost".into(), file: "lost.safetensors".into(), concept: None });
+    project.desk.faders.push(Fader::new("lost.safetensors".into()));
+    let slot = Slot { number: 3, file: "lost.safetensors".into(), token: "<lost>".into() };
+    project.slots.push(slot);
+    project.save_as(path).unwrap();
+}
+
+#[test]
+fn a_lost_adapter_gives_its_slot_back_and_undo_takes_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("triptych.toml");
+    lost(&path);
+    let taken = || Project::open(&path, 8).unwrap().slots.iter().map(|slot| slot.number).collect::<Vec<_>>();
+    let mut window = window(folder.path());
+    until(&mut window, "the card", |window| window.query_by_label("Adapter lost").is_some());
+    use_control(&mut window, "Adapter lost");
+    until(&mut window, "that it is gone", |window| window.query_by_label("Find adapter lost").is_some());
+    use_control(&mut window, "Remove adapter lost");
+    until(&mut window, "the free slot", |_| taken().is_empty());
+    window.key_press_modifiers(Modifiers::COMMAND, Key::Z);
+    until(&mut window, "the slot again", |_| taken() == [3]);
+    until(&mut window, "the card again", |window| window.query_by_label("Adapter lost").is_some());
+    window.key_press_modifiers(Modifiers::COMMAND | Modifiers::SHIFT, Key::Z);
+    until(&mut window, "the free slot again", |_| taken().is_empty());
+}
+
+#[test]
+fn a_dropped_file_is_opened_as_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut window = window(folder.path());
+    until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));
+    let recipe = folder.path().join("recipe.toml");
+    let faders = vec![Fader::new(folder.path().join("a.safetensors"))];
+    Desk { faders, method: "ties".into(), ..Desk::default() }.save_recipe(&recipe).unwrap();
+    drop_file(&mut window, &recipe);
+    until(&mut window, "the recipe's adapter", |window| window.query_by_label("Adapter a").is_some());
+
+    let settings = folder.path().join("settings.toml");
+    std::fs::write(&settings, "rank = 4").unwrap();
+    drop_file(&mut window, &settings);
+    until(&mut window, "what it is", |window| shows(window, "settings of a training"));
+
+    let other = folder.path().join("other/triptych.toml");
+    std::fs::create_dir(other.parent().unwrap()).unwrap();
+    lost(&other);
+    drop_file(&mut window, &other);
+    until(&mut window, "the other project", |window| window.query_by_label("Adapter lost").is_some());
+    assert!(window.query_by_label("Adapter a").is_none());
+    let left = Project::open(&folder.path().join("triptych.toml"), 8).unwrap();
+    assert_eq!(left.desk.method, "ties", "the project that was left is saved");
+}
