@@ -8,7 +8,7 @@ use crate::engine::inspect::{Report, inspect};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model folder, `starter`, an adapter file or a folder of pictures
+    /// A model (folder, single file or `starter`), an adapter file, a folder of pictures, or any file of a model
     path: String,
 }
 
@@ -45,6 +45,7 @@ fn words(report: &Report) -> String {
         Report::Adapter {
             path,
             method,
+            family,
             base,
             basis,
             slot,
@@ -65,10 +66,11 @@ fn words(report: &Report) -> String {
                 .join(", ");
             let ranks = ranks_in_words(&ranks.iter().copied().collect());
             let mut text = format!(
-                "Adapter {}\n  method: {}\n  made for: {}\n  words: {}\n  {layers} layers{ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
+                "Adapter {}\n  method: {}\n  made for: {}{}\n  words: {}\n  {layers} layers{ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
                 path.display(),
                 method.clone().unwrap_or_else(unknown),
                 base.clone().unwrap_or_else(unknown),
+                family.map_or(String::new(), |family| format!(" ({family})")),
                 if tokens.is_empty() { "none".into() } else { tokens },
             );
             if let Some(file) = file {
@@ -78,6 +80,13 @@ fn words(report: &Report) -> String {
                 text += &format!("\n  basis: {basis}, slot {slot}");
             }
             text
+        }
+        Report::Other { path, what, advice, tensors, dtype, bytes } => {
+            let size = match tensors {
+                0 => String::new(),
+                n => format!("\n  {}, the first as {dtype}; {bytes} bytes", counted(*n, "tensor")),
+            };
+            format!("{what}: {}{size}\n  {advice}", path.display())
         }
         Report::Concept { name, class_word, pictures, captioned, skipped } => {
             let skipped = skipped

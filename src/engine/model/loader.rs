@@ -7,6 +7,7 @@ use std::fmt::Display;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::io::Checkpoint;
+use crate::engine::io::decode::Numbers;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm};
 use crate::engine::model::{Layer, LayerId, Part, Table, Weight};
 use crate::engine::{Error, Result};
@@ -91,10 +92,8 @@ impl<'a> Loader<'a> {
             fault(format!("{name} is {found:?} instead of {shape:?}"));
             return stand_in();
         }
-        match self.checkpoint.f32(stored) {
-            Ok(values) if values.iter().all(|x| x.is_finite()) => {
-                Tensor::from_data(TensorData::new(values, shape), self.device)
-            }
+        match self.checkpoint.numbers(stored) {
+            Ok(Numbers { values, finite: true }) => Tensor::from_data(TensorData::new(values, shape), self.device),
             Ok(_) => {
                 fault(format!("{name} holds NaN or infinite numbers"));
                 stand_in()
