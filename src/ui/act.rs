@@ -1,17 +1,17 @@
 //! What happens on a command, and on a report.
 
+mod drop;
 mod shelf;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::engine::Error;
 use crate::engine::device;
 use crate::engine::event::Event;
-use crate::engine::io::{detect, pickle};
 use crate::engine::merge::meeting::meeting;
-use crate::engine::project::{AdapterEntry, ConceptEntry, Fader, Project};
+use crate::engine::project::{AdapterEntry, Fader, Project};
 use crate::engine::session::Session;
-use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Command;
@@ -416,70 +416,6 @@ impl App {
         self.touch();
         self.meet();
         self.paint();
-    }
-
-    /// Whatever was dropped or chosen: pictures, an adapter, a model, a project.
-    fn add(&mut self, path: &Path) {
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if path.is_dir() || ending == "safetensors" || pickle::is_named_so(path) {
-            match detect::detect(path) {
-                // Something else than was meant is told without losing the model that is open.
-                Ok(found) if found.is_model() => return self.open_dropped(path, found.must_be_model(path)),
-                Ok(found) if path.is_dir() && matches!(found.kind, detect::Kind::Adapter(_)) => {
-                    return self.add(&path.join(detect::PEFT_FILE));
-                }
-                Ok(found) => {
-                    if let Err(error) = found.must_be_adapter(path) {
-                        self.studio.log.error(&error);
-                        return;
-                    }
-                }
-                Err(error) => {
-                    self.studio.log.error(&error);
-                    return;
-                }
-            }
-        }
-        if path.is_dir() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let folder = self.studio.named(path);
-            if self.studio.project.concepts.iter().any(|entry| entry.folder == folder) {
-                self.studio.log.note(format!("{name} is in the project already"));
-                return;
-            }
-            self.remember("new concept");
-            let concepts = &mut self.studio.project.concepts;
-            let token = format!("<{}>", name.split_whitespace().collect::<Vec<_>>().join("-").to_lowercase());
-            self.studio.project.training.concept.clone_from(&folder);
-            concepts.push(ConceptEntry { name, folder, token, class: String::new() });
-            self.touch();
-            self.open_cards();
-        } else if ending == "safetensors" {
-            let file = self.studio.named(path);
-            self.add_adapter(AdapterEntry::of(file));
-        } else if ending == "toml" {
-            self.open_project(path);
-        } else if ending == "png" {
-            self.open_prompt(path);
-        } else {
-            self.studio.log.error(
-                &Error::new(
-                    "This is neither a folder of pictures, nor an adapter or a model (.safetensors), nor a project (.toml)",
-                    "Drop the folder that holds the pictures",
-                )
-                .at(path),
-            );
-        }
-    }
-
-    fn open_dropped(&mut self, path: &Path, is_model: Result<()>) {
-        match is_model {
-            Ok(()) => {
-                let ctx = self.post.ctx().clone();
-                self.act(Command::OpenModel(path.to_string_lossy().into_owned()), &ctx);
-            }
-            Err(error) => self.studio.log.error(&error),
-        }
     }
 
     fn save_as(&mut self, path: PathBuf) {

@@ -1,5 +1,6 @@
 //! The real window, driven by its labels on a project of its own, from an empty folder to a reopened one.
 
+mod models;
 mod panels;
 mod story;
 

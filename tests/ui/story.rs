@@ -14,13 +14,13 @@ use triptych::ui::App;
 use crate::{shows, until, window};
 
 /// Presses the button of this name.
-fn press(window: &mut Harness<'_, App>, name: &str) {
+pub fn press(window: &mut Harness<'_, App>, name: &str) {
     window.get_by_role_and_label(Role::Button, name).click();
     window.run_steps(3);
 }
 
 /// Answers the question in the window: no dialog can open where this runs.
-fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
+pub fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
     until(window, title, |window| window.query_by_role_and_label(Role::TextInput, title).is_some());
     window.get_by_role_and_label(Role::TextInput, title).focus();
     window.run_steps(2);

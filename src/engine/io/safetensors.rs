@@ -124,7 +124,7 @@ impl Checkpoint {
     #[must_use]
     pub fn renamed(&self, name: impl Fn(&str) -> Option<String>) -> Self {
         let entries = self.entries.iter().filter_map(|(stored, entry)| Some((name(stored)?, entry.clone()))).collect();
-        Self { entries, ..self.clone() }
+        Self { path: self.path.clone(), files: self.files.clone(), entries, metadata: self.metadata.clone() }
     }
 
     /// The tensors of all of `shards` as one checkpoint; `path` is what messages call it.

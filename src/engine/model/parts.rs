@@ -16,7 +16,7 @@ pub struct Parts {
     pub schedule: ScheduleConfig,
     /// Where tokenizer and README may lie.
     pub beside: Folder,
-    /// Whether the tokenizer must be CLIP's own, cut to what the text encoder knows.
+    /// Whether they came in one file. Its vocabulary, where none lies beside it, is CLIP's, cut to what the text encoder knows.
     pub is_single: bool,
 }
 

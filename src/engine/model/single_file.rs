@@ -13,6 +13,8 @@ use crate::engine::model::sd::ScheduleConfig;
 use crate::engine::model::unet::PerBlock;
 use crate::engine::model::{clip, unet, vae};
 
+/// Channels on each level of SD 1.x.
+const SD15: [usize; 4] = [320, 640, 1280, 1280];
 /// Of every norm in SD 1.x.
 const GROUPS: usize = 32;
 /// Of every attention in SD 1.x.
@@ -28,6 +30,16 @@ pub fn open(path: &Path) -> Result<Parts> {
     let layout = Layout::of(&file);
     let networks = layout.networks(&file)?;
     let beside = Folder::Disk(path.with_extension(""));
+    let channels = denoiser(&networks.unet, &layout).block_out_channels;
+    if channels != SD15 && !beside.has("unet/config.json") {
+        tracing::warn!(
+            "{} has other sizes than SD 1.5 and does not say how many heads its attention has: {} are assumed. If its \
+             pictures are wrong, put its unet/config.json and vae/config.json into the folder {}",
+            path.display(),
+            heads(channels.first().copied().unwrap_or(0)),
+            beside.path().display(),
+        );
+    }
     Ok(Parts {
         text: (config(&beside, "text_encoder/config.json", || text(&networks.text))?, networks.text),
         unet: (config(&beside, "unet/config.json", || denoiser(&networks.unet, &layout))?, networks.unet),
