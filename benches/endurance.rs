@@ -79,7 +79,7 @@ fn round(session: &Session, folder: &Path, number: usize) {
         files.push(session.train(&model, &concept, &training, &mut |_| Ok(())).unwrap().file);
     }
     let sample = |file: &LoraFile| {
-        let used = Used { file: file.clone(), strength: Strength::default() };
+        let used = Used { file: file.clone().into(), strength: Strength::default() };
         let mounted = session.mount(&model, &[used]).unwrap();
         let prompt = template.replace("{token}", "<one>").replace("{class}", SHIPPED[0].class_word);
         let request = Request { prompt, seed: number as u64, count: 2, ..Request::default() };

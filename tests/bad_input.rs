@@ -48,11 +48,6 @@ fn a_spoiled_adapter_is_refused_by_every_command_that_takes_one() {
         ("a header of noise", [&whole[..8], &vec![0xA5; whole.len() - 8]].concat(), not_whole),
         ("a zipped pickle", b"PK\x03\x04 archive/data.pkl and what it would run".to_vec(), "convert it to safetensors"),
         ("a bare pickle", b"\x80\x02}q\x00X\x04\x00\x00\x00evilq\x01".to_vec(), "convert it to safetensors"),
-        (
-            "a model",
-            std::fs::read(tree("assets/starter/vae/diffusion_pytorch_model.safetensors")).unwrap(),
-            "a model belongs after --model",
-        ),
         ("a picture", std::fs::read(tree("assets/concepts/kenney_robot/idle.png")).unwrap(), not_whole),
     ];
     let changes: &[(&str, Change, &str)] = &[

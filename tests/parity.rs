@@ -14,6 +14,7 @@ use triptych::engine::adapter::mount::{Strength, mount};
 use triptych::engine::diffusion::sampler::{Denoiser, sampler};
 use triptych::engine::diffusion::schedule::Steps;
 use triptych::engine::diffusion::{Prediction, Schedule, guidance, loss};
+use triptych::engine::io::Folder;
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::model::tokenizer::Tokenizer;
 use triptych::engine::model::{Mounts, StableDiffusion};
@@ -39,6 +40,30 @@ fn token_ids() {
     let expected = r.ids("text.ids");
     let ids: Vec<Vec<u32>> = r.prompts().iter().map(|p| model.tokenizer.encode(p, &[]).unwrap().ids).collect();
     assert_eq!(ids, expected);
+}
+
+/// The same weights as one file in LDM layout, with `sd`'s configurations in a folder of its name beside it: heads and
+/// groups leave no trace in the shapes of so small a model.
+#[test]
+fn single_file_is_the_folder() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let scratch = tempfile::tempdir().unwrap();
+    let file = reference::single_file(scratch.path());
+    let single = StableDiffusion::open(&Folder::Disk(file), &model.device).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(single.name, "single");
+    assert_eq!(single.layers, model.layers);
+    assert_eq!(context(&single, &r).into_data(), context(&model, &r).into_data(), "text");
+    let unet = |model: &StableDiffusion| {
+        let context = r.rows("text.last_hidden_state", &[0, 2]);
+        model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &context, &Mounts::none())
+    };
+    assert_eq!(unet(&single).into_data(), unet(&model).into_data(), "the same weights, bit for bit");
+    assert_close("unet", unet(&single), r.tensor("unet.out"), FORWARD);
+    assert_close("mean", single.vae.encode(r.tensor("vae.image")).0, r.tensor("vae.mean"), FORWARD);
+    assert_close("decoded", single.vae.decode(r.tensor("vae.mean")), r.tensor("vae.decoded"), FORWARD);
+    assert_eq!(single.schedule, model.schedule);
+    let again = StableDiffusion::open(&Folder::Disk(scratch.path().join("single.safetensors")), &model.device).unwrap();
+    assert_eq!((&again.hash, &again.vae_hash, &again.text_hash), (&single.hash, &single.vae_hash, &single.text_hash));
 }
 
 #[test]

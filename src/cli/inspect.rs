@@ -9,7 +9,7 @@ use crate::engine::words::counted;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model folder, `starter`, an adapter file or a folder of pictures
+    /// A model (folder, single file or `starter`), an adapter file, a folder of pictures, or any file of a model
     path: String,
 }
 
@@ -46,6 +46,7 @@ fn words(report: &Report) -> String {
         Report::Adapter {
             path,
             method,
+            family,
             base,
             basis,
             slot,
@@ -66,10 +67,11 @@ fn words(report: &Report) -> String {
                 .join(", ");
             let ranks = ranks_in_words(&ranks.iter().copied().collect());
             let mut text = format!(
-                "Adapter {}\n  method: {}\n  made for: {}\n  words: {}\n  {layers} layers{ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
+                "Adapter {}\n  method: {}\n  made for: {}{}\n  words: {}\n  {layers} layers{ranks}, {parameters} numbers as {dtype}, {bytes} bytes",
                 path.display(),
                 method.clone().unwrap_or_else(unknown),
                 base.clone().unwrap_or_else(unknown),
+                family.map_or(String::new(), |family| format!(" ({family})")),
                 if tokens.is_empty() { "none".into() } else { tokens },
             );
             if let Some(file) = file {
@@ -79,6 +81,13 @@ fn words(report: &Report) -> String {
                 text += &format!("\n  basis: {basis}, slot {slot}");
             }
             text
+        }
+        Report::Other { path, what, advice, tensors, dtype, bytes } => {
+            let size = match tensors {
+                0 => String::new(),
+                n => format!("\n  {}, the first as {dtype}; {bytes} bytes", counted(*n, "tensor")),
+            };
+            format!("{what}: {}{size}\n  {advice}", path.display())
         }
         Report::Concept { name, class_word, pictures, captioned, skipped } => {
             let skipped = skipped

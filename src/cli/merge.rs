@@ -34,7 +34,7 @@ pub struct Args {
     /// Change a field of the method; may be repeated
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
     set: Vec<(String, String)>,
-    /// For methods that look at pictures: `starter`, or a folder in diffusers layout
+    /// For methods that look at pictures: `starter`, a folder in diffusers layout, or a single file
     #[arg(long, default_value = "starter", value_name = "MODEL")]
     model: String,
     /// For methods that look at pictures: a folder with the concept of adapter N, counted from 1; one for each
@@ -43,8 +43,8 @@ pub struct Args {
     /// Adapters, strengths, method and fields from a recipe that the window saved
     #[arg(long, value_name = "F.toml", conflicts_with_all = ["adapters", "method", "set", "blocks"])]
     recipe: Option<PathBuf>,
-    /// Add the adapters into the weights of this model instead (`starter`, or a folder in diffusers layout): --out is then
-    /// the new model's folder
+    /// Add the adapters into the weights of this model instead (`starter`, a folder in diffusers layout, or a single file):
+    /// --out is then the new model's folder, or its single file where the name ends in .safetensors
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["method", "set", "evidence"])]
     into: Option<String>,
     /// The adapter file to write
@@ -105,7 +105,7 @@ fn into(model: &str, sources: &[Source], args: &Args, shell: &Shell) -> Result<E
     let out = &args.out;
     shell.print(&json!({ "out": out, "model": open.name, "adapters": sources.len() }), || {
         format!(
-            "{}: {} with {} in its weights; the adapters' words are in embeddings/",
+            "{}: {} with {} in its weights; the adapters' words are in embeddings/ in the folder of that name",
             out.display(),
             open.name,
             counted(sources.len(), "adapter")

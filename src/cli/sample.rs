@@ -19,7 +19,7 @@ use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in diffusers layout, or `starter`
+    /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`
     #[arg(long, default_value = "starter")]
     model: String,
     /// What the picture shows

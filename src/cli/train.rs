@@ -12,7 +12,7 @@ use crate::engine::{Error, Result, field};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in diffusers layout, or `starter`
+    /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`
     #[arg(long, default_value = "starter")]
     pub model: String,
     /// Folder of pictures, with or without captions

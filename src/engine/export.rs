@@ -1,4 +1,6 @@
-//! A mix as a whole model: adapters added into the weights of a copy, in diffusers layout.
+//! A mix as a whole model: adapters added into the weights of a copy, as a folder in diffusers layout or as one file.
+
+mod single_file;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,36 +25,37 @@ const LONGEST_NAME: usize = 60;
 /// Key of a word's vectors in diffusers' and A1111's textual-inversion files.
 const WORD_KEY: &str = "emb_params";
 
-/// Writes `folder` with every source at its strength in the weights, in the number format they had. The adapters' words lie
-/// beside them in `embeddings/`. An error of `watch` stops before the folder is there.
+/// Writes the model with every source at its strength in the weights, in the number format they had: as one file where
+/// `out` ends in `.safetensors`, else as a folder. The adapters' words lie in `embeddings/` in the folder; what describes a
+/// file, and its words, lie in a folder of the file's name. An error of `watch` stops before anything is there.
 pub fn bake(
     from: &Folder,
     model: &StableDiffusion,
     sources: &[Source],
-    folder: &Path,
+    out: &Path,
     watch: &mut Watch<'_>,
 ) -> Result<()> {
-    if folder.exists() {
-        let advice = "Name a folder that does not exist yet: nothing is overwritten";
-        return Err(Error::new("There is something of this name already", advice).at(folder));
+    let is_file = out.extension().is_some_and(|ending| ending == "safetensors");
+    let folder = if is_file { out.with_extension("") } else { out.to_path_buf() };
+    for place in [out, &folder] {
+        if place.exists() {
+            let advice = "Choose a name that is not taken yet: nothing is overwritten";
+            return Err(Error::new("There is something of this name already", advice).at(place));
+        }
+    }
+    if !is_file && from.path().is_file() {
+        return Err(Error::new(
+            "The model is a single file, and becomes one again",
+            "Name a file that ends in .safetensors",
+        )
+        .at(out));
     }
     let sums = sums(model, sources, watch)?;
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
-    atomic::write_folder(folder, |new| {
-        describe(from, new)?;
-        let parts = [
-            ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
-            ("unet", sd::WEIGHTS, Some(Part::Unet)),
-            ("vae", sd::WEIGHTS, None),
-        ];
-        let total = parts.len();
-        watch(Event::Stage { name: "writing the model".into(), total })?;
-        for (i, (part, files, stored)) in parts.into_iter().enumerate() {
-            let candidates = files.map(|file| format!("{part}/{file}"));
-            let file = from.checkpoint(&candidates.each_ref().map(String::as_str))?;
-            let tensors = with_sums(&file, stored, &sums)?;
-            safetensors::save(&new.join(part).join(files[0]), &tensors, file.metadata())?;
-            watch(Event::Progress { done: i + 1, total })?;
+    atomic::write_folder(&folder, |new| {
+        describe(&single_file::beside(from), new)?;
+        if !is_file {
+            weights(from, &sums, new, watch)?;
         }
         for ((word, (vectors, _)), name) in words.iter().zip(file_names(words.keys().copied())) {
             let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
@@ -62,7 +65,33 @@ pub fn bake(
             safetensors::save(&path, &BTreeMap::from([(WORD_KEY.to_owned(), tensor)]), &about)?;
         }
         Ok(())
-    })
+    })?;
+    if is_file {
+        let (tensors, metadata) = single_file::tensors(from, model, &sums)?;
+        safetensors::save(out, &tensors, &metadata)?;
+    }
+    Ok(())
+}
+
+/// The three networks of a folder.
+fn weights(from: &Folder, sums: &Sums, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
+    let parts = [
+        ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
+        ("unet", sd::WEIGHTS, Some(Part::Unet)),
+        ("vae", sd::WEIGHTS, None),
+    ];
+    let total = parts.len();
+    watch(Event::Stage { name: "writing the model".into(), total })?;
+    for (i, (part, files, stored)) in parts.into_iter().enumerate() {
+        let file = network(from, part, files)?;
+        safetensors::save(&to.join(part).join(files[0]), &with_sums(&file, stored, sums)?, file.metadata())?;
+        watch(Event::Progress { done: i + 1, total })?;
+    }
+    Ok(())
+}
+
+fn network(from: &Folder, part: &str, files: [&str; 2]) -> Result<Checkpoint> {
+    from.checkpoint(&files.map(|file| format!("{part}/{file}")).each_ref().map(String::as_str))
 }
 
 /// What the file of each word is called: its letters, since a word may hold slashes and dots that lead out of the folder;
@@ -140,23 +169,23 @@ fn refuse_own(file: &LoraFile) -> Result<()> {
 /// The tensors of a file, those that have a sum with it added.
 fn with_sums(file: &Checkpoint, part: Option<Part>, sums: &Sums) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
-    for (stored, entry) in file.entries() {
+    for stored in file.entries().keys() {
         let ours = match part {
             Some(Part::Text) => names::text_encoder(stored),
             _ => Some(stored.clone()),
         };
         let sum = part.zip(ours).and_then(|key| sums.get(&key));
-        let tensor = match sum {
-            Some(sum) => {
-                let mut values = file.f32(stored)?;
-                values.iter_mut().zip(sum).for_each(|(value, sum)| *value += sum);
-                Tensor::new(entry.dtype, &entry.shape, &values)
-            }
-            None => file.raw(stored)?,
-        };
-        tensors.insert(stored.clone(), tensor);
+        tensors.insert(stored.clone(), with_sum(file, stored, sum)?);
     }
     Ok(tensors)
+}
+
+/// A stored tensor with `sum` added, in its own number format.
+fn with_sum(file: &Checkpoint, stored: &str, sum: Option<&Vec<f32>>) -> Result<Tensor> {
+    let Some(sum) = sum else { return file.raw(stored) };
+    let (entry, mut values) = (&file.entries()[stored], file.f32(stored)?);
+    values.iter_mut().zip(sum).for_each(|(value, sum)| *value += sum);
+    Ok(Tensor::new(entry.dtype, &entry.shape, &values))
 }
 
 /// Copies what describes the model.
@@ -255,5 +284,32 @@ mod tests {
 
         let again = bake(&from, &model, &[source], &out, &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"));
+    }
+
+    /// Into a file and back, and from that file into another: the names and numbers of the networks stay.
+    #[test]
+    fn a_model_becomes_one_file_and_that_file_another() {
+        let from = StableDiffusion::folder("starter");
+        let model = StableDiffusion::open(&from, &cpu()).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let [first, second] = ["first.safetensors", "second.safetensors"].map(|name| scratch.path().join(name));
+        bake(&from, &model, &[], &first, &mut |_| Ok(())).unwrap();
+        let open = |path: &Path| StableDiffusion::open(&Folder::Disk(path.into()), &cpu()).unwrap();
+        let single = open(&first);
+        assert_eq!((&single.layers, &single.schedule, &single.readme), (&model.layers, &model.schedule, &model.readme));
+        for (a, b) in single.weights.iter().zip(&model.weights) {
+            assert_eq!(a.oi.to_data(), b.oi.to_data());
+        }
+        let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
+        bake(&Folder::Disk(first.clone()), &single, &[source], &second, &mut |_| Ok(())).unwrap();
+        assert!(scratch.path().join("second/embeddings/new.safetensors").is_file());
+        let changed = open(&second);
+        let differs = single.weights.iter().zip(&changed.weights).filter(|(a, b)| a.oi.to_data() != b.oi.to_data());
+        assert_eq!(differs.count(), 2, "the adapter's two layers");
+        let again = bake(&from, &model, &[], &first, &mut |_| Ok(())).unwrap_err();
+        assert!(again.advice.contains("nothing is overwritten"), "{again}");
+        let third = scratch.path().join("third");
+        let folder = bake(&Folder::Disk(first), &single, &[], &third, &mut |_| Ok(())).unwrap_err();
+        assert!(folder.advice.contains(".safetensors") && !third.exists(), "{folder}");
     }
 }

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use crate::engine::adapter::{self, FileKind, target};
 use crate::engine::concept;
+use crate::engine::io::Checkpoint;
+use crate::engine::io::detect::{self, Family, Kind};
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata as keys;
 use crate::engine::model::{Part, StableDiffusion};
@@ -34,6 +36,8 @@ pub enum Report {
     Adapter {
         path: PathBuf,
         method: Option<String>,
+        /// Models it was made for, as far as its layers tell.
+        family: Option<&'static str>,
         base: Option<String>,
         basis: Option<String>,
         slot: Option<String>,
@@ -54,15 +58,40 @@ pub enum Report {
         captioned: usize,
         skipped: Vec<(PathBuf, String)>,
     },
+    /// Something known that cannot be used.
+    Other {
+        path: PathBuf,
+        /// “This is an SDXL checkpoint”
+        what: String,
+        /// What to do instead.
+        advice: String,
+        /// 0 for a folder.
+        tensors: usize,
+        dtype: String,
+        bytes: u64,
+    },
 }
 
-/// Looks at `path`: `starter`, a model folder, an adapter file or a folder of pictures.
+/// Looks at `path`: `starter`, a model folder or file, an adapter file, a folder of pictures, or what else may lie there.
 pub fn inspect(path: &str) -> Result<Report> {
     let folder = Path::new(path);
-    let is_model =
-        path == "starter" || folder.join("model_index.json").is_file() || folder.join("unet/config.json").is_file();
-    if is_model {
+    if path == "starter" {
         return model(path);
+    }
+    if !folder.exists() {
+        return Err(Error::new("There is nothing here", "Check that the path is spelled as on disk").at(folder));
+    }
+    let found = detect::detect(folder)?;
+    let refused = found.must_be_model(folder);
+    match (found.kind, refused) {
+        (_, Ok(())) => return model(path),
+        (Kind::Pickle, Err(refusal)) => return Err(refusal),
+        // The file inside says more than that there is one.
+        (Kind::Adapter(_), _) if folder.is_dir() => return adapter(&folder.join(detect::PEFT_FILE)),
+        // Those of other families may be readable, and can be looked at and merged.
+        (Kind::Adapter(_), Err(_)) => return adapter(folder),
+        (Kind::Unknown, _) => {}
+        (_, Err(refusal)) => return other(folder, &refusal),
     }
     if folder.is_dir() {
         let concept = concept::open(folder)?;
@@ -74,10 +103,20 @@ pub fn inspect(path: &str) -> Result<Report> {
             name: concept.name,
         });
     }
-    if !folder.exists() {
-        return Err(Error::new("There is nothing here", "Check that the path is spelled as on disk").at(folder));
-    }
     adapter(folder)
+}
+
+fn other(path: &Path, refusal: &Error) -> Result<Report> {
+    let file = if path.is_file() { Some(Checkpoint::open(path)?) } else { None };
+    let entries = || file.iter().flat_map(|file| file.entries().values());
+    Ok(Report::Other {
+        path: path.to_path_buf(),
+        what: refusal.what.clone(),
+        advice: refusal.advice.clone(),
+        tensors: entries().count(),
+        dtype: entries().next().map_or_else(String::new, |entry| format!("{:?}", entry.dtype)),
+        bytes: if path.is_file() { std::fs::metadata(path).map_or(0, |about| about.len()) } else { 0 },
+    })
 }
 
 fn model(path: &str) -> Result<Report> {
@@ -110,6 +149,10 @@ fn adapter(path: &Path) -> Result<Report> {
     Ok(Report::Adapter {
         path: path.to_path_buf(),
         method: value(keys::METHOD),
+        family: {
+            let layers = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input()));
+            detect::adapter_family(layers).map(Family::title)
+        },
         base: value(keys::BASE),
         basis: value(keys::BASIS),
         slot: value(keys::SLOT),

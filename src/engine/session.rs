@@ -116,7 +116,7 @@ impl Session {
         Ok(Self { device, choice, cache })
     }
 
-    /// `starter`, or a folder in diffusers layout. A GPU that gets one of the model's own layers wrong is named, and
+    /// `starter`, a folder in diffusers layout, or a single file. A GPU that gets one of the model's own layers wrong is named, and
     /// the model runs on the CPU unless the GPU was asked for by name.
     pub fn model(&self, name: &str) -> Result<StableDiffusion> {
         let folder = StableDiffusion::folder(name);

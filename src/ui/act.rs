@@ -10,6 +10,7 @@ mod shelf;
 
 use std::path::Path;
 
+use crate::engine::project::AdapterEntry;
 use crate::ui::app::App;
 use crate::ui::command::Command;
 use crate::ui::run::{Run, RunState};
@@ -38,7 +39,12 @@ impl App {
             }
             Command::Undo => self.undo(),
             Command::Redo => self.redo(),
-            Command::Add(path) => self.add(&path),
+            Command::Add(path) => self.add(path),
+            Command::AddConcept(path) => self.add_concept(&path),
+            Command::AddAdapter(path) => {
+                let file = self.studio.named(&path);
+                self.add_adapter(AdapterEntry::of(file));
+            }
             Command::SetConcept(entry) => {
                 self.remember("concept");
                 let concepts = &mut self.studio.project.concepts;

@@ -22,6 +22,8 @@ pub enum Command {
 
     /// A folder of pictures, an adapter, a project, a recipe, or a picture with its prompt: whatever was dropped.
     Add(PathBuf),
+    AddConcept(PathBuf),
+    AddAdapter(PathBuf),
     /// The entry of this folder, as it is to be.
     SetConcept(ConceptEntry),
     /// Writes the caption of a picture beside it.

@@ -1,14 +1,46 @@
-//! What a dropped `.toml` is: a project, a recipe, or something that has its place elsewhere.
+//! What is dropped onto the window, by its content: pictures, an adapter, a model, a project, a recipe, a picture with its
+//! prompt, or something that has its place elsewhere.
 
 use std::path::PathBuf;
 
 use crate::engine::adapter::METHODS;
+use crate::engine::io::detect::{self, Kind};
+use crate::engine::io::pickle;
 use crate::engine::train::config;
 use crate::engine::{Error, Result};
 use crate::ui::command::Command;
 
-/// What is done with the file at `path`.
+/// What is done with what lies at `path`.
 pub fn command(path: PathBuf) -> Result<Command> {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    match ending.as_str() {
+        _ if path.is_dir() || ending == "safetensors" || pickle::is_named_so(&path) => found(path),
+        "toml" => settings(path),
+        "png" => Ok(Command::OpenPrompt(path)),
+        _ => Err(Error::new(
+            "This is neither a folder of pictures, nor an adapter or a model (.safetensors), nor a project or a recipe (.toml), nor a PNG",
+            "Drop the folder that holds the pictures",
+        )
+        .at(path)),
+    }
+}
+
+/// Something else than was meant is told without losing the model that is open.
+fn found(path: PathBuf) -> Result<Command> {
+    let found = detect::detect(&path)?;
+    if found.is_model() {
+        found.must_be_model(&path)?;
+        return Ok(Command::OpenModel(path.to_string_lossy().into_owned()));
+    }
+    found.must_be_adapter(&path)?;
+    Ok(match found.kind {
+        Kind::Adapter(_) if path.is_dir() => Command::AddAdapter(path.join(detect::PEFT_FILE)),
+        _ if path.is_dir() => Command::AddConcept(path),
+        _ => Command::AddAdapter(path),
+    })
+}
+
+fn settings(path: PathBuf) -> Result<Command> {
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| {
         Error::new(format!("This file cannot be read: {}", e.message()), "Mend it, or drop another").at(&path)

@@ -5,10 +5,11 @@
 
 pub mod training;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use triptych::engine::device;
+use triptych::engine::export;
 use triptych::engine::io::{Checkpoint, Folder};
 use triptych::engine::model::StableDiffusion;
 
@@ -29,6 +30,33 @@ pub fn model() -> StableDiffusion {
 pub fn model_on(device: &Device) -> StableDiffusion {
     StableDiffusion::open(&Folder::Disk(folder().join("sd")), device).unwrap_or_else(|e| panic!("{e}"))
 }
+
+/// `single.safetensors` in `scratch`: PyTorch's file where the reference folder has one, else made from its `sd` under the
+/// names whose table `io/ldm.rs` holds against diffusers' own; and the configurations of `sd` in `single/`.
+pub fn single_file(scratch: &Path) -> PathBuf {
+    let (theirs, file) = (folder().join("sd_single_file.safetensors"), scratch.join("single.safetensors"));
+    let sd = Folder::Disk(folder().join("sd"));
+    if theirs.is_file() {
+        std::fs::copy(theirs, &file).expect("a file is copied");
+        for name in CONFIGS {
+            let to = scratch.join("single").join(name);
+            std::fs::create_dir_all(to.parent().expect("a folder")).expect("a folder is made");
+            std::fs::write(to, sd.bytes(name).unwrap_or_else(|e| panic!("{e}"))).expect("a file is written");
+        }
+    } else {
+        export::bake(&sd, &model(), &[], &file, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+    }
+    file
+}
+
+const CONFIGS: [&str; 6] = [
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+];
 
 /// One reference file.
 pub struct Reference(Checkpoint);

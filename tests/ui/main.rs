@@ -1,6 +1,7 @@
 //! The real window, driven by its labels on a project of its own, from an empty folder to a reopened one.
 
 mod keyboard;
+mod models;
 mod panels;
 mod readers;
 mod shelf;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use include_dir::Dir;
 
-use crate::engine::io::Checkpoint;
+use crate::engine::io::{Checkpoint, pickle, shards};
 use crate::engine::{Error, Result};
 
 #[derive(Clone, Debug)]
@@ -62,23 +62,34 @@ impl Folder {
         })
     }
 
-    /// The first of `names` that exists, opened.
+    /// The first of `names` that exists, opened; else the shards of the first whose `.index.json` exists.
     pub fn checkpoint(&self, names: &[&str]) -> Result<Checkpoint> {
         let found = match self {
             Self::Disk(path) => {
-                names.iter().map(|name| path.join(name)).find(|file| file.is_file()).map(|file| Checkpoint::open(&file))
+                let one = names.iter().map(|name| path.join(name)).find(|file| file.is_file());
+                let index =
+                    names.iter().map(|name| path.join(format!("{name}.index.json"))).find(|file| file.is_file());
+                one.map(|file| Checkpoint::open(&file)).or_else(|| index.map(|index| shards::open(&index)))
             }
             Self::Embedded { dir, .. } => names
                 .iter()
                 .find_map(|name| dir.get_file(name))
                 .map(|file| Checkpoint::embedded(&self.path().join(file.path()), file.contents())),
         };
-        found.unwrap_or_else(|| {
-            Err(Error::new(
+        found.unwrap_or_else(|| match names.iter().find_map(|name| self.pickle_beside(name)) {
+            Some(file) => Err(pickle::refusal().at(file)),
+            None => Err(Error::new(
                 format!("None of {} is there", names.join(", ")),
-                "The model folder is incomplete, or it holds pickles (.bin), which are not opened: convert it to safetensors",
+                "The model folder is incomplete: fetch the missing file",
             )
-            .at(self.path()))
+            .at(self.path())),
         })
+    }
+
+    /// A pickle in the folder where the file `name` should be.
+    fn pickle_beside(&self, name: &str) -> Option<PathBuf> {
+        let Self::Disk(path) = self else { return None };
+        let files = std::fs::read_dir(path.join(name).parent()?).ok()?;
+        files.filter_map(|file| Some(file.ok()?.path())).filter(|file| pickle::is_named_so(file)).min()
     }
 }

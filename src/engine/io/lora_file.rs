@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
-use crate::engine::io::metadata;
 use crate::engine::io::names::{self, Role};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
+use crate::engine::io::{detect, metadata};
 use crate::engine::{Error, Result};
 
 const TOKEN_PREFIX: &str = "bundle_emb.";
@@ -144,6 +144,7 @@ impl LoraFile {
             }
         }
         if let Some(first) = foreign.first() {
+            detect::tensors(&file).must_be_adapter(path)?;
             return Err(not_lora(first, parts.is_empty()).at(path));
         }
         // A token alone is what remains where no layer learnt anything.

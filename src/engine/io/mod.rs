@@ -1,13 +1,18 @@
 //! Files ↔ tensors.
 
 pub mod atomic;
+pub mod decode;
+pub mod detect;
 pub mod folder;
+pub mod ldm;
 pub mod lock;
 pub mod lora_file;
 pub mod metadata;
 pub mod names;
+pub mod pickle;
 pub mod png;
 pub mod safetensors;
+pub mod shards;
 
 pub use folder::Folder;
 pub use safetensors::{Checkpoint, Dtype, Entry};

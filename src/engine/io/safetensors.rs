@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -15,15 +16,19 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::io::atomic;
+use crate::engine::io::decode::{self, Numbers};
+use crate::engine::io::pickle;
 use crate::engine::{Error, Result};
 
 pub use safetensors::Dtype;
 
-/// Where one tensor lies in the file.
+/// Where one tensor lies.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
+    /// Of the checkpoint's files.
+    file: usize,
     start: usize,
     end: usize,
 }
@@ -45,11 +50,11 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// An open safetensors file. Nothing is read before it is asked for.
-#[derive(Debug)]
+/// Tensors of a safetensors file, of several, or of a part of one. Nothing is read before it is asked for.
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    map: Bytes,
+    files: Vec<Arc<Bytes>>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -75,13 +80,12 @@ impl Checkpoint {
 
     fn parse(path: &Path, map: Bytes) -> Result<Self> {
         let broken = |e: safetensors::SafeTensorError| {
-            let advice = if map.starts_with(b"PK") || map.starts_with(b"\x80") {
-                "It looks like a pickle (.ckpt, .pt); those can run code and are not opened: convert it to safetensors"
-            } else {
-                "The file is cut short or not a safetensors file: fetch or export it again"
-            };
+            let advice = "The file is cut short or not a safetensors file: fetch or export it again";
             Error::new(format!("This is not a whole safetensors file ({e})"), advice).at(path)
         };
+        if pickle::is_pickle(&map) {
+            return Err(pickle::refusal().at(path));
+        }
         let (header, parsed) = SafeTensors::read_metadata(&map).map_err(broken)?;
         let start = header + 8;
         if start + parsed.data_len() != map.len() {
@@ -100,11 +104,48 @@ impl Checkpoint {
             .into_iter()
             .map(|(name, info)| {
                 let (from, to) = info.data_offsets;
-                (name, Entry { dtype: info.dtype, shape: info.shape.clone(), start: start + from, end: start + to })
+                (
+                    name,
+                    Entry {
+                        dtype: info.dtype,
+                        shape: info.shape.clone(),
+                        file: 0,
+                        start: start + from,
+                        end: start + to,
+                    },
+                )
             })
             .collect();
         let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path: path.to_path_buf(), map, entries, metadata })
+        Ok(Self { path: path.to_path_buf(), files: vec![Arc::new(map)], entries, metadata })
+    }
+
+    /// The tensors that `name` renames, under their new names; the bytes are shared.
+    #[must_use]
+    pub fn renamed(&self, name: impl Fn(&str) -> Option<String>) -> Self {
+        let entries = self.entries.iter().filter_map(|(stored, entry)| Some((name(stored)?, entry.clone()))).collect();
+        Self { path: self.path.clone(), files: self.files.clone(), entries, metadata: self.metadata.clone() }
+    }
+
+    /// The tensors of all of `shards` as one checkpoint; `path` is what messages call it.
+    pub fn joined(path: &Path, shards: Vec<Self>) -> Self {
+        let whole = Self { path: path.into(), files: Vec::new(), entries: BTreeMap::new(), metadata: BTreeMap::new() };
+        shards.into_iter().fold(whole, |mut whole, shard| {
+            let files = whole.files.len();
+            let moved = |entry: Entry| Entry { file: files + entry.file, ..entry };
+            whole.entries.extend(shard.entries.into_iter().map(|(name, entry)| (name, moved(entry))));
+            whole.metadata.extend(shard.metadata);
+            whole.files.extend(shard.files);
+            whole
+        })
+    }
+
+    /// Names and shapes without bytes, for tests of what is told by them alone.
+    #[cfg(test)]
+    pub(crate) fn shaped(names: impl Iterator<Item = (String, Vec<usize>)>, dtype: Dtype) -> Self {
+        let entry = |shape| Entry { dtype, shape, file: 0, start: 0, end: 0 };
+        let entries = names.map(|(name, shape)| (name, entry(shape))).collect();
+        Self { path: "made.safetensors".into(), files: Vec::new(), entries, metadata: BTreeMap::new() }
     }
 
     pub fn path(&self) -> &Path {
@@ -119,10 +160,18 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// SHA-256 of all bytes after the header (kohya's `sshs_model_hash`): what the tensors are, whatever the metadata.
+    /// SHA-256 of the tensors' bytes in the order of the file: what they are, whatever the metadata. Of a whole file these
+    /// are all bytes after the header (kohya's `sshs_model_hash`).
     pub fn tensor_hash(&self) -> String {
-        let start = self.entries.values().map(|e| e.start).min().unwrap_or(self.map.len());
-        hex(&Sha256::digest(&self.map[start..]))
+        let mut order: Vec<&Entry> = self.entries.values().collect();
+        order.sort_by_key(|entry| (entry.file, entry.start, entry.end));
+        let mut hash = Sha256::new();
+        order.into_iter().for_each(|entry| hash.update(self.bytes(entry)));
+        hex(&hash.finalize())
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file][entry.start..entry.end]
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
@@ -140,7 +189,7 @@ impl Checkpoint {
     pub fn raw(&self, name: &str) -> Result<Tensor> {
         let shape = self.shape(name)?.to_vec();
         let entry = &self.entries[name];
-        Ok(Tensor { dtype: entry.dtype, shape, bytes: self.map[entry.start..entry.end].to_vec() })
+        Ok(Tensor { dtype: entry.dtype, shape, bytes: self.bytes(entry).to_vec() })
     }
 
     /// The values as f16, row-major: as they are stored, or rounded (to infinity, beyond f16's range).
@@ -148,31 +197,27 @@ impl Checkpoint {
         let entry = self.entry(name)?;
         match entry.dtype {
             Dtype::F16 => {
-                let bytes = &self.map[entry.start..entry.end];
+                let bytes = self.bytes(entry);
                 Ok(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect())
             }
             _ => Ok(self.f32(name)?.into_iter().map(f16::from_f32).collect()),
         }
     }
 
-    /// The values of an f16, bf16, f32 or f64 tensor as f32, row-major.
+    /// The values of a tensor as f32, row-major.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.numbers(name)?.values)
+    }
+
+    /// The values of a tensor, and whether all of them are finite.
+    pub fn numbers(&self, name: &str) -> Result<Numbers> {
         let entry = self.entry(name)?;
-        let bytes = &self.map[entry.start..entry.end];
-        Ok(match entry.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
-            Dtype::I64 => bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as f32).collect(),
-            Dtype::I32 => bytes.as_chunks().0.iter().map(|&b| i32::from_le_bytes(b) as f32).collect(),
-            other => {
-                return Err(Error::new(
-                    format!("The tensor “{name}” is stored as {other:?}"),
-                    "Only f16, bf16, f32 and f64 can be read: convert the file",
-                )
-                .at(&self.path));
-            }
+        decode::numbers(entry.dtype, self.bytes(entry)).ok_or_else(|| {
+            Error::new(
+                format!("The tensor “{name}” is stored as {:?}", entry.dtype),
+                "Only f16, bf16, f32 and f64 can be read: convert the file",
+            )
+            .at(&self.path)
         })
     }
 }
@@ -290,6 +335,28 @@ mod tests {
         let first = std::fs::read(&path).unwrap();
         save(&path, &sample(), &metadata).unwrap();
         assert_eq!(first, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn parts_and_shards_share_the_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, tensors: &BTreeMap<String, Tensor>| {
+            let path = folder.path().join(name);
+            save(&path, tensors, &BTreeMap::new()).unwrap();
+            Checkpoint::open(&path).unwrap()
+        };
+        let (mut first, mut second) = (sample(), sample());
+        first.remove("c");
+        second.retain(|name, _| name == "c");
+        let whole = file("whole", &sample());
+        let joined = Checkpoint::joined(Path::new("both"), vec![file("1", &first), file("2", &second)]);
+        for name in ["a", "b", "c"] {
+            assert_eq!(joined.raw(name).unwrap().bytes, whole.raw(name).unwrap().bytes);
+        }
+        let part = joined.renamed(|name| name.strip_prefix('c').map(|_| "d".to_owned()));
+        assert_eq!((part.entries().len(), part.f32("d").unwrap()), (1, vec![1.5]));
+        assert_eq!(part.tensor_hash(), tensor_hash(&second), "the hash of a part is that of its tensors alone");
+        assert_ne!(joined.tensor_hash(), part.tensor_hash());
     }
 
     #[test]

@@ -30,11 +30,11 @@ fn default_positions() -> usize {
     77
 }
 
-fn default_act() -> String {
+pub(super) fn default_act() -> String {
     "quick_gelu".into()
 }
 
-fn default_eps() -> f64 {
+pub(super) fn default_eps() -> f64 {
     1e-5
 }
 

@@ -6,6 +6,7 @@ use std::fmt::Display;
 
 use burn::tensor::{DType, Tensor, TensorData};
 
+use crate::engine::io::decode::Numbers;
 use crate::engine::io::{Checkpoint, Dtype};
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm};
 use crate::engine::model::{Hold, Layer, LayerId, Part, Table, Weight};
@@ -97,8 +98,7 @@ impl<'a> Loader<'a> {
                 let finite = values.iter().all(|x| x.is_finite());
                 finite.then(|| Tensor::from_data(TensorData::new(values, shape), (device, DType::F16)))
             }),
-            _ => self.checkpoint.f32(stored).map(|values| {
-                let finite = values.iter().all(|x| x.is_finite());
+            _ => self.checkpoint.numbers(stored).map(|Numbers { values, finite }| {
                 finite.then(|| Tensor::from_data(TensorData::new(values, shape), device))
             }),
         };

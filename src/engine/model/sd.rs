@@ -1,16 +1,18 @@
 //! A Stable-Diffusion-shaped model: tokenizer, text encoder, denoiser, autoencoder, schedule.
 
 use std::collections::BTreeSet;
+use std::thread;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
 use crate::engine::io::Folder;
+use crate::engine::model::parts::{Hashes, Parts};
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip, unet, vae};
+use crate::engine::model::{Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
@@ -51,7 +53,7 @@ impl Default for ScheduleConfig {
 }
 
 pub struct StableDiffusion {
-    /// What messages and metadata call it: the folder's name.
+    /// What messages and metadata call it: the name of its folder, or of its file without the ending.
     pub name: String,
     /// SHA-256 over the bytes of the denoiser's tensors: adapters remember which base they belong to.
     pub hash: String,
@@ -74,7 +76,7 @@ pub struct StableDiffusion {
 }
 
 impl StableDiffusion {
-    /// `starter`, or a folder in diffusers layout.
+    /// `starter`, a folder in diffusers layout, or a file in LDM layout.
     pub fn folder(path: &str) -> Folder {
         match path {
             "starter" => Folder::Embedded { name: "starter", dir: &STARTER },
@@ -87,79 +89,54 @@ impl StableDiffusion {
     }
 
     pub fn open_as(folder: &Folder, device: &Device, precision: Precision) -> Result<Self> {
-        if let Folder::Disk(path) = folder
-            && !path.is_dir()
-        {
-            let what = if path.exists() { "This is a file, not a model folder" } else { "There is no model here" };
+        let parts = Parts::open(folder)?;
+        let ((text_config, text_file), (unet_config, unet_file), (vae_config, vae_file)) =
+            (&parts.text, &parts.unet, &parts.vae);
+        let hold = Hold { device, matrices: precision.matrices(unet_file) };
+        thread::scope(|scope| {
+            let hashes = Hashes::begin(scope, [unet_file, vae_file, text_file]);
+            let (text, table) = clip::TextEncoder::load(text_config.clone(), text_file, hold, Table::default())?;
+            let (unet, table) = Unet::load(unet_config.clone(), unet_file, hold, table)?;
+            let vae = Vae::load(vae_config.clone(), vae_file, hold)?;
+            Self::fit(&text, &unet, &vae).map_err(|error| error.at(folder.path()))?;
+            let tokenizer = parts.tokenizer(text.length(), text.config.vocab_size)?;
+            let [hash, vae_hash, text_hash] = hashes.finish();
+            let readme = if parts.beside.has("README.md") { parts.beside.text("README.md").ok() } else { None };
+            Ok(Self {
+                name: name(folder),
+                hash,
+                vae_hash,
+                text_hash,
+                tokenizer,
+                text,
+                unet,
+                vae,
+                schedule: parts.schedule.clone(),
+                readme,
+                layers: table.layers,
+                weights: table.weights,
+                device: device.clone(),
+            })
+        })
+    }
+
+    /// Whether the networks are of one model.
+    fn fit(text: &clip::TextEncoder, unet: &Unet, vae: &Vae) -> Result<()> {
+        let (expects, gives) = (unet.config.cross_attention_dim, text.config.hidden_size);
+        if expects != gives {
             return Err(Error::new(
-                what,
-                "Name a folder in diffusers layout, or `starter` for the model that comes with the program",
-            )
-            .at(path));
-        }
-        let part = |name: &str, weights: [&str; 2]| {
-            folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str))
-        };
-        let unet_file = part("unet", WEIGHTS)?;
-        let hold = Hold { device, matrices: precision.matrices(&unet_file) };
-        let config: clip::Config = folder.json("text_encoder/config.json")?;
-        let text_file = part("text_encoder", TEXT_WEIGHTS)?;
-        let (text, table) = clip::TextEncoder::load(config, &text_file, hold, Table::default())?;
-        let config: unet::Config = folder.json("unet/config.json")?;
-        let (unet, table) = Unet::load(config, &unet_file, hold, table)?;
-        let config: vae::Config = folder.json("vae/config.json")?;
-        let vae_file = part("vae", WEIGHTS)?;
-        let vae = Vae::load(config, &vae_file, hold)?;
-        if unet.config.cross_attention_dim != text.config.hidden_size {
-            return Err(Error::new(
-                format!(
-                    "The denoiser expects text of width {}, the text encoder gives {}",
-                    unet.config.cross_attention_dim, text.config.hidden_size
-                ),
+                format!("The denoiser expects text of width {expects}, the text encoder gives {gives}"),
                 "The parts belong to different models",
-            )
-            .at(folder.path()));
+            ));
         }
         let (latent, given, taken) = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels);
         if given != latent || taken != latent {
             return Err(Error::new(
                 format!("The denoiser turns {given} channels into {taken}, the autoencoder has {latent}"),
                 "Models for inpainting or editing cannot be used: choose a plain one of the SD 1.x family",
-            )
-            .at(folder.path()));
+            ));
         }
-        let tokenizer = match folder.has("tokenizer/vocab.json") {
-            true => Tokenizer::open(folder, text.length())?,
-            false => Tokenizer::clip(text.length())?,
-        };
-        let (words, vectors) = (tokenizer.words(), text.config.vocab_size);
-        if words > vectors {
-            return Err(Error::new(
-                format!("The vocabulary has {words} entries, the text encoder knows {vectors}"),
-                "Put the model's own tokenizer (vocab.json and merges.txt) into its folder",
-            )
-            .at(folder.path().join("tokenizer")));
-        }
-        let readme = if folder.has("README.md") { folder.text("README.md").ok() } else { None };
-        Ok(Self {
-            name: folder.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()),
-            hash: unet_file.tensor_hash(),
-            vae_hash: vae_file.tensor_hash(),
-            text_hash: text_file.tensor_hash(),
-            tokenizer,
-            text,
-            unet,
-            vae,
-            schedule: if folder.has("scheduler/scheduler_config.json") {
-                folder.json("scheduler/scheduler_config.json")?
-            } else {
-                ScheduleConfig::default()
-            },
-            readme,
-            layers: table.layers,
-            weights: table.weights,
-            device: device.clone(),
-        })
+        Ok(())
     }
 
     pub fn layer(&self, id: LayerId) -> &Layer {
@@ -218,4 +195,10 @@ impl StableDiffusion {
         let placed = select.matmul(Tensor::cat(vectors.to_vec(), 0)).reshape([b, n, width]);
         embedded * keep + placed
     }
+}
+
+fn name(folder: &Folder) -> String {
+    let path = folder.path();
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }

@@ -18,8 +18,9 @@ use crate::engine::{Error, Result};
 
 /// OpenAI CLIP's merges, for models that bring no vocabulary of their own.
 const CLIP_MERGES: &[u8] = include_bytes!("../../../assets/clip/bpe_simple_vocab_16e6.txt.gz");
-/// CLIP's table holds 49,408 entries: 512 bytes, these merges, two ends.
-const CLIP_MERGE_COUNT: usize = 49_408 - 512 - 2;
+/// CLIP's table holds 49,408 entries: 512 bytes, the merges, two ends.
+const CLIP_WORDS: usize = 49_408;
+const NO_MERGES: usize = 512 + 2;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -69,11 +70,17 @@ impl Tokenizer {
 
     /// The full CLIP vocabulary, built in.
     pub fn clip(length: usize) -> Result<Self> {
+        Self::clip_cut(length, CLIP_WORDS)
+    }
+
+    /// The same with its first merges alone, so that it has `words` entries; no more than all, no fewer than the bytes.
+    pub fn clip_cut(length: usize, words: usize) -> Result<Self> {
+        let merges = words.clamp(NO_MERGES, CLIP_WORDS) - NO_MERGES;
         let mut text = String::new();
         flate2::read::GzDecoder::new(CLIP_MERGES).read_to_string(&mut text).map_err(|e| {
             Error::new(format!("The built-in vocabulary cannot be read ({e})"), "Install the program again")
         })?;
-        let merges: Vec<(String, String)> = text.lines().skip(1).filter_map(pair).take(CLIP_MERGE_COUNT).collect();
+        let merges: Vec<(String, String)> = text.lines().skip(1).filter_map(pair).take(merges).collect();
         let bytes = byte_letters();
         let words = bytes.iter().map(|&c| c.to_string()).chain(bytes.iter().map(|c| format!("{c}</w>")));
         let words = words.chain(merges.iter().map(|(a, b)| format!("{a}{b}"))).chain([START.into(), END.into()]);

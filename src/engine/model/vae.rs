@@ -35,7 +35,7 @@ fn default_groups() -> usize {
     32
 }
 
-fn default_scaling() -> f64 {
+pub(super) fn default_scaling() -> f64 {
     0.18215
 }
 

@@ -30,7 +30,7 @@ pub struct Project {
     pub version: u32,
     /// Columns of the basis that each concept owns. Fixed: with another block, slots would overlap.
     pub block: usize,
-    /// `starter`, or a folder in diffusers layout.
+    /// `starter`, a folder in diffusers layout, or a single file.
     #[serde(default = "starter")]
     pub model: String,
     #[serde(default)]

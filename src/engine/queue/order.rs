@@ -20,7 +20,7 @@ pub struct Order {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// `starter`, or a folder in diffusers layout.
+    /// `starter`, a folder in diffusers layout, or a single file.
     #[serde(default = "starter")]
     pub model: String,
     /// Folder of pictures.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::engine::concept::beside;
-use crate::engine::project::{AdapterEntry, ConceptEntry, Project};
+use crate::engine::project::{ConceptEntry, Project};
 use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::cards::Loading;
@@ -13,47 +13,32 @@ use crate::ui::work::{Captioned, Post, Report, dialog};
 use crate::ui::{crops, dropped};
 
 impl App {
-    /// Whatever was dropped or chosen: pictures, an adapter, a project.
-    pub(super) fn add(&mut self, path: &Path) {
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if path.is_dir() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let folder = self.studio.named(path);
-            if self.studio.project.concepts.iter().any(|entry| entry.folder == folder) {
-                self.studio.log.note(format!("{name} is in the project already"));
-                return;
-            }
-            self.remember("new concept");
-            let concepts = &mut self.studio.project.concepts;
-            let token = format!("<{}>", name.split_whitespace().collect::<Vec<_>>().join("-").to_lowercase());
-            self.studio.project.training.concept.clone_from(&folder);
-            concepts.push(ConceptEntry { name, folder, token, class: String::new() });
-            self.touch();
-            self.look_ahead();
-            self.open_cards();
-        } else if ending == "safetensors" {
-            let file = self.studio.named(path);
-            self.add_adapter(AdapterEntry::of(file));
-        } else if ending == "toml" {
-            let path = path.to_path_buf();
-            self.errands.run(
-                move || dropped::command(path),
-                |command| match command {
-                    Ok(command) => Report::Do(command),
-                    Err(error) => Report::Done(Err(error)),
-                },
-            );
-        } else if ending == "png" {
-            self.open_prompt(path.to_path_buf());
-        } else {
-            self.studio.log.error(
-                &Error::new(
-                    "This is neither a folder of pictures, nor an adapter (.safetensors), nor a project or a recipe (.toml), nor a PNG",
-                    "Drop the folder that holds the pictures",
-                )
-                .at(path),
-            );
+    /// Whatever was dropped or chosen; what it is, its content tells, which is read on a thread.
+    pub(super) fn add(&self, path: PathBuf) {
+        self.errands.run(
+            move || dropped::command(path),
+            |command| match command {
+                Ok(command) => Report::Do(command),
+                Err(error) => Report::Done(Err(error)),
+            },
+        );
+    }
+
+    pub(super) fn add_concept(&mut self, path: &Path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let folder = self.studio.named(path);
+        if self.studio.project.concepts.iter().any(|entry| entry.folder == folder) {
+            self.studio.log.note(format!("{name} is in the project already"));
+            return;
         }
+        self.remember("new concept");
+        let concepts = &mut self.studio.project.concepts;
+        let token = format!("<{}>", name.split_whitespace().collect::<Vec<_>>().join("-").to_lowercase());
+        self.studio.project.training.concept.clone_from(&folder);
+        concepts.push(ConceptEntry { name, folder, token, class: String::new() });
+        self.touch();
+        self.look_ahead();
+        self.open_cards();
     }
 
     /// Writes a caption on a thread, and reads it back as training will.

@@ -1,5 +1,7 @@
 //! The model's card.
 
+use std::path::PathBuf;
+
 use egui::{RichText, Ui};
 
 use crate::ui::cards::Loading;
@@ -11,6 +13,23 @@ use crate::ui::theme;
 use crate::ui::widgets::failure::failure;
 
 const STARTER: &str = "starter";
+/// No dialog can offer files and folders at once. Button, help, title of the dialog, what is asked for, ending.
+const OPEN: [(&str, &str, &str, Answer, &str); 2] = [
+    (
+        "Open model file…",
+        "One file with everything in it (.safetensors), e.g. Stable Diffusion 1.5 as ComfyUI and A1111 keep it",
+        "Open a model file",
+        Answer::File,
+        "safetensors",
+    ),
+    (
+        "Open model folder…",
+        "A folder in diffusers layout, e.g. Stable Diffusion 1.5",
+        "Open a model folder",
+        Answer::Folder,
+        "",
+    ),
+];
 
 pub fn show(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     heading(ui, "Model", |_| {});
@@ -50,15 +69,11 @@ fn told(ui: &mut Ui, facts: &Facts) {
 fn choose(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     let busy = "A training is running: stop it before another model is opened";
     ui.add_enabled_ui(!studio.is_training(), |ui| {
-        let open = ui.button("Open model…").on_hover_text("A folder in diffusers layout, e.g. Stable Diffusion 1.5");
-        if open.on_disabled_hover_text(busy).clicked() {
-            out.push(Command::Ask(Question {
-                title: "Open a model folder",
-                kind: Answer::Folder,
-                ending: "",
-                offered: "",
-                then: |path| Command::OpenModel(path.to_string_lossy().into_owned()),
-            }));
+        for (name, help, title, kind, ending) in OPEN {
+            if ui.button(name).on_hover_text(help).on_disabled_hover_text(busy).clicked() {
+                let then = |path: PathBuf| Command::OpenModel(path.to_string_lossy().into_owned());
+                out.push(Command::Ask(Question { title, kind, ending, offered: "", then }));
+            }
         }
         if studio.project.model != STARTER {
             let starter = ui.button("Use the starter model").on_hover_text("The small model that comes with Triptych");

@@ -86,8 +86,17 @@ fn files(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     if merge(ui, "Save as adapter…", "One file with everything that is heard").clicked() {
         out.push(ask("Save the mix as", Answer::NewFile, "safetensors", "mix.safetensors", Command::SaveMerged));
     }
-    if merge(ui, "Into a model…", "A whole model with the mix in its weights, in diffusers layout").clicked() {
-        out.push(ask("New folder for the model", Answer::NewFile, "", "model", Command::BakeMerged));
+    let whole = "A whole model with the mix in its weights: a folder in diffusers layout, or one file where its name ends in \
+                 .safetensors";
+    if merge(ui, "Into a model…", whole).clicked() {
+        // What was opened as one file becomes one.
+        let of_file = studio.project.model.ends_with(".safetensors");
+        out.push(match of_file {
+            true => {
+                ask("New file for the model", Answer::NewFile, "safetensors", "model.safetensors", Command::BakeMerged)
+            }
+            false => ask("New folder for the model", Answer::NewFile, "", "model", Command::BakeMerged),
+        });
     }
     if button(ui, "Save recipe…", "Faders and method as a small file that can be opened again").clicked() {
         out.push(ask("Save the recipe as", Answer::NewFile, "toml", "recipe.toml", Command::SaveRecipe));

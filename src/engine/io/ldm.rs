@@ -1,0 +1,383 @@
+//! Names in single-file checkpoints (the layout of CompVis' latent diffusion, LDM) ↔ ours (diffusers, transformers).
+//!
+//! Source: `diffusers/loaders/single_file_utils.py`, kohya's `library/model_util.py`. Only SD 1.x's three networks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::engine::io::{Checkpoint, names};
+use crate::engine::{Error, Result};
+
+const UNET: &str = "model.diffusion_model.";
+/// The second is ComfyUI's.
+const VAE: [&str; 2] = ["first_stage_model.", "vae."];
+const TEXT: &str = "cond_stage_model.transformer.";
+
+/// What files hold beside weights: moving averages, the noise schedule written out, marks of other programs.
+const BESIDE: [&str; 16] = [
+    "model_ema.",
+    "betas",
+    "alphas_cumprod",
+    "sqrt_",
+    "log_one_minus_",
+    "posterior_",
+    "logvar",
+    "denoiser.sigmas",
+    "embedding_manager",
+    "first_stage_model.loss.",
+    "cond_stage_model.logit_scale",
+    "cond_stage_model.text_projection",
+    "cond_stage_model.transformer.text_projection",
+    "cond_stage_model.transformer.logit_scale",
+    "v_pred",
+    "ztsnr",
+];
+
+/// Blocks of a denoiser, as far as names depend on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Residual blocks on each level of the way down; one more on the way up.
+    pub layers: usize,
+    /// For each level of the way down, whether it has attention.
+    pub down: Vec<bool>,
+    /// The same of the way up, the smallest pictures first.
+    pub up: Vec<bool>,
+}
+
+/// Module paths in both layouts. A name's longest known beginning is exchanged, and the rest is alike.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    to_ours: BTreeMap<String, String>,
+    to_ldm: BTreeMap<String, String>,
+}
+
+impl Names {
+    fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        let (mut to_ours, mut to_ldm) = (BTreeMap::new(), BTreeMap::new());
+        for (ours, ldm) in pairs {
+            to_ours.insert(ldm.clone(), ours.clone());
+            to_ldm.insert(ours, ldm);
+        }
+        Self { to_ours, to_ldm }
+    }
+
+    pub fn ours(&self, ldm: &str) -> Option<String> {
+        exchange(&self.to_ours, ldm)
+    }
+
+    pub fn ldm(&self, ours: &str) -> Option<String> {
+        exchange(&self.to_ldm, ours)
+    }
+}
+
+fn exchange(table: &BTreeMap<String, String>, name: &str) -> Option<String> {
+    let ends = name.rmatch_indices('.').map(|(end, _)| end);
+    ends.into_iter().find_map(|end| Some(format!("{}{}", table.get(&name[..end])?, &name[end..])))
+}
+
+/// Inside a residual block of the denoiser; attention is alike in both layouts.
+const RESNET: [(&str, &str); 6] = [
+    ("norm1", "in_layers.0"),
+    ("conv1", "in_layers.2"),
+    ("time_emb_proj", "emb_layers.1"),
+    ("norm2", "out_layers.0"),
+    ("conv2", "out_layers.3"),
+    ("conv_shortcut", "skip_connection"),
+];
+
+/// The denoiser's modules.
+pub fn unet(blocks: &Blocks) -> Names {
+    let Blocks { layers, down, up } = blocks;
+    // Each level takes a slot for every layer, and one more: for the step to the next level, or the third layer upwards.
+    let slots = layers + 1;
+    let mut pairs: Vec<(String, String)> = [
+        ("conv_in", "input_blocks.0.0"),
+        ("time_embedding.linear_1", "time_embed.0"),
+        ("time_embedding.linear_2", "time_embed.2"),
+        ("conv_norm_out", "out.0"),
+        ("conv_out", "out.2"),
+        ("mid_block.attentions.0", "middle_block.1"),
+    ]
+    .map(|(ours, ldm)| (ours.to_owned(), ldm.to_owned()))
+    .into();
+    let mut resnet = |ours: &str, ldm: &str| {
+        pairs.extend(RESNET.map(|(mine, theirs)| (format!("{ours}.{mine}"), format!("{ldm}.{theirs}"))));
+    };
+    (0..2).for_each(|j| resnet(&format!("mid_block.resnets.{j}"), &format!("middle_block.{}", 2 * j)));
+    for i in 0..down.len() {
+        (0..*layers).for_each(|j| {
+            resnet(&format!("down_blocks.{i}.resnets.{j}"), &format!("input_blocks.{}.0", slots * i + j + 1));
+        });
+    }
+    for i in 0..up.len() {
+        (0..slots).for_each(|j| {
+            resnet(&format!("up_blocks.{i}.resnets.{j}"), &format!("output_blocks.{}.0", slots * i + j));
+        });
+    }
+    for (i, &attends) in down.iter().enumerate() {
+        if attends {
+            pairs.extend(
+                (0..*layers).map(|j| {
+                    (format!("down_blocks.{i}.attentions.{j}"), format!("input_blocks.{}.1", slots * i + j + 1))
+                }),
+            );
+        }
+        if i + 1 < down.len() {
+            let ldm = format!("input_blocks.{}.0.op", slots * (i + 1));
+            pairs.push((format!("down_blocks.{i}.downsamplers.0.conv"), ldm));
+        }
+    }
+    for (i, &attends) in up.iter().enumerate() {
+        if attends {
+            pairs.extend(
+                (0..slots)
+                    .map(|j| (format!("up_blocks.{i}.attentions.{j}"), format!("output_blocks.{}.1", slots * i + j))),
+            );
+        }
+        if i + 1 < up.len() {
+            // It comes after what the last slot of the level holds.
+            let place = if attends { 2 } else { 1 };
+            let ldm = format!("output_blocks.{}.{place}.conv", slots * i + layers);
+            pairs.push((format!("up_blocks.{i}.upsamplers.0.conv"), ldm));
+        }
+    }
+    Names::new(pairs)
+}
+
+/// Inside the autoencoder's attention. Files keep the four as 1×1 convolutions.
+const VAE_ATTENTION: [(&str, &str); 5] =
+    [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
+
+/// The autoencoder's modules, with `levels` sizes of pictures and `layers` residual blocks on each when encoding.
+pub fn vae(levels: usize, layers: usize) -> Names {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    let alike = |name: String| (name.clone(), name);
+    pairs.extend(["quant_conv", "post_quant_conv"].map(|name| alike(name.to_owned())));
+    for half in ["encoder", "decoder"] {
+        pairs.extend(["conv_in", "conv_out"].map(|name| alike(format!("{half}.{name}"))));
+        pairs.push((format!("{half}.conv_norm_out"), format!("{half}.norm_out")));
+        pairs.extend((0..2).map(|j| (format!("{half}.mid_block.resnets.{j}"), format!("{half}.mid.block_{}", j + 1))));
+        pairs.extend(VAE_ATTENTION.map(|(mine, theirs)| {
+            (format!("{half}.mid_block.attentions.0.{mine}"), format!("{half}.mid.attn_1.{theirs}"))
+        }));
+    }
+    for i in 0..levels {
+        // The decoder counts its levels from the largest pictures, which it makes last.
+        let (down, up) = (format!("encoder.down.{i}"), format!("decoder.up.{}", levels - 1 - i));
+        let sides = [("encoder.down_blocks", down, "down", layers), ("decoder.up_blocks", up, "up", layers + 1)];
+        for (ours, ldm, way, count) in sides {
+            for j in 0..count {
+                let (mine, theirs) = (format!("{ours}.{i}.resnets.{j}"), format!("{ldm}.block.{j}"));
+                pairs.push((format!("{mine}.conv_shortcut"), format!("{theirs}.nin_shortcut")));
+                pairs.push((mine, theirs));
+            }
+            if i + 1 < levels {
+                pairs.push((format!("{ours}.{i}.{way}samplers.0.conv"), format!("{ldm}.{way}sample.conv")));
+            }
+        }
+    }
+    Names::new(pairs)
+}
+
+/// The networks of a single file under our names.
+#[derive(Clone, Debug)]
+pub struct Networks {
+    pub unet: Checkpoint,
+    pub vae: Checkpoint,
+    pub text: Checkpoint,
+}
+
+/// One of a file's networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Network {
+    Unet,
+    Vae,
+    Text,
+}
+
+/// What each tensor of a single file is.
+pub struct Layout {
+    blocks: Blocks,
+    unet: Names,
+    vae: Names,
+}
+
+impl Layout {
+    /// Of a denoiser of these blocks, and an autoencoder as [`vae`] counts it.
+    pub fn new(blocks: Blocks, vae_levels: usize, vae_layers: usize) -> Self {
+        Self { unet: unet(&blocks), vae: vae(vae_levels, vae_layers), blocks }
+    }
+
+    /// Read off the names in the file.
+    pub fn of(file: &Checkpoint) -> Self {
+        let unet: BTreeSet<&str> = file.entries().keys().filter_map(|name| name.strip_prefix(UNET)).collect();
+        let vae: BTreeSet<&str> = file.entries().keys().filter_map(|name| of_vae(name)).collect();
+        let has = |names: &BTreeSet<&str>, start: &str| {
+            names.range(start..).next().is_some_and(|name| name.starts_with(start))
+        };
+        let count =
+            |names: &BTreeSet<&str>, start: &str| (0..).take_while(|i| has(names, &format!("{start}{i}."))).count();
+        let slots = count(&unet, "input_blocks.");
+        let levels = 1 + (0..slots).filter(|i| has(&unet, &format!("input_blocks.{i}.0.op."))).count();
+        let layers = (slots / levels).saturating_sub(1);
+        let attends = |side: &str, slot: usize| has(&unet, &format!("{side}.{slot}.1.transformer_blocks."));
+        let blocks = Blocks {
+            layers,
+            down: (0..levels).map(|i| attends("input_blocks", (layers + 1) * i + 1)).collect(),
+            up: (0..levels).map(|i| attends("output_blocks", (layers + 1) * i)).collect(),
+        };
+        Self::new(blocks, count(&vae, "encoder.down."), count(&vae, "encoder.down.0.block."))
+    }
+
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// A stored name → its network and our name; `None` for what no network uses.
+    pub fn ours(&self, stored: &str) -> Option<(Network, String)> {
+        if BESIDE.iter().any(|start| stored.starts_with(start)) {
+            return None;
+        }
+        // A name that the tables do not know stays as it is, and is told as a fault of its network.
+        if let Some(name) = stored.strip_prefix(UNET) {
+            return Some((Network::Unet, self.unet.ours(name).unwrap_or_else(|| name.to_owned())));
+        }
+        if let Some(name) = of_vae(stored) {
+            return Some((Network::Vae, self.vae.ours(name).unwrap_or_else(|| name.to_owned())));
+        }
+        Some((Network::Text, names::text_encoder(stored.strip_prefix(TEXT)?)?))
+    }
+
+    /// The name that a single file gives to one of our tensors.
+    pub fn stored(&self, network: Network, ours: &str) -> Option<String> {
+        match network {
+            Network::Unet => Some(format!("{UNET}{}", self.unet.ldm(ours)?)),
+            Network::Vae => Some(format!("{}{}", VAE[0], self.vae.ldm(ours)?)),
+            Network::Text => Some(format!("{TEXT}{ours}")),
+        }
+    }
+
+    /// The three networks of the file, each under our names. A tensor that belongs nowhere is a fault.
+    pub fn networks(&self, file: &Checkpoint) -> Result<Networks> {
+        let strays: Vec<&str> = file.entries().keys().map(String::as_str).filter(|name| !belongs(name)).collect();
+        if let Some(first) = strays.first() {
+            let counted = if strays.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", strays.len()) };
+            return Err(Error::new(
+                format!("The file holds {} that no SD 1.x model has, such as {first}", counted),
+                "It is of another kind: `triptych inspect` says what it looks like",
+            )
+            .at(file.path()));
+        }
+        let part =
+            |network| file.renamed(|stored| self.ours(stored).filter(|(of, _)| *of == network).map(|(_, ours)| ours));
+        Ok(Networks { unet: part(Network::Unet), vae: part(Network::Vae), text: part(Network::Text) })
+    }
+}
+
+fn belongs(stored: &str) -> bool {
+    let starts = [UNET, TEXT].iter().chain(&VAE).chain(&BESIDE);
+    starts.into_iter().any(|start| stored.starts_with(start))
+}
+
+fn of_vae(stored: &str) -> Option<&str> {
+    VAE.iter().find_map(|prefix| stored.strip_prefix(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::io::Dtype;
+
+    /// Every tensor of SD 1.5: its network, our name, the name in a single file, the shape there.
+    fn sd15() -> Vec<(Network, &'static str, &'static str, Vec<usize>)> {
+        let line = |line: &'static str| {
+            let [network, ours, ldm, shape] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let network = match network {
+                "unet" => Network::Unet,
+                "vae" => Network::Vae,
+                _ => Network::Text,
+            };
+            (network, ours, ldm, shape.split(',').map(|n| n.parse().unwrap()).collect())
+        };
+        include_str!("../../../tests/reference/sd15_names.txt").lines().map(line).collect()
+    }
+
+    fn file(names: impl Iterator<Item = (String, Vec<usize>)>) -> Checkpoint {
+        Checkpoint::shaped(names, Dtype::F16)
+    }
+
+    /// diffusers' and transformers' own list: ours ↔ theirs is one to one, and nothing is lost or counted twice.
+    #[test]
+    fn names_of_sd15_go_there_and_back() {
+        let file = file(sd15().into_iter().map(|(_, _, ldm, shape)| (ldm.to_owned(), shape)));
+        let layout = Layout::of(&file);
+        for (network, ours, ldm, _) in sd15() {
+            assert_eq!(layout.ours(ldm), Some((network, ours.to_owned())), "{ldm}");
+            assert_eq!(layout.stored(network, ours).as_deref(), Some(ldm), "{ours}");
+        }
+        let Networks { unet, vae, text } = layout.networks(&file).unwrap();
+        for (network, tensors, parameters) in
+            [(&unet, 686, 859_520_964), (&vae, 248, 83_653_863), (&text, 196, 123_060_480)]
+        {
+            let count = network.entries().values().map(|entry| entry.shape.iter().product::<usize>()).sum::<usize>();
+            assert_eq!((network.entries().len(), count), (tensors, parameters));
+        }
+    }
+
+    /// Two levels of one layer; attention on the way down on the first only, on the way up on both.
+    #[test]
+    fn other_numbers_of_blocks_go_there_and_back() {
+        let blocks = Blocks { layers: 1, down: vec![true, false], up: vec![true, true] };
+        let (unet, vae) = (unet(&blocks), vae(2, 1));
+        assert_eq!(unet.ldm("down_blocks.0.downsamplers.0.conv.bias").unwrap(), "input_blocks.2.0.op.bias");
+        assert_eq!(unet.ldm("up_blocks.0.upsamplers.0.conv.bias").unwrap(), "output_blocks.1.2.conv.bias");
+        assert_eq!(unet.ldm("down_blocks.1.attentions.0.norm.bias"), None);
+        assert_eq!(vae.ours("decoder.up.0.block.1.norm1.bias").unwrap(), "decoder.up_blocks.1.resnets.1.norm1.bias");
+        let names = [(Network::Unet, &unet, UNET), (Network::Vae, &vae, VAE[0])]
+            .map(|(network, names, prefix)| (network, names.to_ldm.clone(), prefix));
+        let stored = names.iter().flat_map(|(_, names, prefix)| {
+            // A transformer's own tensors tell that there is attention.
+            let end = |ours: &str| if ours.contains("attentions") { "transformer_blocks.0.norm1.bias" } else { "bias" };
+            names.iter().map(move |(ours, ldm)| format!("{prefix}{ldm}.{}", end(ours)))
+        });
+        let file = file(stored.map(|name| (name, vec![1])));
+        let layout = Layout::of(&file);
+        assert_eq!(layout.blocks(), &blocks);
+        for name in file.entries().keys() {
+            let (network, ours) = layout.ours(name).unwrap();
+            assert_eq!(layout.stored(network, &ours).as_ref(), Some(name));
+        }
+    }
+
+    #[test]
+    fn what_is_no_weight_is_left_aside_and_strays_are_named() {
+        let beside = [
+            "model_ema.diffusion_modelinput_blocks00bias",
+            "alphas_cumprod_prev",
+            "sqrt_one_minus_alphas_cumprod",
+            "posterior_mean_coef1",
+            "cond_stage_model.transformer.text_model.embeddings.position_ids",
+            "cond_stage_model.logit_scale",
+            "embedding_manager.embedder.x",
+        ];
+        let weights = sd15().into_iter().map(|(_, _, ldm, shape)| (ldm.to_owned(), shape));
+        let with = |more: &[&str]| {
+            let more: Vec<_> = more.iter().map(|name| ((*name).to_owned(), vec![1])).collect();
+            file(weights.clone().chain(more))
+        };
+        let whole = with(&beside);
+        let networks = Layout::of(&whole).networks(&whole).unwrap();
+        let parts = [&networks.unet, &networks.vae, &networks.text];
+        assert_eq!(parts.map(|part| part.entries().len()), [686, 248, 196]);
+        let whole = with(&["optimizer.step"]);
+        let error = Layout::of(&whole).networks(&whole).unwrap_err();
+        assert!(error.what.contains("a tensor that no SD 1.x model has, such as optimizer.step"), "{error}");
+    }
+
+    /// Files from before transformers 4 have no `text_model.` level.
+    #[test]
+    fn old_names_of_the_text_encoder_are_read() {
+        let file = file(std::iter::once(("cond_stage_model.transformer.final_layer_norm.bias".to_owned(), vec![4])));
+        let ours = Layout::of(&file).ours("cond_stage_model.transformer.final_layer_norm.bias").unwrap();
+        assert_eq!(ours, (Network::Text, "text_model.final_layer_norm.bias".to_owned()));
+    }
+}

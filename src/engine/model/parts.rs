@@ -1,0 +1,79 @@
+//! What a model is made of, whichever way its files hold it: a folder in diffusers layout, or one file.
+
+use std::thread::{self, ScopedJoinHandle};
+
+use crate::engine::io::{Checkpoint, Folder, detect};
+use crate::engine::model::sd::{ScheduleConfig, TEXT_WEIGHTS, WEIGHTS};
+use crate::engine::model::tokenizer::Tokenizer;
+use crate::engine::model::{clip, single_file, unet, vae};
+use crate::engine::{Error, Result};
+
+/// Networks that can be loaded, their tensors under our names.
+pub struct Parts {
+    pub text: (clip::Config, Checkpoint),
+    pub unet: (unet::Config, Checkpoint),
+    pub vae: (vae::Config, Checkpoint),
+    pub schedule: ScheduleConfig,
+    /// Where tokenizer and README may lie.
+    pub beside: Folder,
+    /// Whether they came in one file. Its vocabulary, where none lies beside it, is CLIP's, cut to what the text encoder knows.
+    pub is_single: bool,
+}
+
+/// SHA-256 of each network's tensors, computed on threads of their own while the networks are loaded.
+pub struct Hashes<'scope>([ScopedJoinHandle<'scope, String>; 3]);
+
+impl Parts {
+    /// What is no model of the SD 1.x family is refused by the name of what it is.
+    pub fn open(folder: &Folder) -> Result<Self> {
+        if let Folder::Disk(path) = folder {
+            detect::detect(path)?.must_be_model(path)?;
+            if path.is_file() {
+                return single_file::open(path);
+            }
+        }
+        let part = |name: &str, weights: [&str; 2]| {
+            folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str))
+        };
+        let schedule = "scheduler/scheduler_config.json";
+        Ok(Self {
+            text: (folder.json("text_encoder/config.json")?, part("text_encoder", TEXT_WEIGHTS)?),
+            unet: (folder.json("unet/config.json")?, part("unet", WEIGHTS)?),
+            vae: (folder.json("vae/config.json")?, part("vae", WEIGHTS)?),
+            schedule: if folder.has(schedule) { folder.json(schedule)? } else { ScheduleConfig::default() },
+            beside: folder.clone(),
+            is_single: false,
+        })
+    }
+
+    /// The tokenizer beside it, or CLIP's, for prompts of `length` ids and a text encoder that knows `vectors` of them.
+    pub fn tokenizer(&self, length: usize, vectors: usize) -> Result<Tokenizer> {
+        let tokenizer = match self.beside.has("tokenizer/vocab.json") {
+            true => Tokenizer::open(&self.beside, length)?,
+            // CLIP's merges are sorted: who knows fewer words knows its first ones.
+            false if self.is_single => Tokenizer::clip_cut(length, vectors)?,
+            false => Tokenizer::clip(length)?,
+        };
+        let words = tokenizer.words();
+        if words > vectors {
+            return Err(Error::new(
+                format!("The vocabulary has {words} entries, the text encoder knows {vectors}"),
+                "Put the model's own tokenizer (vocab.json and merges.txt) into its folder",
+            )
+            .at(self.beside.path().join("tokenizer")));
+        }
+        Ok(tokenizer)
+    }
+}
+
+impl<'scope> Hashes<'scope> {
+    /// Reading gigabytes a second time costs seconds; beside the loading it costs a core that would idle.
+    pub fn begin<'env>(scope: &'scope thread::Scope<'scope, 'env>, files: [&'env Checkpoint; 3]) -> Self {
+        Self(files.map(|file| scope.spawn(|| file.tensor_hash())))
+    }
+
+    /// In the order of the files.
+    pub fn finish(self) -> [String; 3] {
+        self.0.map(|thread| thread.join().expect("a hash cannot fail"))
+    }
+}

@@ -1,0 +1,223 @@
+//! A model in one file: its networks, and their configurations as far as the tensors tell them.
+//!
+//! Shapes tell channels, layers and widths. Heads and groups of a norm leave no trace in them, so a rule gives those; a
+//! folder of the file's name beside it (`model/unet/config.json` beside `model.safetensors`) has the last word.
+
+use std::path::Path;
+
+use crate::engine::Result;
+use crate::engine::io::ldm::Layout;
+use crate::engine::io::{Checkpoint, Folder};
+use crate::engine::model::parts::Parts;
+use crate::engine::model::sd::ScheduleConfig;
+use crate::engine::model::unet::PerBlock;
+use crate::engine::model::{clip, unet, vae};
+
+/// Channels on each level of SD 1.x.
+const SD15: [usize; 4] = [320, 640, 1280, 1280];
+/// Of every norm in SD 1.x.
+const GROUPS: usize = 32;
+/// Of every attention in SD 1.x.
+const HEADS: usize = 8;
+/// Channels of an attention head in CLIP.
+const CLIP_HEAD: usize = 64;
+/// Narrower heads than this are in no model, so a small denoiser has fewer of them.
+const NARROWEST_HEAD: usize = 8;
+
+/// Opens a file in LDM layout.
+pub fn open(path: &Path) -> Result<Parts> {
+    let file = Checkpoint::open(path)?;
+    let layout = Layout::of(&file);
+    let networks = layout.networks(&file)?;
+    let beside = Folder::Disk(path.with_extension(""));
+    let channels = denoiser(&networks.unet, &layout).block_out_channels;
+    if channels != SD15 && !beside.has("unet/config.json") {
+        tracing::warn!(
+            "{} has other sizes than SD 1.5 and does not say how many heads its attention has: {} are assumed. If its \
+             pictures are wrong, put its unet/config.json and vae/config.json into the folder {}",
+            path.display(),
+            heads(channels.first().copied().unwrap_or(0)),
+            beside.path().display(),
+        );
+    }
+    Ok(Parts {
+        text: (config(&beside, "text_encoder/config.json", || text(&networks.text))?, networks.text),
+        unet: (config(&beside, "unet/config.json", || denoiser(&networks.unet, &layout))?, networks.unet),
+        vae: (config(&beside, "vae/config.json", || autoencoder(&networks.vae))?, networks.vae),
+        schedule: config(&beside, "scheduler/scheduler_config.json", || schedule(&file))?,
+        beside,
+        is_single: true,
+    })
+}
+
+fn config<T: serde::de::DeserializeOwned>(beside: &Folder, name: &str, read_off: impl FnOnce() -> T) -> Result<T> {
+    if beside.has(name) { beside.json(name) } else { Ok(read_off()) }
+}
+
+/// SD 1.x's schedule. No tensor tells what the model predicts: the metadata may, or a `model.yaml` beside the file, as
+/// A1111 and Forge read it.
+fn schedule(file: &Checkpoint) -> ScheduleConfig {
+    let yaml = std::fs::read_to_string(file.path().with_extension("yaml")).unwrap_or_default();
+    let stated = yaml.lines().find_map(|line| line.trim().strip_prefix("parameterization:"));
+    let stated = stated.or_else(|| file.metadata().get("modelspec.prediction_type").map(String::as_str));
+    let stated = stated.map(|kind| kind.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']));
+    let prediction_type = match stated {
+        None | Some("" | "eps" | "epsilon") => "epsilon".to_owned(),
+        Some("v" | "v_prediction") => "v_prediction".to_owned(),
+        // Told as unknown where the schedule is made.
+        Some(other) => other.to_owned(),
+    };
+    ScheduleConfig { prediction_type, steps_offset: 1, set_alpha_to_one: false, ..ScheduleConfig::default() }
+}
+
+/// Size of an axis; 0 where the tensor is missing, which the loader will say.
+fn size(file: &Checkpoint, name: &str, axis: usize) -> usize {
+    file.shape(name).ok().and_then(|shape| shape.get(axis)).copied().unwrap_or(0)
+}
+
+/// How many numbered modules follow `start`.
+fn count(file: &Checkpoint, start: &str) -> usize {
+    let has = |i: &usize| {
+        let start = format!("{start}{i}.");
+        file.entries().range(start.clone()..).next().is_some_and(|(name, _)| name.starts_with(&start))
+    };
+    (0..).take_while(has).count()
+}
+
+fn denoiser(file: &Checkpoint, layout: &Layout) -> unet::Config {
+    let blocks = layout.blocks();
+    let levels = blocks.down.len();
+    let channels: Vec<usize> =
+        (0..levels).map(|i| size(file, &format!("down_blocks.{i}.resnets.0.conv1.weight"), 0)).collect();
+    let block = |attends: &bool, way: &str| format!("{}{way}Block2D", if *attends { "CrossAttn" } else { "" });
+    let middle = "mid_block.attentions.0";
+    let projection = file.shape(&format!("{middle}.proj_in.weight")).unwrap_or_default();
+    let depth = |i: usize| count(file, &format!("down_blocks.{i}.attentions.0.transformer_blocks."));
+    // A level without attention is asked for its depth only where the middle has its width.
+    let middle_depth = count(file, &format!("{middle}.transformer_blocks."));
+    unet::Config {
+        in_channels: size(file, "conv_in.weight", 1),
+        out_channels: size(file, "conv_out.weight", 0),
+        sample_size: None,
+        layers_per_block: blocks.layers,
+        down_block_types: blocks.down.iter().map(|attends| block(attends, "Down")).collect(),
+        up_block_types: blocks.up.iter().map(|attends| block(attends, "Up")).collect(),
+        cross_attention_dim: size(file, &format!("{middle}.transformer_blocks.0.attn2.to_k.weight"), 1),
+        attention_head_dim: PerBlock::All(heads(channels.first().copied().unwrap_or(0))),
+        num_attention_heads: None,
+        norm_num_groups: groups(&channels),
+        norm_eps: 1e-5,
+        use_linear_projection: projection.len() == 2,
+        transformer_layers_per_block: PerBlock::Each(
+            (0..levels).map(|i| if blocks.down[i] { depth(i) } else { middle_depth }).collect(),
+        ),
+        block_out_channels: channels,
+        addition_embed_type: None,
+        act_fn: None,
+        center_input_sample: None,
+        flip_sin_to_cos: None,
+        freq_shift: None,
+        only_cross_attention: serde_json::Value::Null,
+    }
+}
+
+/// SD 1.x's eight, or as many as leave each the narrowest width.
+fn heads(channels: usize) -> usize {
+    (channels / NARROWEST_HEAD).clamp(1, HEADS)
+}
+
+/// SD 1.x's 32, or as many as leave each two channels.
+fn groups(channels: &[usize]) -> usize {
+    let narrowest = channels.iter().copied().min().unwrap_or(0);
+    (narrowest / 2).clamp(1, GROUPS)
+}
+
+fn autoencoder(file: &Checkpoint) -> vae::Config {
+    let levels = count(file, "encoder.down_blocks.");
+    let channels: Vec<usize> =
+        (0..levels).map(|i| size(file, &format!("encoder.down_blocks.{i}.resnets.0.conv1.weight"), 0)).collect();
+    vae::Config {
+        in_channels: size(file, "encoder.conv_in.weight", 1),
+        out_channels: size(file, "decoder.conv_out.weight", 0),
+        latent_channels: size(file, "post_quant_conv.weight", 0),
+        layers_per_block: count(file, "encoder.down_blocks.0.resnets."),
+        norm_num_groups: groups(&channels),
+        block_out_channels: channels,
+        scaling_factor: vae::default_scaling(),
+        shift_factor: None,
+    }
+}
+
+fn text(file: &Checkpoint) -> clip::Config {
+    let width = size(file, "text_model.embeddings.token_embedding.weight", 1);
+    let head = if width.is_multiple_of(CLIP_HEAD) { CLIP_HEAD } else { NARROWEST_HEAD };
+    clip::Config {
+        vocab_size: size(file, "text_model.embeddings.token_embedding.weight", 0),
+        hidden_size: width,
+        intermediate_size: size(file, "text_model.encoder.layers.0.mlp.fc1.weight", 0),
+        num_hidden_layers: count(file, "text_model.encoder.layers."),
+        num_attention_heads: (width / head).max(1),
+        max_position_embeddings: size(file, "text_model.embeddings.position_embedding.weight", 0),
+        hidden_act: clip::default_act(),
+        layer_norm_eps: clip::default_eps(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::engine::io::Dtype;
+    use crate::engine::io::safetensors::{Tensor, save};
+
+    /// The configuration that diffusers and transformers give SD 1.5 is read off its shapes.
+    #[test]
+    fn sd15_is_recognised_by_its_shapes() {
+        let names = include_str!("../../../tests/reference/sd15_names.txt").lines().map(|line| {
+            let mut words = line.split(' ').skip(2);
+            let (name, shape) = (words.next().unwrap(), words.next().unwrap());
+            (name.to_owned(), shape.split(',').map(|n| n.parse().unwrap()).collect())
+        });
+        let file = Checkpoint::shaped(names, Dtype::F16);
+        let layout = Layout::of(&file);
+        let networks = layout.networks(&file).unwrap();
+        let unet = denoiser(&networks.unet, &layout);
+        assert_eq!(unet.block_out_channels, [320, 640, 1280, 1280]);
+        assert_eq!((unet.in_channels, unet.out_channels, unet.layers_per_block), (4, 4, 2));
+        assert_eq!((unet.cross_attention_dim, unet.norm_num_groups), (768, 32));
+        assert_eq!((0..4).map(|level| unet.heads(level)).collect::<Vec<_>>(), [8; 4]);
+        assert_eq!(unet.down_block_types[2..], ["CrossAttnDownBlock2D", "DownBlock2D"]);
+        assert_eq!(unet.up_block_types[..2], ["UpBlock2D", "CrossAttnUpBlock2D"]);
+        assert!(!unet.use_linear_projection);
+        let vae = autoencoder(&networks.vae);
+        assert_eq!((&vae.block_out_channels[..], vae.layers_per_block), (&[128, 256, 512, 512][..], 2));
+        assert_eq!((vae.in_channels, vae.out_channels, vae.latent_channels, vae.norm_num_groups), (3, 3, 4, 32));
+        let text = text(&networks.text);
+        assert_eq!((text.vocab_size, text.hidden_size, text.intermediate_size), (49_408, 768, 3072));
+        assert_eq!((text.num_hidden_layers, text.num_attention_heads, text.max_position_embeddings), (12, 12, 77));
+    }
+
+    #[test]
+    fn metadata_and_a_yaml_beside_it_tell_what_is_predicted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors = BTreeMap::from([("a".to_owned(), Tensor::new(Dtype::F32, &[1], &[0.0]))]);
+        let predicted = |metadata: Option<&str>, yaml: Option<&str>| {
+            let metadata = metadata.map(|kind| ("modelspec.prediction_type".to_owned(), kind.to_owned()));
+            save(&path, &tensors, &metadata.into_iter().collect()).unwrap();
+            let beside = path.with_extension("yaml");
+            match yaml {
+                Some(yaml) => std::fs::write(beside, yaml).unwrap(),
+                None => drop(std::fs::remove_file(beside)),
+            }
+            schedule(&Checkpoint::open(&path).unwrap()).prediction_type
+        };
+        assert_eq!(predicted(None, None), "epsilon", "no tensor tells, and v is never guessed");
+        assert_eq!(predicted(Some("v"), None), "v_prediction");
+        assert_eq!(predicted(Some("epsilon"), None), "epsilon");
+        assert_eq!(predicted(None, Some("model:\n  params:\n    parameterization: \"v\"  # note\n")), "v_prediction");
+        assert_eq!(predicted(Some("v"), Some("model:\n  params:\n    parameterization: eps\n")), "epsilon");
+        assert_eq!(predicted(Some("x0"), None), "x0");
+    }
+}
