@@ -26,7 +26,7 @@ const MINUTES: u64 = 120;
 const SETTLED: u64 = 12;
 /// End over start that is still no growth.
 const MOST: f64 = 1.05;
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 fn main() -> ExitCode {
     let minutes: u64 = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(MINUTES);
