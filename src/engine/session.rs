@@ -25,7 +25,7 @@ use crate::engine::project::{self, Project};
 use crate::engine::train::config::{self, Config};
 use crate::engine::train::estimate::Estimate;
 use crate::engine::train::evidence::{self, Evidence};
-use crate::engine::train::job::Job;
+use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::run::Trained;
 use crate::engine::train::{self, Wishes, checkpoint};
 use crate::engine::{Error, Result};
@@ -211,8 +211,7 @@ impl Session {
         let block = context.block;
         let job = Job {
             model,
-            concept,
-            trigger,
+            subjects: vec![Subject::new(concept, trigger)],
             template: template(model),
             method: training.method,
             method_settings,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use egui::{Context, TextureHandle};
+use egui::Context;
 
 use crate::engine::device;
 use crate::engine::event::Event;
@@ -43,7 +43,7 @@ pub enum Report {
     Adapter(PathBuf, Result<Arc<AdapterContent>>),
     /// Of a picture in this folder: where its caption was written.
     Captioned(PathBuf, Result<PathBuf>),
-    Crop(crops::Key, Result<TextureHandle>),
+    Crop(crops::Key, Result<crops::Crop>),
     /// Of the desk's adapters, in its order when it was asked for.
     Meeting(Vec<PathBuf>, Result<Meeting>),
     Training(Event),
