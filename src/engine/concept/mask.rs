@@ -141,7 +141,7 @@ mod tests {
         let changes = Changes { jitter: 0.4, rotate: 90.0, ..Changes::default() };
         for number in 1..8 {
             for mirror in [false, true] {
-                let view = View { number, changes, mirror, ..view([64, 64], Fit::Pad) };
+                let view = View { mirror, number, changes, ..view([64, 64], Fit::Pad) };
                 let shown = view.load(&picture.path).unwrap();
                 let mask = Mask::Alpha.of(&picture, &view, 1).unwrap().unwrap();
                 let plane = 64 * 64;

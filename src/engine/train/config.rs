@@ -213,13 +213,11 @@ fn resolutions(settings: &Settings, model: &StableDiffusion) -> Result<Vec<usize
     }
     let mut sides: Vec<usize> = Vec::new();
     for side in several.split(',').map(str::trim) {
-        let side = match side.parse() {
-            Ok(side) => checked("resolutions", side)?,
-            Err(_) => {
-                let advice = "Write sides with commas between, such as 512,768";
-                return Err(wrong("resolutions", several, advice.into()));
-            }
+        let Ok(side) = side.parse() else {
+            let advice = "Write sides with commas between, such as 512,768";
+            return Err(wrong("resolutions", several, advice.into()));
         };
+        let side = checked("resolutions", side)?;
         if !sides.contains(&side) {
             sides.push(side);
         }

@@ -89,7 +89,9 @@ mod tests {
             let Drawn { concept, group, rows } = order.batch(&random, 4, step);
             assert_eq!(rows.len(), 4);
             assert!(rows.iter().all(|row| order.groups[concept][group].contains(row)), "a batch mixes groups");
-            rows.iter().for_each(|&row| *shown.entry((concept, group, row)).or_insert(0) += 1);
+            for row in rows {
+                *shown.entry((concept, group, row)).or_insert(0) += 1;
+            }
         }
         let lonely = shown[&(1, 1, 0)];
         assert_eq!((lonely, shown[&(1, 0, 1)]), (48, 96), "what repeats twice is shown twice as often");

@@ -18,7 +18,8 @@ pub struct Job {
     pub with: Opened,
     /// Another model than the open one.
     pub model: Option<String>,
-    pub concept: PathBuf,
+    /// Folders of the concepts, one for each lesson.
+    pub concepts: Vec<PathBuf>,
     pub training: Training,
     /// The order it was taken from.
     pub claim: Option<Claim>,
@@ -67,13 +68,13 @@ impl Control {
 /// Starts; events come as [`Report::Training`], the end as [`Report::TrainingEnded`].
 pub fn start(job: Job, control: Arc<Control>, post: &Post) {
     let work = move |post: &Post| {
-        let Job { with, model, concept, mut training, claim } = job;
+        let Job { with, model, concepts, mut training, claim } = job;
         training.wishes = Some(Arc::clone(&control.wishes));
         let out = training.out.clone();
         let result = guarded(|| {
             let Opened { session, model: open, .. } = &with;
             let other = model.map(|name| session.model(&name)).transpose()?;
-            let concept = session.concept(&concept)?;
+            let concepts = concepts.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
             if !training.resume {
                 keep_earlier(&training.out)?;
             }
@@ -81,7 +82,8 @@ pub fn start(job: Job, control: Arc<Control>, post: &Post) {
                 post.send(Report::Training(event));
                 control.pass()
             };
-            let mut train = || session.train(other.as_ref().unwrap_or(open), &concept, &training, &mut watch).map(drop);
+            let mut train =
+                || session.train(other.as_ref().unwrap_or(open), &concepts, &training, &mut watch).map(drop);
             if session.device.driver.is_some() { train() } else { with_a_core_free(train)? }
         });
         if let Some(claim) = claim {

@@ -12,11 +12,13 @@ use crate::engine::train::config::Config;
 use crate::engine::{Error, Result};
 use crate::ui::studio::Studio;
 
+/// Pictures in each `[width, height]`.
+pub type Sizes = BTreeMap<[usize; 2], usize>;
+
 #[derive(Default)]
 pub struct Cached {
     known: Option<(TrainingForm, Arc<StableDiffusion>, Result<Views>)>,
-    /// Pictures in each size of frame.
-    sizes: Option<(Arc<Concept>, BTreeMap<[usize; 2], usize>)>,
+    sizes: Option<(Arc<Concept>, Sizes)>,
 }
 
 impl Cached {
@@ -33,7 +35,7 @@ impl Cached {
     }
 
     /// How many of the pictures fall into each size of frame; nothing until a model is open.
-    pub fn sizes(&mut self, studio: &Studio, concept: &Arc<Concept>) -> Option<&BTreeMap<[usize; 2], usize>> {
+    pub fn sizes(&mut self, studio: &Studio, concept: &Arc<Concept>) -> Option<&Sizes> {
         self.get(studio)?.ok()?;
         let is_known = self.sizes.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, concept));
         if !is_known {

@@ -1,10 +1,9 @@
 //! How many pictures of a concept fall into each size of frame.
 
-use std::collections::BTreeMap;
-
 use egui::{Label, RichText, Sense, Ui, WidgetInfo, WidgetType, vec2};
 
 use crate::ui::panels::library::concepts::counted;
+use crate::ui::panels::library::preparation::Sizes;
 use crate::ui::theme::palette;
 
 /// Points; the longest bar has this width where there is room.
@@ -12,7 +11,7 @@ const BAR: f32 = 90.0;
 const HEIGHT: f32 = 8.0;
 
 /// Nothing where all pictures have one size.
-pub fn show(ui: &mut Ui, sizes: &BTreeMap<[usize; 2], usize>) {
+pub fn show(ui: &mut Ui, sizes: &Sizes) {
     let most = sizes.values().copied().max().unwrap_or(0);
     if sizes.len() < 2 {
         return;
