@@ -19,7 +19,7 @@ use triptych::engine::field::Settings;
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::merge::{self, Source};
 use triptych::engine::preview::Request;
-use triptych::engine::session::{self, Merging, Session, Training, Used};
+use triptych::engine::session::{self, Lesson, Merging, Session, Training, Used};
 
 const MINUTES: u64 = 120;
 /// Caches fill and the allocator finds its size in the first part of so many.
@@ -61,8 +61,7 @@ fn round(session: &Session, folder: &Path, number: usize) {
     for (shipped, token) in SHIPPED.iter().zip(["<one>", "<two>"]) {
         let (pictures, _) = shipped::unpack(shipped, &folder.join(shipped.folder)).unwrap();
         let training = Training {
-            token: token.into(),
-            class_word: Some(shipped.class_word.into()),
+            lessons: vec![Lesson::new(token, Some(shipped.class_word.into()))],
             method: &METHODS[0],
             changes: [("steps", "12"), ("keep_every", "6"), ("save_every", "4"), ("validate_every", "6")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -76,7 +75,7 @@ fn round(session: &Session, folder: &Path, number: usize) {
             wishes: None,
         };
         let concept = session.concept(&pictures).unwrap();
-        files.push(session.train(&model, &concept, &training, &mut |_| Ok(())).unwrap().file);
+        files.push(session.train(&model, &[concept], &training, &mut |_| Ok(())).unwrap().file);
     }
     let sample = |file: &LoraFile| {
         let used = Used { file: file.clone().into(), strength: Strength::default() };

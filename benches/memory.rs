@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use triptych::engine::adapter;
 use triptych::engine::concept::shipped::{self, SHIPPED};
 use triptych::engine::device::Choice;
-use triptych::engine::session::{self, Session, Training};
+use triptych::engine::session::{self, Lesson, Session, Training};
 
 /// Method and fields of each training.
 const TRAININGS: [(&str, &[&str]); 14] = [
@@ -70,8 +70,7 @@ fn train(model: &str, method: &str, fields: &[String]) -> Value {
     let steps = [("steps".to_owned(), "2".to_owned())];
     let pair = |field: &String| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
     let training = Training {
-        token: "<sks>".into(),
-        class_word: Some("robot".into()),
+        lessons: vec![Lesson::new("<sks>", Some("robot".into()))],
         method: adapter::method(method).unwrap(),
         changes: steps.into_iter().chain(fields.iter().map(pair)).collect(),
         slot: None,
@@ -84,7 +83,7 @@ fn train(model: &str, method: &str, fields: &[String]) -> Value {
     };
     let estimate = session::estimate(&model, training.method, &training.changes).unwrap();
     let peak = Peak::watch();
-    session.train(&model, &concept, &training, &mut |_| Ok(())).unwrap();
+    session.train(&model, &[concept], &training, &mut |_| Ok(())).unwrap();
     let measured = peak.read() - idle;
     json!({ "predicted": estimate.total(), "measured": measured, "loaded": loaded, "parts": estimate.parts })
 }

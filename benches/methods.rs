@@ -91,8 +91,7 @@ impl Bench {
     /// The file and the losses; seconds and numbers trained.
     fn train(&self, method: &'static Method, lesson: &Lesson, out: &Path) -> (LoraFile, Vec<f32>, f64, usize) {
         let training = Training {
-            token: lesson.token.clone(),
-            class_word: Some(lesson.shipped.class_word.into()),
+            lessons: vec![session::Lesson::new(&lesson.token, Some(lesson.shipped.class_word.into()))],
             method,
             changes: vec![("steps".into(), self.steps.clone())],
             slot: None,
@@ -112,7 +111,8 @@ impl Bench {
             }
             Ok(())
         };
-        let trained = self.session.train(&self.model, &lesson.concept, &training, &mut watch).unwrap();
+        let trained =
+            self.session.train(&self.model, std::slice::from_ref(&lesson.concept), &training, &mut watch).unwrap();
         let steps = trained.losses.len();
         (trained.file, trained.losses, seconds / (steps - 1) as f64, trained.parameters)
     }

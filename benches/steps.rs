@@ -78,7 +78,7 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
         trainee.add_layer(id, &spot.layer.module(), tensors, &model.device);
     }
     let start = model.text.embed(&[vec![5]]).squeeze_dim(0);
-    trainee.token = Some(trainee.add("<sks>".into(), start, Group::Token));
+    trainee.tokens = vec![trainee.add("<sks>".into(), start, Group::Token)];
     let word = Word { text: "<sks>".into(), vectors: 1 };
     let prompt = model.tokenizer.encode("a 3d emoji of <sks> robot", &[word]).unwrap();
     let (latents, prior) = (noise(model, [b, 4, 16, 16]), (p > 0).then(|| context(model, p)));
@@ -89,6 +89,7 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
             timesteps: vec![500; b],
             text: Text::Prompts(vec![prompt.clone()], vec![0; b]),
             weights: vec![1.0; b],
+            mask: None,
             prior: prior.clone().map(|context| Prior { context, weight: 2.0 }),
         };
         let outcome = trainee.gradients(model, &schedule, &batch);

@@ -9,7 +9,7 @@ use triptych::engine::{Error, Result};
 fn main() -> Result<()> {
     // `starter` comes with the program; a folder in diffusers layout works the same way.
     let Report::Model { name, native_size: [width, height], caption, targets, block, capacity, .. } =
-        inspect("starter")?
+        inspect("starter", None)?
     else {
         return Err(Error::new("The starter is not a model", "Install the program again"));
     };

@@ -7,7 +7,7 @@ use triptych::engine::concept::shipped::{SHIPPED, unpack};
 use triptych::engine::device::Choice;
 use triptych::engine::event::Event;
 use triptych::engine::io::metadata;
-use triptych::engine::session::{Session, Training};
+use triptych::engine::session::{Lesson, Session, Training};
 use triptych::engine::{Error, Result};
 
 fn main() -> Result<()> {
@@ -28,8 +28,7 @@ fn main() -> Result<()> {
     // Few steps and a low rank: an example ends in seconds. `triptych train` alone takes the defaults.
     let changes = [("steps", "32"), ("rank", "4"), ("batch", "8"), ("prior", "0"), ("warmup", "4")];
     let training = Training {
-        token: "<robot>".into(),
-        class_word: Some(robot.class_word.into()),
+        lessons: vec![Lesson::new("<robot>", Some(robot.class_word.into()))],
         method: adapter::method("orthogonal")?,
         changes: changes.map(|(field, value)| (field.into(), value.into())).into(),
         slot: None,
@@ -40,7 +39,7 @@ fn main() -> Result<()> {
         stamp: false,
         wishes: None,
     };
-    let trained = session.train(&model, &concept, &training, &mut watch)?;
+    let trained = session.train(&model, &[concept], &training, &mut watch)?;
 
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
     let (before, after) = (mean(&trained.losses[..8]), mean(&trained.losses[24..]));

@@ -7,7 +7,7 @@ use triptych::engine::concept::shipped::{SHIPPED, unpack};
 use triptych::engine::device::Choice;
 use triptych::engine::field::Settings;
 use triptych::engine::merge::{self, Inputs, Source, certificate, recover};
-use triptych::engine::session::{Session, Training};
+use triptych::engine::session::{Lesson, Session, Training};
 use triptych::engine::{Error, Result};
 
 fn main() -> Result<()> {
@@ -19,8 +19,7 @@ fn main() -> Result<()> {
         let (pictures, _) = unpack(shipped, &folder.path().join(shipped.folder))?;
         let changes = [("steps", "12"), ("batch", "2"), ("prior", "0")];
         let training = Training {
-            token: format!("<{}>", shipped.folder),
-            class_word: Some(shipped.class_word.into()),
+            lessons: vec![Lesson::new(format!("<{}>", shipped.folder), Some(shipped.class_word.into()))],
             method: adapter::method("orthogonal")?,
             changes: changes.map(|(field, value)| (field.into(), value.into())).into(),
             // The project file beside --out gives each of them the next free slot.
@@ -32,7 +31,7 @@ fn main() -> Result<()> {
             stamp: false,
             wishes: None,
         };
-        let trained = session.train(&model, &session.concept(&pictures)?, &training, &mut |_| Ok(()))?;
+        let trained = session.train(&model, &[session.concept(&pictures)?], &training, &mut |_| Ok(()))?;
         println!("{} taught in {} steps", shipped.title, trained.losses.len());
         sources.push(Source { file: trained.file, strength: Strength::uniform(0.8) });
     }

@@ -9,7 +9,7 @@ use triptych::engine::concept::shipped::{SHIPPED, unpack};
 use triptych::engine::device::{Choice, read};
 use triptych::engine::field::Settings;
 use triptych::engine::model::{Change, Layer, Site, Weight};
-use triptych::engine::session::{Session, Training};
+use triptych::engine::session::{Lesson, Session, Training};
 use triptych::engine::{Error, Result};
 
 /// Forms, help and error messages read this row.
@@ -56,8 +56,7 @@ fn main() -> Result<()> {
     let concept = session.concept(&unpack(&robot, folder.path())?.0)?;
     let changes = [("steps", "24"), ("batch", "8"), ("prior", "0"), ("warmup", "4")];
     let training = Training {
-        token: "<robot>".into(),
-        class_word: Some(robot.class_word.into()),
+        lessons: vec![Lesson::new("<robot>", Some(robot.class_word.into()))],
         method: &GAIN,
         changes: changes.map(|(field, value)| (field.into(), value.into())).into(),
         slot: None,
@@ -68,7 +67,7 @@ fn main() -> Result<()> {
         stamp: false,
         wishes: None,
     };
-    let trained = session.train(&model, &concept, &training, &mut watch)?;
+    let trained = session.train(&model, &[concept], &training, &mut watch)?;
 
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
     let (before, after) = (mean(&trained.losses[..8]), mean(&trained.losses[16..]));

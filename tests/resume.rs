@@ -67,6 +67,26 @@ fn a_killed_run_ends_in_the_same_bytes() {
 }
 
 #[test]
+fn buckets_sizes_versions_masks_and_concepts_resume_in_the_same_bytes() {
+    let desk = Desk::new();
+    for (name, width, height) in [("wide.png", 200, 90), ("tall.png", 60, 150), ("small.png", 20, 20)] {
+        let pixel = |x: u32, y: u32| image::Rgba([x as u8, y as u8, 90, if x < width / 2 { 255 } else { 40 }]);
+        image::RgbaImage::from_fn(width, height, pixel).save(desk.path("robot").join(name)).unwrap();
+    }
+    desk.copy("assets/concepts/kenney_male_person", "man");
+    let shown = "--set fit=bucket --set upscale=false --set resolutions=64,48 --set variations=3 --set jitter=0.2 \
+                 --concept man --class man --token <a> --token <b> --set balance=equal --set rotate=15 --set hue=20 --set saturation=0.2 --set mask=alpha --set held_out=1 --batch 2";
+    let with = |out: &str| format!("{} {shown}", line(out).replace("--batch 1", "").replace("prior=0", "prior=1"));
+    let whole = desk.run(&with("whole/killed.safetensors")).result();
+    let killed = with("killed.safetensors");
+    kill_at(&desk, &killed, 20);
+    let done = desk.run(&format!("{killed} --resume"));
+    assert_eq!(done.result()["loss"], whole["loss"]);
+    assert!(resumed_after(&done.notes()) >= 10, "{}", done.notes());
+    assert!(desk.read("killed.safetensors") == desk.read("whole/killed.safetensors"), "the bytes differ");
+}
+
+#[test]
 fn a_run_killed_before_its_first_state_starts_afresh_and_says_so() {
     let desk = Desk::new();
     desk.run(&line("whole/killed.safetensors")).result();

@@ -22,7 +22,7 @@ use crate::engine::io::{atomic, png};
 use crate::engine::merge::{self, Source, certificate};
 use crate::engine::model::StableDiffusion;
 use crate::engine::preview::{Mounted, Pictures, Request};
-use crate::engine::session::{self, Merging, Session, Training, Used};
+use crate::engine::session::{self, Lesson, Merging, Session, Training, Used};
 use crate::engine::similarity::Judge;
 use crate::engine::spectrum::{self, adapter::deltas};
 use crate::engine::train::config::plain_caption;
@@ -268,8 +268,7 @@ impl Demo<'_> {
         let start = Instant::now();
         let changes = self.args.steps.iter().map(|steps| ("steps".to_owned(), steps.to_string())).collect();
         let training = Training {
-            token: token.to_owned(),
-            class_word: Some(shipped.class_word.to_owned()),
+            lessons: vec![Lesson::new(token, Some(shipped.class_word.to_owned()))],
             method: adapter::method(method)?,
             changes,
             slot: None,
@@ -282,7 +281,7 @@ impl Demo<'_> {
         };
         let mut watch = self.progress.watch();
         watch(Event::note(format!("Teaching {} as {token} with {}", shipped.title, training.method.title)))?;
-        let trained = self.session.train(&self.model, &taught.concept, &training, &mut watch)?;
+        let trained = self.session.train(&self.model, std::slice::from_ref(&taught.concept), &training, &mut watch)?;
         drop(watch);
         *self.seconds.entry("training").or_default() += start.elapsed().as_secs_f64();
         let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;

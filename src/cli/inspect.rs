@@ -11,10 +11,13 @@ use crate::engine::words::counted;
 pub struct Args {
     /// A model (folder, single file or `starter`), an adapter file, a folder of pictures, or any file of a model
     path: String,
+    /// Tell the buckets of pictures for this model, instead of Stable Diffusion at 512 pixels
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let report = inspect(&args.path)?;
+    let report = inspect(&args.path, args.model.as_deref())?;
     shell.print(&report, || words(&report))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -89,13 +92,21 @@ fn words(report: &Report) -> String {
             };
             format!("{what}: {}{size}\n  {advice}", path.display())
         }
-        Report::Concept { name, class_word, pictures, captioned, skipped } => {
+        Report::Concept { name, class_word, pictures, captioned, masked, resolution, buckets, skipped } => {
             let skipped = skipped
                 .iter()
                 .map(|(path, why)| format!("\n  left out: {} — {why}", path.display()))
                 .collect::<String>();
             let class = class_word.as_ref().map_or(String::new(), |word| format!(", class word “{word}”"));
-            format!("Concept {name}: {pictures} pictures, {captioned} with captions{class}{skipped}")
+            let masks = if *masked > 0 { format!(", {masked} with masks") } else { String::new() };
+            let buckets = buckets
+                .iter()
+                .map(|([width, height], n)| format!("\n    {width}×{height}: {}", counted(*n, "picture")))
+                .collect::<String>();
+            format!(
+                "Concept {name}: {pictures} pictures, {captioned} with captions{masks}{class}\n  \
+                 buckets at {resolution} pixels (--set fit=bucket):{buckets}{skipped}"
+            )
         }
     }
 }

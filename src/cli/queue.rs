@@ -109,8 +109,9 @@ fn line(entry: &Entry) -> String {
         State::Failed => "failed",
     };
     let class = order.class.as_ref().map(|class| format!(" {class}")).unwrap_or_default();
+    let together: String = order.together.iter().map(|other| format!(" and {}", other.token)).collect();
     format!(
-        "{}  {state}  {}{class} by {}, {}{}",
+        "{}  {state}  {}{class}{together} by {}, {}{}",
         entry.id,
         order.token,
         order.method,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::cli::{Progress, Shell, field_value, ranks_in_words};
 use crate::engine::adapter::{self, Method};
-use crate::engine::session::{self, Session, Training};
+use crate::engine::session::{self, Lesson, Session, Training};
 use crate::engine::{Error, Result, field};
 
 #[derive(clap::Args)]
@@ -15,15 +15,21 @@ pub struct Args {
     /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`
     #[arg(long, default_value = "starter")]
     pub model: String,
-    /// Folder of pictures, with or without captions
-    #[arg(long, value_name = "DIR")]
-    pub concept: PathBuf,
-    /// The new word that calls the concept up
+    /// Folder of pictures, with or without captions; several are taught together into one file and one slot
+    #[arg(long, value_name = "DIR", required = true)]
+    pub concept: Vec<PathBuf>,
+    /// The new word that calls the concept up; with several concepts, one for each, in their order
     #[arg(long, default_value = "<sks>")]
-    token: String,
-    /// What the concept is an example of: robot, person, chair …
+    token: Vec<String>,
+    /// What the concept is an example of: robot, person, chair …; with several, one for each or none
     #[arg(long, value_name = "WORD")]
-    class: Option<String>,
+    class: Vec<String>,
+    /// How often the pictures of each of several concepts are shown for once of another's
+    #[arg(long, value_name = "N")]
+    repeats: Vec<usize>,
+    /// Weight of the loss of each of several concepts
+    #[arg(long, value_name = "F")]
+    weight: Vec<f32>,
     /// Adapter method (`triptych methods adapters` lists them)
     #[arg(long, default_value = "orthogonal", value_parser = adapter::method)]
     method: &'static Method,
@@ -74,8 +80,7 @@ impl Args {
         changes.extend(self.set.iter().cloned());
         session::settings(self.method, &changes)?;
         Ok(Training {
-            token: self.token.clone(),
-            class_word: self.class.clone(),
+            lessons: self.lessons()?,
             method: self.method,
             changes,
             slot: self.slot,
@@ -87,6 +92,32 @@ impl Args {
             wishes: None,
         })
     }
+
+    /// One for each concept: what is given once for each is given in their order.
+    fn lessons(&self) -> Result<Vec<Lesson>> {
+        let n = self.concept.len();
+        let given = [
+            ("token", self.token.len(), false),
+            ("class", self.class.len(), true),
+            ("repeats", self.repeats.len(), true),
+            ("weight", self.weight.len(), true),
+        ];
+        if let Some((name, found, _)) = given.into_iter().find(|&(_, m, may_lack)| m != n && !(may_lack && m == 0)) {
+            return Err(Error::usage(
+                format!("There are {n} concepts and --{name} is given {found} times"),
+                format!("Give --{name} once for each concept, in the same order"),
+            ));
+        }
+        let lesson = |i: usize| {
+            let plain = Lesson::new(&self.token[i], self.class.get(i).cloned());
+            Lesson {
+                repeats: self.repeats.get(i).copied().unwrap_or(plain.repeats),
+                weight: self.weight.get(i).copied().unwrap_or(plain.weight),
+                ..plain
+            }
+        };
+        Ok((0..n).map(lesson).collect())
+    }
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
@@ -94,9 +125,9 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let mut progress = Progress::new(shell.json);
     let session = Session::open(shell.device, &mut progress.watch())?;
     let model = session.model(&args.model)?;
-    let concept = session.concept(&args.concept)?;
+    let concepts = args.concept.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
     let start = std::time::Instant::now();
-    let trained = session.train(&model, &concept, &training, &mut progress.watch())?;
+    let trained = session.train(&model, &concepts, &training, &mut progress.watch())?;
     let seconds = start.elapsed().as_secs_f64();
     let (first, last) = (trained.losses.first(), trained.losses.last());
     let result = json!({
@@ -113,11 +144,11 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
             args.out.display(),
             trained.file.modules().len(),
             ranks_in_words(&trained.file.ranks()),
-            args.token,
+            args.token.join(", "),
             args.model,
             args.out.display(),
-            args.token,
-            args.class.clone().unwrap_or_default(),
+            args.token[0],
+            args.class.first().map_or("", String::as_str),
         )
     })?;
     Ok(ExitCode::SUCCESS)

@@ -77,6 +77,11 @@ impl Settings {
         Self(self.0.iter().filter(|(name, _)| !left_out(name)).map(|(name, value)| (*name, value.clone())).collect())
     }
 
+    /// Whether this field has its default.
+    pub fn is_usual(&self, field: &Field) -> bool {
+        parse(field, field.default).is_ok_and(|usual| self.0.get(field.name) == Some(&usual))
+    }
+
     pub fn integer(&self, name: &str) -> usize {
         match self.0.get(name) {
             Some(&Value::Integer(n)) => usize::try_from(n).unwrap_or(0),
@@ -179,6 +184,7 @@ mod tests {
     #[test]
     fn changes_are_checked_and_the_rest_are_defaults() {
         let settings = Settings::new(FIELDS, [("rank", "4")]).unwrap();
+        assert_eq!(FIELDS.iter().map(|field| settings.is_usual(field)).collect::<Vec<_>>(), [false, true, true]);
         assert_eq!((settings.integer("rank"), settings.text("scale"), settings.number("lr")), (4, "alpha", 1e-3));
         for (name, text) in [("rank", "0"), ("rank", "x"), ("scale", "beta"), ("lr", "NaN"), ("lr", "inf")] {
             let error = Settings::new(FIELDS, [(name, text)]).unwrap_err();

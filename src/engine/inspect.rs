@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::engine::adapter::{self, FileKind, target};
-use crate::engine::concept;
+use crate::engine::concept::{self, buckets::Buckets};
 use crate::engine::io::Checkpoint;
 use crate::engine::io::detect::{self, Family, Kind};
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata as keys;
 use crate::engine::model::{Part, StableDiffusion};
 use crate::engine::session::{self, default_block};
+use crate::engine::train::config::side_step;
 use crate::engine::{Error, Result};
 
 #[derive(Clone, Debug, Serialize)]
@@ -56,6 +57,12 @@ pub enum Report {
         class_word: Option<String>,
         pictures: usize,
         captioned: usize,
+        /// Pictures with a mask beside them.
+        masked: usize,
+        /// Side of the pictures that the buckets are for.
+        resolution: usize,
+        /// Each `[width, height]` that pictures fall into with `fit=bucket`, and how many.
+        buckets: Vec<([usize; 2], usize)>,
         skipped: Vec<(PathBuf, String)>,
     },
     /// Something known that cannot be used.
@@ -73,7 +80,8 @@ pub enum Report {
 }
 
 /// Looks at `path`: `starter`, a model folder or file, an adapter file, a folder of pictures, or what else may lie there.
-pub fn inspect(path: &str) -> Result<Report> {
+/// The buckets of pictures are those of Stable Diffusion at 512 pixels, or of `model` at its own size.
+pub fn inspect(path: &str, for_model: Option<&str>) -> Result<Report> {
     let folder = Path::new(path);
     if path == "starter" {
         return model(path);
@@ -95,10 +103,25 @@ pub fn inspect(path: &str) -> Result<Report> {
     }
     if folder.is_dir() {
         let concept = concept::open(folder)?;
+        let (resolution, step) = match for_model {
+            None => (512, 64),
+            Some(name) => {
+                let model = StableDiffusion::open(&StableDiffusion::folder(name), &crate::engine::device::cpu())?;
+                (model.native_size()[0], side_step(&model))
+            }
+        };
+        let frames = Buckets { resolution, step, upscale: true };
+        let mut buckets = BTreeMap::new();
+        for picture in &concept.images {
+            *buckets.entry(frames.of(picture.size)).or_insert(0) += 1;
+        }
         return Ok(Report::Concept {
             class_word: concept.class_word,
             pictures: concept.images.len(),
             captioned: concept.images.iter().filter(|picture| picture.caption.is_some()).count(),
+            masked: concept.images.iter().filter(|picture| picture.mask.is_some()).count(),
+            resolution,
+            buckets: buckets.into_iter().collect(),
             skipped: concept.skipped.into_iter().map(|skipped| (skipped.path, skipped.why)).collect(),
             name: concept.name,
         });

@@ -25,7 +25,7 @@ use crate::engine::project::{self, Project};
 use crate::engine::train::config::{self, Config};
 use crate::engine::train::estimate::Estimate;
 use crate::engine::train::evidence::{self, Evidence};
-use crate::engine::train::job::Job;
+use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::run::Trained;
 use crate::engine::train::{self, Wishes, checkpoint};
 use crate::engine::{Error, Result};
@@ -47,11 +47,30 @@ pub struct Used {
     pub strength: Strength,
 }
 
+/// What is asked of one concept of a training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lesson {
+    pub token: String,
+    /// That of the concept's folder if left out.
+    pub class_word: Option<String>,
+    /// How often each picture is shown for once of another concept's.
+    pub repeats: usize,
+    /// Of its loss.
+    pub weight: f32,
+}
+
+impl Lesson {
+    /// With one share.
+    pub fn new(token: impl Into<String>, class_word: Option<String>) -> Self {
+        Self { token: token.into(), class_word, repeats: 1, weight: 1.0 }
+    }
+}
+
 /// What a training is asked to do; what is left open is chosen.
 #[derive(Clone, Debug)]
 pub struct Training {
-    pub token: String,
-    pub class_word: Option<String>,
+    /// One for each concept; those taught together share the file and its slot.
+    pub lessons: Vec<Lesson>,
     pub method: &'static Method,
     /// Changed fields of the method and of training.
     pub changes: Vec<(String, String)>,
@@ -170,24 +189,24 @@ impl Session {
         preview::sample(model, mounted, request, watch)
     }
 
-    /// Teaches `model` a concept and writes the adapter file.
+    /// Teaches `model` concepts, one for each lesson, and writes the adapter file.
     pub fn train(
         &self,
         model: &StableDiffusion,
-        concept: &Concept,
+        concepts: &[Concept],
         training: &Training,
         watch: &mut Watch<'_>,
     ) -> Result<Trained> {
         let (method_settings, settings) = self::settings(training.method, &training.changes)?;
         // A wrong setting is told before a slot is taken for it.
         Config::new(&settings, training.method, model)?;
-        let class_word = training.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
-        let trigger = Trigger::new(&training.token, &class_word)?;
-        if class_word.is_empty() {
+        let subjects = subjects(concepts, &training.lessons)?;
+        if subjects.iter().any(|subject| subject.trigger.class_word.is_empty()) {
             watch(Event::warning(
                 "No class word was given (--class): the concept will be learnt more slowly and kept apart less well",
             ))?;
         }
+        let tokens = training.lessons.iter().map(|lesson| &*lesson.token).collect::<Vec<_>>().join(" ");
         let mut context = adapter::Context { seed: training.seed, slot: 0, block: default_block(model) };
         let mut before = None;
         if training.method.takes_slot {
@@ -199,8 +218,7 @@ impl Session {
             let runs_out = basis.is_some_and(|(basis, _)| basis.kind == BasisKind::Slots);
             let width = if runs_out { narrowest } else { usize::MAX };
             let old = Project::open(&path, context.block)?.slot_of(&training.out, &path).cloned();
-            let (project, slot) =
-                Project::claim(&path, context.block, &training.out, &training.token, training.slot, width)?;
+            let (project, slot) = Project::claim(&path, context.block, &training.out, &tokens, training.slot, width)?;
             (context.slot, context.block) = (slot, project.block);
             let of = if runs_out { format!(" of {}", narrowest / project.block) } else { String::new() };
             watch(Event::note(format!("Slot {slot}{of} in {}", path.display())))?;
@@ -211,8 +229,7 @@ impl Session {
         let block = context.block;
         let job = Job {
             model,
-            concept,
-            trigger,
+            subjects,
             template: template(model),
             method: training.method,
             method_settings,
@@ -288,6 +305,29 @@ fn seen<'a>(sources: &[Source], pictures: Option<&'a Pictured<'_>>) -> Result<Ve
         .at(&sources[missing].file.path));
     }
     Ok((0..sources.len()).map(concept).collect())
+}
+
+/// Each concept with its word.
+fn subjects<'a>(concepts: &'a [Concept], lessons: &[Lesson]) -> Result<Vec<Subject<'a>>> {
+    if concepts.is_empty() || concepts.len() != lessons.len() {
+        let what = format!("There are {} concepts to teach and {} words for them", concepts.len(), lessons.len());
+        return Err(Error::usage(what, "Give each concept a token of its own"));
+    }
+    let mut subjects: Vec<Subject<'_>> = Vec::new();
+    for (concept, Lesson { token, class_word, repeats, weight }) in concepts.iter().zip(lessons) {
+        let class_word = class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
+        let trigger = Trigger::new(token, &class_word)?;
+        if subjects.iter().any(|other| other.trigger.token == *token) {
+            let what = format!("Two of the concepts have the token {token}");
+            return Err(Error::usage(what, "Give each concept a token of its own"));
+        }
+        if *repeats == 0 || !weight.is_finite() || *weight < 0.0 {
+            let what = format!("{token} cannot have {repeats} repeats at weight {weight}");
+            return Err(Error::usage(what, "Repeats are at least 1, and a weight is 0 or more"));
+        }
+        subjects.push(Subject { concept, trigger, repeats: *repeats, weight: *weight });
+    }
+    Ok(subjects)
 }
 
 /// Predicted memory of a training with these fields.

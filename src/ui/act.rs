@@ -58,7 +58,7 @@ impl App {
             Command::Find(from) => self.find(from),
             Command::Found(to) => self.found(&to),
             Command::Reopen(file) => self.reopen(&file),
-            Command::Crop { picture, how } => self.crop((picture, how)),
+            Command::Crop(key) => self.crop(key),
             Command::RemoveConcept(folder) => {
                 self.remember("removal");
                 self.studio.project.concepts.retain(|entry| entry.folder != folder);

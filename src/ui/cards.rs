@@ -60,6 +60,8 @@ pub struct ConceptContent {
     pub concept: Arc<Concept>,
     /// As the concept's images are ordered.
     pub thumbnails: Vec<TextureHandle>,
+    /// Of the same pictures; none where there is no mask beside it.
+    pub masks: Vec<Option<TextureHandle>>,
 }
 
 #[derive(Clone, Debug)]
@@ -94,24 +96,21 @@ impl AdapterContent {
 /// Opens a concept's folder and makes its thumbnails.
 pub fn concept(folder: &Path, ctx: &Context) -> Result<ConceptContent> {
     let concept = concept::open(folder)?;
-    let thumbnails = concept
-        .images
-        .iter()
-        .map(|picture| {
-            let image = image::ImageReader::open(&picture.path)
-                .ok()
-                .and_then(|reader| reader.with_guessed_format().ok()?.decode().ok())
-                .map(|image| image.thumbnail(THUMBNAIL, THUMBNAIL).to_rgba8());
-            let image = match &image {
-                Some(image) => {
-                    ColorImage::from_rgba_unmultiplied([image.width() as usize, image.height() as usize], image)
-                }
-                None => ColorImage::example(),
-            };
-            ctx.load_texture(picture.path.to_string_lossy(), image, TextureOptions::LINEAR)
-        })
-        .collect();
-    Ok(ConceptContent { concept: Arc::new(concept), thumbnails })
+    let thumbnails = concept.images.iter().map(|picture| thumbnail(&picture.path, ctx)).collect();
+    let masks = concept.images.iter().map(|picture| Some(thumbnail(picture.mask.as_deref()?, ctx))).collect();
+    Ok(ConceptContent { concept: Arc::new(concept), thumbnails, masks })
+}
+
+fn thumbnail(path: &Path, ctx: &Context) -> TextureHandle {
+    let image = image::ImageReader::open(path)
+        .ok()
+        .and_then(|reader| reader.with_guessed_format().ok()?.decode().ok())
+        .map(|image| image.thumbnail(THUMBNAIL, THUMBNAIL).to_rgba8());
+    let image = match &image {
+        Some(image) => ColorImage::from_rgba_unmultiplied([image.width() as usize, image.height() as usize], image),
+        None => ColorImage::example(),
+    };
+    ctx.load_texture(path.to_string_lossy(), image, TextureOptions::LINEAR)
 }
 
 /// Opens an adapter file and measures it.

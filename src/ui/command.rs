@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::engine::concept::latents::Preparation;
 use crate::engine::device::Choice;
 use crate::engine::project::{ConceptEntry, Desk, PreviewForm, TrainingForm};
+use crate::ui::crops;
 use crate::ui::grid::Plan;
 use crate::ui::studio::Against;
 
@@ -49,10 +49,7 @@ pub enum Command {
     /// Reads a concept or an adapter from the disk again.
     Reopen(PathBuf),
     /// Makes the picture as training will see it.
-    Crop {
-        picture: PathBuf,
-        how: Preparation,
-    },
+    Crop(crops::Key),
     Reveal(PathBuf),
 
     OpenModel(String),

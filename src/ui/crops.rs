@@ -1,31 +1,44 @@
-//! Pictures as training will see them, made once for each picture and each way to prepare it.
-
-use std::path::PathBuf;
+//! Pictures as training will see them, made once for each picture and each view.
 
 use egui::{ColorImage, Context, TextureHandle, TextureOptions};
 
 use crate::engine::Result;
-use crate::engine::concept::{self, latents::Preparation};
+use crate::engine::concept::mask::Mask;
+use crate::engine::concept::{Picture, View};
 use crate::ui::cards::Loading;
 
 /// Crops kept.
 const MOST: usize = 48;
 
-/// A picture, and how it is prepared.
-pub type Key = (PathBuf, Preparation);
+/// A view of a picture, and what masks it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    pub picture: Picture,
+    pub view: View,
+    pub mask: Mask,
+    /// Pixels to a side of a latent pixel.
+    pub factor: usize,
+}
+
+#[derive(Clone)]
+pub struct Crop {
+    pub seen: TextureHandle,
+    /// In latent pixels; none where the whole picture counts.
+    pub mask: Option<TextureHandle>,
+}
 
 #[derive(Default)]
 pub struct Crops {
     /// The newest last.
-    known: Vec<(Key, Loading<TextureHandle>)>,
+    known: Vec<(Key, Loading<Crop>)>,
 }
 
 impl Crops {
-    pub fn get(&self, (picture, how): (&PathBuf, &Preparation)) -> Option<&Loading<TextureHandle>> {
-        self.known.iter().find(|((path, known), _)| known == how && path == picture).map(|(_, crop)| crop)
+    pub fn get(&self, key: &Key) -> Option<&Loading<Crop>> {
+        self.known.iter().find(|(known, _)| known == key).map(|(_, crop)| crop)
     }
 
-    pub fn put(&mut self, key: Key, crop: Loading<TextureHandle>) {
+    pub fn put(&mut self, key: Key, crop: Loading<Crop>) {
         match self.known.iter_mut().find(|(known, _)| *known == key) {
             Some((_, known)) => *known = crop,
             None => self.known.push((key, crop)),
@@ -41,12 +54,17 @@ impl Crops {
     }
 }
 
-/// The very pixels that training gets.
-pub fn make((picture, how): &Key, ctx: &Context) -> Result<TextureHandle> {
-    let image = concept::load(picture, how.size, how.background, how.fit)?;
+/// The very pixels that training gets, and how much each latent pixel of them counts.
+pub fn make(Key { picture, view, mask, factor }: &Key, ctx: &Context) -> Result<Crop> {
+    let image = view.load(&picture.path)?;
     let plane = image.width * image.height;
     let byte = |at: usize| ((image.data[at] + 1.0) * 127.5).round() as u8;
     let rgb: Vec<u8> = (0..plane).flat_map(|at| [byte(at), byte(plane + at), byte(2 * plane + at)]).collect();
-    let color = ColorImage::from_rgb([image.width, image.height], &rgb);
-    Ok(ctx.load_texture("crop", color, TextureOptions::NEAREST))
+    let seen = ColorImage::from_rgb([image.width, image.height], &rgb);
+    let texture = |name: &str, image: ColorImage| ctx.load_texture(name, image, TextureOptions::NEAREST);
+    let mask = mask.of(picture, view, *factor)?.map(|mask| {
+        let grey: Vec<u8> = mask.iter().map(|m| (m * 255.0).round() as u8).collect();
+        texture("mask", ColorImage::from_gray(view.size.map(|side| side / factor), &grey))
+    });
+    Ok(Crop { seen: texture("crop", seen), mask })
 }

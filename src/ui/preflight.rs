@@ -33,8 +33,9 @@ impl Preflight {
             session::estimate(&with.model, method, &changes)
         });
         let value = |name: &str, default: &str| form.changes.get(name).map_or(default, String::as_str).to_owned();
-        let shape =
-            ["batch", "prior", "prior_batch", "resolution", "targets", "rank"].map(|name| value(name, "·")).join(" ");
+        let shape = ["batch", "prior", "prior_batch", "resolution", "resolutions", "targets", "rank"]
+            .map(|name| value(name, "·"))
+            .join(" ");
         let key = format!("{} | {} | {} | {shape}", with.session.device.name, with.model.name, form.method);
         Some(Self {
             memory,

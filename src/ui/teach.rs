@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::engine::adapter;
 use crate::engine::concept::{self, Trigger};
-use crate::engine::project::ConceptEntry;
+use crate::engine::project::{ConceptEntry, Together};
 use crate::engine::queue::Claim;
-use crate::engine::session::{self, Training};
+use crate::engine::session::{self, Lesson, Training};
 use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::preflight::Preflight;
@@ -20,12 +20,26 @@ use crate::ui::work::{painter, training};
 const SAMPLES: usize = 8;
 
 impl Studio {
-    /// What the form asks for, with the folder it teaches.
-    pub fn asked(&self) -> Result<(ConceptEntry, Training)> {
+    /// What the form asks for, with the concepts it teaches.
+    pub fn asked(&self) -> Result<(Vec<ConceptEntry>, Training)> {
         let form = &self.project.training;
-        let concept = self.project.concepts.iter().find(|entry| entry.folder == form.concept).ok_or_else(|| {
-            Error::usage("No concept is chosen", "Choose one above, or drop a folder of pictures onto the window")
-        })?;
+        let entry = |folder: &Path| {
+            self.project.concepts.iter().find(|entry| entry.folder == folder).cloned().ok_or_else(|| {
+                Error::usage("No concept is chosen", "Choose one above, or drop a folder of pictures onto the window")
+            })
+        };
+        let first = Together { concept: form.concept.clone(), repeats: form.repeats, weight: form.weight };
+        let (mut concepts, mut lessons) = (Vec::new(), Vec::new());
+        for Together { concept, repeats, weight } in std::iter::once(&first).chain(&form.together) {
+            let entry = entry(concept)?;
+            if concepts.iter().any(|other: &ConceptEntry| other.token == entry.token) {
+                let what = format!("Two of the concepts have the token {}", entry.token);
+                return Err(Error::usage(what, "Give each a token of its own in the library"));
+            }
+            let class_word = Some(entry.class.clone()).filter(|class| !class.is_empty());
+            lessons.push(Lesson { token: entry.token.clone(), class_word, repeats: *repeats, weight: *weight });
+            concepts.push(entry);
+        }
         let method = adapter::method(&form.method)?;
         let mut changes: Vec<_> = form.changes.clone().into_iter().collect();
         let (_, settings) = session::settings(method, &changes)?;
@@ -33,24 +47,24 @@ impl Studio {
             changes.push(("keep_every".into(), settings.integer("steps").div_ceil(SAMPLES).to_string()));
         }
         let training = Training {
-            token: concept.token.clone(),
-            class_word: Some(concept.class.clone()).filter(|class| !class.is_empty()),
+            lessons,
             method,
             changes,
             slot: None,
             project: Some(self.path.clone()),
             seed: form.seed,
-            out: self.out(concept, &form.method, &[]),
+            out: self.out(&concepts, &form.method, &[]),
             resume: false,
             stamp: false,
             wishes: None,
         };
-        Ok((concept.clone(), training))
+        Ok((concepts, training))
     }
 
-    /// Where the adapter of a concept goes: one file for each method, and never that of another concept or one of `taken`.
-    pub(super) fn out(&self, concept: &ConceptEntry, method: &str, taken: &[PathBuf]) -> PathBuf {
-        let name: String = concept.name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+    /// Where the adapter of these concepts goes: one file for each method, and never that of another concept or one of
+    /// `taken`.
+    pub(super) fn out(&self, concepts: &[ConceptEntry], method: &str, taken: &[PathBuf]) -> PathBuf {
+        let name: String = together(concepts).chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
         let name = if method == "orthogonal" { name } else { format!("{name}-{method}") };
         let folder = self.placed(Path::new("adapters"));
         let file = |n: usize| match n {
@@ -60,7 +74,7 @@ impl Studio {
         let others = |path: &PathBuf| {
             let file = self.named(path);
             let entry = self.project.adapters.iter().find(|entry| entry.file == file);
-            entry.is_some_and(|entry| entry.concept.as_ref().is_some_and(|folder| *folder != concept.folder))
+            entry.is_some_and(|entry| entry.concept.as_ref().is_some_and(|folder| *folder != concepts[0].folder))
         };
         (1..=taken.len() + self.project.adapters.len() + 1)
             .map(file)
@@ -89,9 +103,9 @@ impl App {
         }
         let refusal = self.studio.preflight.as_ref().and_then(Preflight::refusal);
         match self.studio.asked().and_then(|asked| refusal.map_or(Ok(asked), Err)) {
-            Ok((concept, training)) => {
-                let folder = self.studio.placed(&concept.folder);
-                self.begin(concept, folder, None, Training { resume, ..training }, None);
+            Ok((concepts, training)) => {
+                let folders = concepts.iter().map(|concept| self.studio.placed(&concept.folder)).collect();
+                self.begin(&concepts, folders, None, Training { resume, ..training }, None);
             }
             Err(error) => self.studio.log.error(&error),
         }
@@ -100,8 +114,8 @@ impl App {
     /// Starts a training, of the form or of an order of the queue.
     pub(super) fn begin(
         &mut self,
-        concept: ConceptEntry,
-        folder: PathBuf,
+        entries: &[ConceptEntry],
+        concepts: Vec<PathBuf>,
         model: Option<String>,
         training: Training,
         claim: Option<Claim>,
@@ -115,17 +129,24 @@ impl App {
         let steps = settings.as_ref().map_or(0, |(_, settings)| settings.integer("steps"));
         let has_basis = training.method.fields.iter().any(|field| field.name == "basis");
         let in_slots = has_basis && settings.is_ok_and(|(method, _)| method.text("basis") == "slots");
+        // Samples show the first of several.
+        let concept = &entries[0];
         let prompt = self.studio.sample_prompt(&concept.token, &concept.class);
         let belongs = model.is_none() && training.project.as_ref() == Some(&self.studio.path);
         let key = self.studio.preflight.as_ref().filter(|_| claim.is_none()).map(|preflight| preflight.key.clone());
-        let mut run = Run::new(concept.name, training.out.clone(), concept.folder, prompt, steps);
-        (run.belongs, run.in_slots, run.key, run.token) = (belongs, in_slots, key, concept.token);
+        let mut run = Run::new(together(entries), training.out.clone(), concept.folder.clone(), prompt, steps);
+        (run.belongs, run.in_slots, run.key, run.token) = (belongs, in_slots, key, concept.token.clone());
         run.leaves = training.method.file;
         let control = Arc::clone(&run.control);
         self.studio.run = Some(run);
         self.studio.looked_at = None;
         self.studio.pace.clear();
         self.painter.drop_later(|tag| !matches!(tag, painter::Tag::Strip { .. }));
-        training::start(Job { with, model, concept: folder, training, claim }, control, &self.post);
+        training::start(Job { with, model, concepts, training, claim }, control, &self.post);
     }
+}
+
+/// What concepts are called together.
+fn together(concepts: &[ConceptEntry]) -> String {
+    concepts.iter().map(|concept| &*concept.name).collect::<Vec<_>>().join(" and ")
 }

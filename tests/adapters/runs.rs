@@ -15,7 +15,7 @@ use triptych::engine::model::{Layer, LayerId, Mounts, StableDiffusion};
 use triptych::engine::random::Philox;
 use triptych::engine::session;
 use triptych::engine::spectrum::adapter::spectra;
-use triptych::engine::train::job::Job;
+use triptych::engine::train::job::{Job, Subject};
 use triptych::engine::train::{self, Wishes, checkpoint};
 
 use crate::files::assert_holds;
@@ -57,8 +57,7 @@ impl Desk {
         let (method_settings, settings) = session::settings(method, &changes).unwrap();
         Job {
             model: &self.model,
-            concept: &self.concept,
-            trigger: Trigger::new("<sks>", "cat").unwrap(),
+            subjects: vec![Subject::new(&self.concept, Trigger::new("<sks>", "cat").unwrap())],
             template: "a photo of {token} {class}".into(),
             method,
             method_settings,

@@ -53,7 +53,7 @@ fn on_every_layer(
 pub fn with_token(model: &StableDiffusion, mut trainee: Trainee) -> Trainee {
     let width = model.text.config.hidden_size;
     let start = tensor(&Philox::new(8).normal(0, width), [1, width]) * 0.02;
-    trainee.token = Some(trainee.add("<sks>".into(), start, Group::Token));
+    trainee.tokens = vec![trainee.add("<sks>".into(), start, Group::Token)];
     trainee
 }
 
@@ -81,6 +81,7 @@ pub fn batch(model: &StableDiffusion) -> Batch {
         timesteps: vec![321],
         text: Text::Prompts(vec![prompt], vec![0]),
         weights: vec![1.0],
+        mask: None,
         prior: None,
     }
 }

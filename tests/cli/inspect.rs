@@ -34,6 +34,15 @@ fn inspect_tells_models_adapters_and_concepts_apart() {
     }
     let on_disk = desk.run(&format!("inspect '{}'", tree("assets/starter").display())).result();
     assert_eq!(on_disk, desk.run("inspect starter").result(), "the model in the program is the one in the tree");
+    image::RgbImage::new(640, 400).save(desk.path("robot").join("wide.png")).unwrap();
+    image::GrayImage::new(64, 40).save(desk.path("robot").join("wide.mask.png")).unwrap();
+    let report = desk.run("inspect robot").result();
+    assert_eq!(report["buckets"], json!([[[512, 512], 3], [[640, 384], 1]]));
+    assert_eq!((&report["resolution"], &report["masked"]), (&json!(512), &json!(1)));
+    let report = desk.run("inspect robot --model starter").result();
+    assert_eq!(report["buckets"], json!([[[64, 64], 3], [[80, 48], 1]]));
+    let prose = desk.say("inspect robot").stdout;
+    assert!(prose.contains("1 with masks") && prose.contains("640×384: 1 picture\n"), "{prose}");
     let skipped = desk.run("inspect robot").result()["skipped"].clone();
     assert!(skipped[0][0].as_str().unwrap().ends_with("torn.png") && skipped[1].is_null(), "{skipped}");
 }

@@ -107,6 +107,19 @@ fn an_order_is_the_training_it_was_made_from() {
     }
 }
 
+#[test]
+fn concepts_are_queued_together() {
+    let desk = Desk::new();
+    desk.copy("assets/concepts/kenney_male_person", "man");
+    let more = "--token <a> --concept man --class man --token <b> --repeats 2 --repeats 1 --steps 3";
+    desk.run(&format!("{TRAIN} {more} --out alone/ab.safetensors")).result();
+    desk.run(&format!("queue add --queue q {} {more} --out ab.safetensors", TRAIN.trim_start_matches("train ")))
+        .result();
+    assert!(desk.say("queue list --queue q").stdout.contains("<a> robot and <b> by orthogonal"));
+    desk.run("queue run --queue q").result();
+    assert_eq!(desk.read("ab.safetensors"), desk.read("alone/ab.safetensors"));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_stopped_or_killed_run_goes_on_where_it_was() {

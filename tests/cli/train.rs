@@ -63,6 +63,120 @@ fn a_trained_file_is_complete_and_says_what_it_is() {
 }
 
 #[test]
+fn masks_weigh_the_loss_and_white_ones_change_nothing() {
+    let desk = Desk::new();
+    train(&desk, "a", "--project 0.toml").result();
+    let plain = desk.lora("a.safetensors");
+    let masked = |color: u8, more: &str| {
+        for name in ["idle", "jump", "walk0"] {
+            let shade = |x: u32, _: u32| image::Luma([if x < 64 { 255 } else { color }]);
+            let mask = desk.path("robot").join(format!("{name}-masklabel.png"));
+            image::GrayImage::from_fn(128, 128, shade).save(mask).unwrap();
+        }
+        let done = train(&desk, "a", &format!("--project 0.toml {more}"));
+        done.result();
+        assert!(!done.notes().contains("left out"), "{}", done.notes());
+        desk.lora("a.safetensors")
+    };
+    let unused = masked(0, "");
+    assert_eq!(
+        (unused.layers, unused.tokens, unused.metadata),
+        (plain.layers.clone(), plain.tokens.clone(), plain.metadata)
+    );
+    let white = masked(255, "--set mask=file");
+    assert_eq!((white.layers, white.tokens), (plain.layers.clone(), plain.tokens));
+    let half = masked(0, "--set mask=file --set unmasked_weight=0");
+    assert_ne!(half.layers, plain.layers);
+    let uneven = masked(0, "--set mask=file --set unmasked_weight=0 --set mask_normalise=false");
+    assert_ne!(uneven.layers, half.layers);
+    desk.copy("assets/concepts/kenney_robot", "bare");
+    let bare = TRAIN.replace("concept robot", "concept bare");
+    let done = desk.run(&format!("{bare} --steps 1 --set mask=file --out b.safetensors"));
+    done.result();
+    assert!(done.notes().contains("No picture has a mask beside it"), "{}", done.notes());
+}
+
+#[test]
+fn the_recipe_says_how_pictures_were_shown_and_wrong_sizes_are_refused() {
+    let desk = Desk::new();
+    image::RgbImage::new(200, 90).save(desk.path("robot").join("wide.png")).unwrap();
+    let shown = "--set fit=bucket --set resolutions=48,64 --set variations=2 --set rotate=5";
+    let done = train(&desk, "a", shown);
+    done.result();
+    let prepared = done.lines().iter().filter(|line| line["event"] == "progress").count();
+    assert_eq!(prepared, 4 * 2 * 2 * 2, "pictures, sizes, versions, mirror images");
+    let file = desk.lora("a.safetensors");
+    assert_eq!(file.metadata["ss_resolution"], "(64, 64)");
+    let recipe: Value = serde_json::from_str(&file.metadata[metadata::RECIPE]).unwrap();
+    assert_eq!((&recipe["training"]["resolutions"], &recipe["training"]["rotate"]), (&json!("48,64"), &json!("5")));
+    assert!(recipe["training"].get("hue").is_none(), "what is as usual is not told");
+    for (sides, word) in
+        [("48,50", "multiple of 16"), ("64;48", "commas"), ("4096", "at most 720"), ("0", "multiple of 16")]
+    {
+        let done = desk.say(&format!("{TRAIN} --out b.safetensors --set resolutions={sides}"));
+        assert!(done.code == Some(2) && done.stderr.contains(word), "{done:?}");
+    }
+}
+
+#[test]
+fn concepts_taught_together_share_a_file_and_a_slot() {
+    let desk = Desk::new();
+    desk.copy("assets/concepts/kenney_male_person", "man");
+    let line = "train --batch 1 --set rank=2 --set targets=keys_values --steps 8";
+    let words = "--concept robot --token <a> --class robot --concept man --token <b> --class man";
+    let both = |more: &str| desk.run(&format!("{line} {words} {more}"));
+    both("--out ab.safetensors").result();
+    let file = desk.lora("ab.safetensors");
+    assert_eq!(file.tokens.keys().collect::<Vec<_>>(), ["<a>", "<b>"]);
+    for (key, value) in [
+        (metadata::TOKEN, "<a>"),
+        (metadata::SLOT, "0"),
+        ("modelspec.trigger_phrase", "<a>, <b>"),
+        ("modelspec.title", "<a> robot, <b> man"),
+    ] {
+        assert_eq!(file.metadata.get(key).map(String::as_str), Some(value), "{key}");
+    }
+    let recipe: Value = serde_json::from_str(&file.metadata[metadata::RECIPE]).unwrap();
+    let pictures = std::fs::read_dir(desk.path("man")).unwrap().count() / 2;
+    let man = json!({ "token": "<b>", "class": "man", "pictures": pictures, "repeats": 1, "weight": 1.0 });
+    assert_eq!((&recipe["concepts"][1], &recipe["pictures"]), (&man, &json!(pictures + 3)));
+    let project = String::from_utf8(desk.read("triptych.toml")).unwrap();
+    assert!(project.contains("<a> <b>") && project.matches("[[slot]]").count() == 1, "{project}");
+    let done = desk.run("sample --steps 1 --adapter ab.safetensors --prompt '<a> robot and <b> man' --out p.png");
+    done.result();
+    assert!(!done.notes().contains("<b>"), "both words are known: {}", done.notes());
+
+    // The same again is the same run; other shares are another.
+    assert_eq!(both("--resume --out ab.safetensors").result()["steps"], 0);
+    for (name, more) in
+        [("r", "--repeats 1 --repeats 5"), ("w", "--weight 1 --weight 0.5"), ("e", "--set balance=equal")]
+    {
+        both(&format!("{more} --out {name}.safetensors --project {name}.toml")).result();
+        let other = desk.lora(&format!("{name}.safetensors"));
+        assert_ne!(other.metadata[metadata::RUN], file.metadata[metadata::RUN], "{more}");
+        assert_ne!(other.layers, file.layers, "{more}");
+    }
+    // What has no weight stays where it began, however long it is taught.
+    let silent = |steps: &str| {
+        both(
+            &format!("--weight 1 --weight 0 --steps {steps} --out s.safetensors --project s.toml")
+                .replace("--steps 8", ""),
+        );
+        desk.lora("s.safetensors").tokens["<b>"].clone()
+    };
+    assert_eq!(silent("2"), silent("9"));
+    assert_ne!(silent("2"), file.tokens["<b>"]);
+
+    let refused = |words: &str, code: i32, word: &str| {
+        let done = desk.say(&format!("{line} {words} --out x.safetensors"));
+        assert!(done.code == Some(code) && done.stderr.contains(word), "{done:?}");
+    };
+    refused("--concept robot --concept man", 2, "There are 2 concepts and --token is given 1 times");
+    refused("--concept robot --concept man --token <a> --token <a>", 2, "Two of the concepts have the token <a>");
+    refused("--concept robot --repeats 0", 2, "Repeats are at least 1");
+}
+
+#[test]
 fn fields_come_from_a_file_and_the_command_line_overrides_it() {
     let desk = Desk::new();
     desk.write(

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use triptych::engine::adapter::mount::{Strength, mount};
-use triptych::engine::concept::latents::{Preparation, latents};
-use triptych::engine::concept::{self, Concept, Fit, Trigger};
+use triptych::engine::concept::latents::latents;
+use triptych::engine::concept::{self, Concept, Trigger, View};
 use triptych::engine::device::read;
 use triptych::engine::diffusion::{Schedule, loss};
 use triptych::engine::io::lora_file::LoraFile;
@@ -114,8 +114,8 @@ impl Example<'_> {
         let (down, up) = (tensor(down, [1, layer.input()]), tensor(up, [layer.out, 1]));
         mounts.add(id, Change::LowRank(Branch { down, up, scale: 1.0 }));
 
-        let how = Preparation { size: model.native_size(), background: [255; 3], fit: Fit::Pad, flip: false };
-        let picture = latents(model, &concept.images[..1], how, None, &mut |_| Ok(())).unwrap();
+        let view = View::whole(model.native_size());
+        let picture = latents(model, &[(&concept.images[0].path, view)], None, &mut || Ok(())).unwrap();
         let random = Philox::new(SEED);
         let schedule = Schedule::new(&model.schedule).unwrap();
         let t = [random.stream(10).below(noise, 0, schedule.len())];

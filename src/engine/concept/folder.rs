@@ -3,6 +3,7 @@
 //! Captions lie beside the pictures as `<stem>.txt` or `<stem>.caption`. Folders named `N_class word` (kohya's
 //! layout: N repeats) are understood, at the top and one level below, and never required.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use walkdir::WalkDir;
 
-use super::{Concept, beside, caption, picture};
+use super::{Concept, beside, caption, mask, picture};
 use crate::engine::{Error, Result};
 
 /// The last row is refused by the decoder with a sentence; passing over it in silence would look like lost pictures.
@@ -31,6 +32,10 @@ pub struct Picture {
     pub caption: Option<String>,
     /// Times the picture is shown per epoch, at least 1.
     pub repeats: usize,
+    /// `[width, height]` in pixels, upright.
+    pub size: [usize; 2],
+    /// The mask beside it; see [`super::mask::Mask`].
+    pub mask: Option<PathBuf>,
 }
 
 /// A file that was left out.
@@ -67,7 +72,10 @@ pub fn open(folder: &Path) -> Result<Concept> {
     let mut images = Vec::new();
     for (path, result) in checked {
         match result {
-            Ok(picture) => images.push(picture),
+            Ok((picture, broken)) => {
+                images.push(picture);
+                skipped.extend(broken);
+            }
             Err(error) => skipped.push(skip(&path, error)),
         }
     }
@@ -101,6 +109,7 @@ fn gather(folder: &Path, own: Option<&Layout>) -> Result<(Vec<Candidate>, Vec<St
     let mut candidates = Vec::new();
     let mut class_words: Vec<String> = Vec::new();
     let mut skipped = Vec::new();
+    let mut labels = Vec::new();
     let walk = WalkDir::new(folder).min_depth(1).max_depth(2).follow_links(true).sort_by_file_name().into_iter();
     let wanted = walk.filter_entry(|entry| {
         let name = entry.file_name().to_string_lossy();
@@ -120,9 +129,12 @@ fn gather(folder: &Path, own: Option<&Layout>) -> Result<(Vec<Candidate>, Vec<St
         if !entry.file_type().is_file() || !is_picture(path) {
             continue;
         }
-        if is_mask(path) {
-            let why = Error::new("This is a OneTrainer mask, and masks are not used", "");
-            skipped.push(skip(path, why));
+        if is_condition(path) {
+            skipped.push(skip(path, Error::new("This is a OneTrainer condition, and conditions are not used", "")));
+            continue;
+        }
+        if mask::is_label(path) {
+            labels.push(path.to_path_buf());
             continue;
         }
         let inner = path.parent().filter(|_| entry.depth() == 2).and_then(|parent| layout(&folder_name(parent)));
@@ -134,23 +146,38 @@ fn gather(folder: &Path, own: Option<&Layout>) -> Result<(Vec<Candidate>, Vec<St
             class_words.push(class.clone());
         }
     }
+    let masks: BTreeSet<PathBuf> = candidates.iter().flat_map(|candidate| mask::beside(&candidate.path)).collect();
+    // A picture may be called `carnival.mask.png`: without a `carnival` it is no mask.
+    candidates.retain(|candidate| !masks.contains(&candidate.path));
+    for label in labels.into_iter().filter(|label| !masks.contains(label)) {
+        let why =
+            Error::new("This is a mask without its picture", "Name both alike: robot.png and robot-masklabel.png");
+        skipped.push(skip(&label, why));
+    }
     Ok((candidates, class_words, skipped))
 }
 
-fn check(candidate: Candidate) -> Result<Picture> {
+/// The picture, and its mask where that is broken: the picture can be trained on without.
+fn check(candidate: Candidate) -> Result<(Picture, Option<Skipped>)> {
     let Candidate { path, repeats } = candidate;
-    picture::decode(&path)?;
-    Ok(Picture { caption: beside::read(&path)?, path, repeats })
+    let decoded = picture::decode(&path)?;
+    let size = [decoded.width(), decoded.height()].map(|side| side as usize);
+    let mask = mask::beside(&path).into_iter().find(|mask| mask.is_file());
+    let (mask, broken) = match mask.map(|mask| picture::decode(&mask).map(|_| mask)) {
+        Some(Ok(mask)) => (Some(mask), None),
+        Some(Err(error)) => (None, Some(skip(&path, error))),
+        None => (None, None),
+    };
+    Ok((Picture { caption: beside::read(&path)?, path, repeats, size, mask }, broken))
 }
 
 fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|found| EXTENSIONS.iter().any(|known| found.eq_ignore_ascii_case(known)))
 }
 
-/// `OneTrainer` keeps masks and conditions beside the pictures; trained on as pictures they would spoil the concept.
-fn is_mask(path: &Path) -> bool {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    stem.ends_with("-masklabel") || stem.ends_with("-condlabel")
+/// `OneTrainer` keeps conditions beside the pictures; trained on as pictures they would spoil the concept.
+fn is_condition(path: &Path) -> bool {
+    path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("-condlabel"))
 }
 
 fn folder_name(folder: &Path) -> String {
@@ -292,7 +319,8 @@ mod tests {
         let dir = folder();
         let good = fs::read(png(dir.path(), "good.png")).unwrap();
         png(dir.path(), "wordless.png");
-        png(dir.path(), "good-masklabel.png");
+        png(dir.path(), "lost-masklabel.png");
+        png(dir.path(), "good-condlabel.png");
         put(dir.path(), "cut.png", &good[..good.len() / 2]);
         put(dir.path(), "text.png", b"hello");
         put(dir.path(), "zero.jpg", b"");
@@ -301,7 +329,8 @@ mod tests {
         let concept = open(dir.path()).unwrap();
         assert_eq!(names(&concept), ["good.png"]);
         for (name, word) in [
-            ("good-masklabel.png", "mask"),
+            ("lost-masklabel.png", "mask without its picture"),
+            ("good-condlabel.png", "condition"),
             ("cut.png", "damaged"),
             ("text.png", "not a picture"),
             ("zero.jpg", "empty"),
@@ -311,7 +340,24 @@ mod tests {
             let skipped = concept.skipped.iter().find(|s| s.path.ends_with(name)).unwrap();
             assert!(skipped.why.contains(word) && skipped.why.ends_with('.'), "{skipped:?}");
         }
-        assert_eq!(concept.skipped.len(), 6);
+        assert_eq!(concept.skipped.len(), 7);
+    }
+
+    #[test]
+    fn masks_belong_to_their_pictures() {
+        let dir = folder();
+        for name in ["a.png", "a-masklabel.png", "b.jpg", "b.mask.png", "carnival.mask.png", "c.png"] {
+            png(dir.path(), name);
+        }
+        put(dir.path(), "c.mask.png", b"torn");
+        let concept = open(dir.path()).unwrap();
+        assert_eq!(names(&concept), ["a.png", "b.jpg", "c.png", "carnival.mask.png"]);
+        let masks: Vec<_> =
+            concept.images.iter().map(|p| p.mask.as_ref().map(|mask| mask.file_name().unwrap())).collect();
+        assert_eq!(masks, [Some("a-masklabel.png".as_ref()), Some("b.mask.png".as_ref()), None, None]);
+        let skipped: Vec<_> = concept.skipped.iter().map(|s| s.path.file_name().unwrap()).collect();
+        assert_eq!(skipped, ["c.mask.png"], "the picture stays");
+        assert!(concept.images.iter().all(|p| p.size == [1, 1]));
     }
 
     #[cfg(unix)]

@@ -1,18 +1,25 @@
 //! A concept on disk: a folder of pictures, their captions, and the word that will call it up.
 //!
 //! `folder` finds the pictures, `beside` their captions, `caption` puts the trigger token into their texts, `picture`
-//! turns one file into numbers for the image encoder.
+//! turns one file into numbers for the image encoder. `view` says what of a picture training sees: `buckets` choose its
+//! frame, `augment` draws its versions, `frame` cuts them out, `mask` says what counts.
 
+pub mod augment;
 pub mod beside;
+pub mod buckets;
 mod caption;
 mod folder;
+mod frame;
 pub mod latents;
+pub mod mask;
 mod picture;
 pub mod shipped;
+mod view;
 
 pub use caption::{Trigger, caption, template_from_readme};
 pub use folder::{Picture, Skipped, open};
 pub use picture::{Fit, Image, content_hash, load};
+pub use view::{Shape, View, Views};
 
 /// What an artist's folder holds. [`open`] returns it with at least one picture.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -47,21 +47,33 @@ impl Image {
 
 /// Reads a picture upright, lays it on `background`, and resizes it (Lanczos3) to `size` = [width, height] pixels.
 pub fn load(path: &Path, size: [usize; 2], background: [u8; 3], fit: Fit) -> Result<Image> {
-    if size.iter().any(|side| !(1..=MAX_SIDE).contains(side)) {
-        return Err(Error::usage(
+    check_size(size)?;
+    Ok(planar(&fitted(&flat(decode(path)?, background), size, background, fit)))
+}
+
+pub(super) fn check_size(size: [usize; 2]) -> Result<()> {
+    match size.iter().all(|side| (1..=MAX_SIDE).contains(side)) {
+        true => Ok(()),
+        false => Err(Error::usage(
             format!("A training size of {}×{} pixels is not possible", size[0], size[1]),
             format!("Choose a width and a height between 1 and {MAX_SIDE}"),
-        ));
+        )),
     }
+}
+
+/// A picture at another size.
+pub(super) fn fitted(picture: &RgbImage, size: [usize; 2], background: [u8; 3], fit: Fit) -> RgbImage {
     let [width, height] = size.map(|side| side as u32);
-    let picture = flat(decode(path)?, background);
-    let fitted = match fit {
-        Fit::Pad => pad(&picture, width, height, Rgb(background)),
-        Fit::Crop => crop(&picture, width, height),
-    };
-    let pixels = fitted.as_raw();
+    match fit {
+        Fit::Pad => pad(picture, width, height, Rgb(background)),
+        Fit::Crop => crop(picture, width, height),
+    }
+}
+
+pub(super) fn planar(picture: &RgbImage) -> Image {
+    let pixels = picture.as_raw();
     let data = (0..3).flat_map(|c| pixels.iter().skip(c).step_by(3)).map(|&v| f32::from(v) / 127.5 - 1.0).collect();
-    Ok(Image { width: size[0], height: size[1], data })
+    Image { width: picture.width() as usize, height: picture.height() as usize, data }
 }
 
 /// SHA-256 of the file's bytes in hexadecimal: the part of a latent cache key that changes when the picture does.
@@ -138,7 +150,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 
 /// Alpha is laid on the background before any resizing: transparent pixels have colours nobody sees, and a filter
 /// would mix them into the edge.
-fn flat(picture: DynamicImage, background: [u8; 3]) -> RgbImage {
+pub(super) fn flat(picture: DynamicImage, background: [u8; 3]) -> RgbImage {
     if !picture.color().has_alpha() {
         return picture.into_rgb8();
     }

@@ -35,6 +35,11 @@ pub fn per_image(prediction: Tensor<4>, target: Tensor<4>) -> Tensor<1> {
     (prediction - target).powi_scalar(2).mean_dims(&[1, 2, 3]).flatten(0, 3)
 }
 
+/// Mean square error of each image with every pixel weighed, `[b]`; `weights` is `[b, 1, h, w]`.
+pub fn masked(prediction: Tensor<4>, target: Tensor<4>, weights: Tensor<4>) -> Tensor<1> {
+    ((prediction - target).powi_scalar(2) * weights).mean_dims(&[1, 2, 3]).flatten(0, 3)
+}
+
 /// Min-SNR-γ weight of a timestep (Hang et al. 2023): `min(SNR, γ)` over SNR for ε, over SNR + 1 for v.
 pub fn min_snr_weight(schedule: &Schedule, timestep: usize, gamma: f64) -> f64 {
     let alpha_bar = schedule.alpha_bar[timestep];
@@ -66,6 +71,24 @@ mod tests {
             let back = denoised(x, target(&x0, &noise, &[t], &schedule), sigma, schedule.prediction);
             let error: f32 = (back - x0).abs().max().into_scalar();
             assert!(error < 1e-5, "{kind}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mask_of_ones_is_no_mask_and_a_half_counts_half() {
+        let device = crate::engine::device::cpu();
+        let tensor = |seed, shape: [usize; 4]| {
+            let values = crate::engine::random::Philox::new(seed).normal(0, shape.iter().product());
+            Tensor::<4>::from_data(TensorData::new(values, shape), &device)
+        };
+        let (said, target) = (tensor(1, [2, 4, 3, 5]), tensor(2, [2, 4, 3, 5]));
+        let values = |errors: Tensor<1>| errors.into_data().try_to_vec::<f32>().unwrap();
+        let plain = values(per_image(said.clone(), target.clone()));
+        assert_eq!(values(masked(said.clone(), target.clone(), Tensor::ones([2, 1, 3, 5], &device))), plain);
+        let first = Tensor::cat(vec![Tensor::ones([2, 1, 1, 5], &device), Tensor::zeros([2, 1, 2, 5], &device)], 2);
+        let row = values(per_image(said.clone().narrow(2, 0, 1), target.clone().narrow(2, 0, 1)));
+        for (found, row) in values(masked(said, target, first * 3.0)).into_iter().zip(row) {
+            assert!((found - row).abs() < 1e-5, "a third of the pixels, three times the weight: {found} {row}");
         }
     }
 

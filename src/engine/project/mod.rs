@@ -83,10 +83,25 @@ impl AdapterEntry {
 pub struct TrainingForm {
     /// Folder of the concept, as its entry has it.
     pub concept: PathBuf,
+    /// How often its pictures are shown for once of another's, and the weight of its loss, where others are taught with it.
+    pub repeats: usize,
+    pub weight: f32,
     pub method: String,
     pub seed: u64,
     /// Fields that differ from their defaults.
     pub changes: BTreeMap<String, String>,
+    /// Further concepts of the same adapter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub together: Vec<Together>,
+}
+
+/// A further concept of a training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Together {
+    /// Its folder, as its entry has it.
+    pub concept: PathBuf,
+    pub repeats: usize,
+    pub weight: f32,
 }
 
 /// What the next picture is asked to be.
@@ -107,7 +122,15 @@ pub struct PreviewForm {
 
 impl Default for TrainingForm {
     fn default() -> Self {
-        Self { concept: PathBuf::new(), method: "orthogonal".into(), seed: 0, changes: BTreeMap::new() }
+        Self {
+            concept: PathBuf::new(),
+            repeats: 1,
+            weight: 1.0,
+            method: "orthogonal".into(),
+            seed: 0,
+            changes: BTreeMap::new(),
+            together: Vec::new(),
+        }
     }
 }
 
@@ -200,6 +223,7 @@ impl Project {
         self.desk.faders.iter_mut().for_each(|fader| move_one(&mut fader.file));
         self.slots.iter_mut().for_each(|slot| move_one(&mut slot.file));
         move_one(&mut self.training.concept);
+        self.training.together.iter_mut().for_each(|other| move_one(&mut other.concept));
         if self.model != starter() {
             let mut model = PathBuf::from(&self.model);
             move_one(&mut model);

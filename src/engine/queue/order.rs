@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::concept::Trigger;
 use crate::engine::io::{Folder, atomic};
 use crate::engine::model::StableDiffusion;
-use crate::engine::session::{self, Training};
+use crate::engine::session::{self, Lesson, Training};
 use crate::engine::{Error, Result, adapter, field};
 
 /// What [`Training`] asks for, with its model and pictures; paths from the root, for whoever runs it wherever they are.
@@ -28,6 +28,10 @@ pub struct Order {
     pub token: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub repeats: usize,
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub weight: f32,
     pub method: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<usize>,
@@ -45,6 +49,24 @@ pub struct Order {
     /// Changed fields of the method and of training.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub set: toml::Table,
+    /// Further concepts of the same adapter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub together: Vec<Together>,
+}
+
+/// A further concept that is taught in the same run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Together {
+    /// Folder of pictures.
+    pub concept: PathBuf,
+    pub token: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub repeats: usize,
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub weight: f32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,22 +83,51 @@ fn starter() -> String {
     "starter".into()
 }
 
+fn one() -> usize {
+    1
+}
+
+fn whole() -> f32 {
+    1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_one(repeats: &usize) -> bool {
+    *repeats == 1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_whole(weight: &f32) -> bool {
+    weight.total_cmp(&whole()).is_eq()
+}
+
 impl Order {
     /// A wrong field, value or token is told now and not hours later. Whether the model and the pictures are there is
     /// told when its turn comes: they may be made until then.
-    pub fn new(model: &str, concept: &Path, training: &Training) -> Result<Self> {
+    pub fn new(model: &str, concepts: &[PathBuf], training: &Training) -> Result<Self> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io("find", path, &e));
         let model = match StableDiffusion::folder(model) {
             Folder::Embedded { .. } => model.to_owned(),
             Folder::Disk(path) => absolute(&path)?.display().to_string(),
         };
+        let pairs = concepts.iter().zip(&training.lessons).map(|(concept, lesson)| {
+            let Lesson { token, class_word, repeats, weight } = lesson.clone();
+            Ok(Together { concept: absolute(concept)?, token, class: class_word, repeats, weight })
+        });
+        let mut together = pairs.collect::<Result<Vec<_>>>()?;
+        if together.is_empty() || concepts.len() != training.lessons.len() {
+            return Err(Error::usage("Each concept needs a token", "Give as many tokens as concepts"));
+        }
+        let Together { concept, token, class, repeats, weight } = together.remove(0);
         let order = Self {
             state: State::Waiting,
             error: None,
             model,
-            concept: absolute(concept)?,
-            token: training.token.clone(),
-            class: training.class_word.clone(),
+            concept,
+            token,
+            class,
+            repeats,
+            weight,
             method: training.method.name.to_owned(),
             slot: training.slot,
             project: training.project.as_deref().map(absolute).transpose()?,
@@ -85,6 +136,7 @@ impl Order {
             resume: training.resume,
             stamp: training.stamp,
             set: training.changes.iter().map(|(name, text)| (name.clone(), plain(text))).collect(),
+            together,
         };
         order.training()?;
         Ok(order)
@@ -95,21 +147,23 @@ impl Order {
         let method = adapter::method(&self.method)?;
         let changes = field::changes(&self.set)?;
         session::settings(method, &changes)?;
-        Trigger::new(&self.token, self.class.as_deref().unwrap_or_default())?;
+        let lessons = self.lessons();
+        for Lesson { token, class_word, .. } in &lessons {
+            Trigger::new(token, class_word.as_deref().unwrap_or_default())?;
+        }
         let model = match StableDiffusion::folder(&self.model) {
             Folder::Embedded { .. } => None,
             Folder::Disk(path) => Some(path),
         };
-        let paths = [Some(&self.concept), Some(&self.out), self.project.as_ref(), model.as_ref()];
-        if let Some(path) = paths.into_iter().flatten().find(|path| !path.is_absolute()) {
+        let paths = [Some(&self.out), self.project.as_ref(), model.as_ref()];
+        if let Some(path) = paths.into_iter().flatten().chain(self.concepts()).find(|path| !path.is_absolute()) {
             return Err(Error::usage(
                 format!("{} means another place in every folder", path.display()),
                 "Write the path from the root, such as /home/me/robot",
             ));
         }
         Ok(Training {
-            token: self.token.clone(),
-            class_word: self.class.clone(),
+            lessons,
             method,
             changes,
             slot: self.slot,
@@ -120,6 +174,21 @@ impl Order {
             stamp: self.stamp,
             wishes: None,
         })
+    }
+
+    /// The folders of pictures.
+    pub fn concepts(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.concept).chain(self.together.iter().map(|other| &other.concept))
+    }
+
+    /// What is asked of each of them.
+    fn lessons(&self) -> Vec<Lesson> {
+        let Self { token, class, repeats, weight, .. } = self.clone();
+        let others = self.together.iter().cloned().map(|other| {
+            let Together { token, class, repeats, weight, .. } = other;
+            Lesson { token, class_word: class, repeats, weight }
+        });
+        std::iter::once(Lesson { token, class_word: class, repeats, weight }).chain(others).collect()
     }
 
     pub(super) fn read(path: &Path) -> Result<Self> {
@@ -159,8 +228,7 @@ mod tests {
 
     fn training(changes: &[(&str, &str)]) -> Training {
         Training {
-            token: "<a>".into(),
-            class_word: Some("robot".into()),
+            lessons: vec![Lesson::new("<a>", Some("robot".into()))],
             method: adapter::method("lora").unwrap(),
             changes: changes.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect(),
             slot: None,
@@ -178,7 +246,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.toml");
         let changes = [("background", "000000"), ("flip", "false"), ("lr", "1e-3"), ("steps", "400")];
-        Order::new("starter", Path::new("pictures"), &training(&changes)).unwrap().write(&path).unwrap();
+        Order::new("starter", &["pictures".into()], &training(&changes)).unwrap().write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         for line in ["state = \"waiting\"", "steps = 400", "flip = false", "background = \"000000\""] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
@@ -191,13 +259,29 @@ mod tests {
     }
 
     #[test]
+    fn concepts_that_are_taught_together_are_one_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        let head = Lesson { repeats: 3, weight: 0.5, ..Lesson::new("<head>", None) };
+        let lessons = vec![Lesson::new("<a>", Some("robot".into())), head];
+        let training = Training { lessons: lessons.clone(), ..training(&[("steps", "4")]) };
+        let order = Order::new("starter", &["robot".into(), "head".into()], &training).unwrap();
+        order.write(&path).unwrap();
+        let read = Order::read(&path).unwrap();
+        assert_eq!((&read, read.training().unwrap().lessons), (&order, lessons));
+        let folders: Vec<_> = read.concepts().map(|path| path.file_name().unwrap().to_owned()).collect();
+        assert_eq!(folders, ["robot", "head"]);
+        assert!(Order::new("starter", &["robot".into()], &training).unwrap_err().what.contains("needs a token"));
+    }
+
+    #[test]
     fn what_could_not_run_is_refused() {
         let refused = |change: (&str, &str)| {
-            Order::new("starter", Path::new("pictures"), &training(&[change])).unwrap_err().to_string()
+            Order::new("starter", &["pictures".into()], &training(&[change])).unwrap_err().to_string()
         };
         assert!(refused(("colour", "red")).contains("There is no field “colour”"));
         assert!(refused(("rank", "many")).contains("rank cannot be “many”"));
-        let good = Order::new("starter", Path::new("pictures"), &training(&[])).unwrap();
+        let good = Order::new("starter", &["pictures".into()], &training(&[])).unwrap();
         let relative = Order { concept: "pictures".into(), ..good.clone() };
         assert!(relative.training().unwrap_err().advice.contains("from the root"));
         assert!(Order { token: "two words".into(), ..good.clone() }.training().is_err());

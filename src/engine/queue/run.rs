@@ -20,14 +20,14 @@ impl Queue {
         let mut open: Option<(String, StableDiffusion)> = None;
         let teach = |order: &Order, watch: &mut Watch<'_>| {
             let training = order.training()?;
-            let concept = session.concept(&order.concept)?;
+            let concepts = order.concepts().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
             // The old one goes first: there may not be memory for two.
             let (name, model) = match open.take().filter(|(name, _)| *name == order.model) {
                 Some(open) => open,
                 None => (order.model.clone(), session.model(&order.model)?),
             };
             let (_, model) = &*open.insert((name, model));
-            session.train(model, &concept, &training, watch).map(drop)
+            session.train(model, &concepts, &training, watch).map(drop)
         };
         self.each(teach, watch)
     }

@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::{Order, Queue, State};
-use crate::engine::session::Training;
+use crate::engine::session::{Lesson, Training};
 use crate::engine::{Error, Result, adapter};
 
 struct Desk {
@@ -23,8 +23,7 @@ impl Desk {
 
     fn order(&self, name: &str) -> Order {
         let training = Training {
-            token: "<a>".into(),
-            class_word: None,
+            lessons: vec![Lesson::new("<a>", None)],
             method: adapter::method("lora").unwrap(),
             changes: vec![("steps".into(), "2".into())],
             slot: None,
@@ -35,7 +34,7 @@ impl Desk {
             stamp: false,
             wishes: None,
         };
-        Order::new("starter", &self.folder.path().join("pictures"), &training).unwrap()
+        Order::new("starter", &[self.folder.path().join("pictures")], &training).unwrap()
     }
 
     fn files(&self) -> Vec<String> {

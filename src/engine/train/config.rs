@@ -1,8 +1,9 @@
 //! Settings of a training run, beside those of its method.
 
 use crate::engine::adapter::Method;
-use crate::engine::concept::Fit;
-use crate::engine::concept::latents::Preparation;
+use crate::engine::concept::augment::Changes;
+use crate::engine::concept::mask::Mask;
+use crate::engine::concept::{Fit, Shape, Views};
 use crate::engine::field::Settings;
 use crate::engine::io::Dtype;
 use crate::engine::model::StableDiffusion;
@@ -10,10 +11,30 @@ use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::{Error, Result};
 
 pub use crate::engine::train::fields::FIELDS;
+use crate::engine::train::order::Balance;
 
 /// Fields that decide what is told and kept on the way and change no number: a file does not mention them, and a run can
 /// be resumed with others.
 const OBSERVING: [&str; 3] = ["keep_every", "validate_every", "spectrum_every"];
+
+/// Fields that came later: at their defaults they are what every run did before, and states and bytes stay what they are.
+const LATER: [&str; 15] = [
+    "held_out",
+    "recompute",
+    "resolutions",
+    "upscale",
+    "variations",
+    "jitter",
+    "rotate",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "mask",
+    "unmasked_weight",
+    "mask_normalise",
+    "balance",
+];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
 const PRIOR_WORDS: [&str; 8] =
@@ -38,7 +59,9 @@ pub struct Config {
     prior_prompts: String,
     pub targets: String,
     pub vectors: usize,
-    pub preparation: Preparation,
+    pub views: Views,
+    /// Whose turn it is where several concepts are taught.
+    pub balance: Balance,
     pub save_every: usize,
     pub save_minutes: f64,
     pub keep_every: usize,
@@ -63,26 +86,6 @@ impl Config {
             0.0 if small => for_small,
             0.0 => for_large,
             rate => rate,
-        };
-        let factor = model.vae.factor() << (model.unet.config.block_out_channels.len() - 1);
-        let size = match settings.integer("resolution") {
-            0 => model.native_size(),
-            side if (side / model.vae.factor()).pow(2) > MOST_PIXELS => {
-                return Err(Error::usage(
-                    format!("resolution cannot be “{side}”"),
-                    format!(
-                        "It can be at most {} for this model",
-                        MOST_PIXELS.isqrt() * model.vae.factor() / factor * factor
-                    ),
-                ));
-            }
-            side if side.is_multiple_of(factor) => [side; 2],
-            side => {
-                return Err(Error::usage(
-                    format!("resolution cannot be “{side}”"),
-                    format!("It must be a multiple of {factor} for this model"),
-                ));
-            }
         };
         let batch = settings.integer("batch");
         let prior_batch = match settings.integer("prior_batch") {
@@ -114,12 +117,8 @@ impl Config {
             prior_prompts: settings.text("prior_prompts").to_owned(),
             targets: settings.text("targets").to_owned(),
             vectors: settings.integer("vectors"),
-            preparation: Preparation {
-                size,
-                background: colour(settings.text("background"))?,
-                fit: if settings.text("fit") == "crop" { Fit::Crop } else { Fit::Pad },
-                flip: settings.flag("flip"),
-            },
+            views: views(settings, model)?,
+            balance: if settings.text("balance") == "equal" { Balance::Equal } else { Balance::Pictures },
             save_every: settings.integer("save_every"),
             save_minutes: settings.number("save_minutes"),
             keep_every: settings.integer("keep_every"),
@@ -160,11 +159,77 @@ impl Config {
 
 /// The settings that the trained numbers depend on: what a file and a saved state remember.
 pub fn decisive(settings: &Settings) -> Settings {
-    // Nothing held out is what every run did before there was the field: their states and bytes stay what they are.
-    let all_train = settings.integer("held_out") == 0;
-    let chosen = settings.text("recompute") == "auto";
-    settings
-        .without(|name| OBSERVING.contains(&name) || all_train && name == "held_out" || chosen && name == "recompute")
+    let usual = |name: &str| FIELDS.iter().any(|field| field.name == name && settings.is_usual(field));
+    settings.without(|name| OBSERVING.contains(&name) || LATER.contains(&name) && usual(name))
+}
+
+/// How the pictures are shown.
+fn views(settings: &Settings, model: &StableDiffusion) -> Result<Views> {
+    let bucket = Shape::Bucket { upscale: settings.flag("upscale") };
+    Ok(Views {
+        resolutions: resolutions(settings, model)?,
+        step: side_step(model),
+        shape: match settings.text("fit") {
+            "bucket" => bucket,
+            "crop" => Shape::Square(Fit::Crop),
+            _ => Shape::Square(Fit::Pad),
+        },
+        background: colour(settings.text("background"))?,
+        flip: settings.flag("flip"),
+        variations: settings.integer("variations"),
+        changes: Changes {
+            jitter: settings.number("jitter"),
+            rotate: settings.number("rotate"),
+            brightness: settings.number("brightness"),
+            contrast: settings.number("contrast"),
+            saturation: settings.number("saturation"),
+            hue: settings.number("hue"),
+        },
+        mask: match settings.text("mask") {
+            "file" => Mask::File,
+            "alpha" => Mask::Alpha,
+            _ => Mask::None,
+        },
+        unmasked_weight: settings.number("unmasked_weight") as f32,
+        mask_normalise: settings.flag("mask_normalise"),
+    })
+}
+
+/// Sides of pictures are multiples of it: every level of the denoiser halves the latents of the one above.
+pub fn side_step(model: &StableDiffusion) -> usize {
+    model.vae.factor() << (model.unet.config.block_out_channels.len() - 1)
+}
+
+fn resolutions(settings: &Settings, model: &StableDiffusion) -> Result<Vec<usize>> {
+    let step = side_step(model);
+    let wrong = |name: &str, side: &str, advice: String| Error::usage(format!("{name} cannot be “{side}”"), advice);
+    let checked = |name: &str, side: usize| match side {
+        side if (side / model.vae.factor()).pow(2) > MOST_PIXELS => {
+            let most = MOST_PIXELS.isqrt() * model.vae.factor() / step * step;
+            Err(wrong(name, &side.to_string(), format!("It can be at most {most} for this model")))
+        }
+        side if side > 0 && side.is_multiple_of(step) => Ok(side),
+        side => Err(wrong(name, &side.to_string(), format!("It must be a multiple of {step} for this model"))),
+    };
+    let several = settings.text("resolutions");
+    if several.trim().is_empty() {
+        return match settings.integer("resolution") {
+            0 => Ok(vec![model.native_size()[0]]),
+            side => Ok(vec![checked("resolution", side)?]),
+        };
+    }
+    let mut sides: Vec<usize> = Vec::new();
+    for side in several.split(',').map(str::trim) {
+        let Ok(side) = side.parse() else {
+            let advice = "Write sides with commas between, such as 512,768";
+            return Err(wrong("resolutions", several, advice.into()));
+        };
+        let side = checked("resolutions", side)?;
+        if !sides.contains(&side) {
+            sides.push(side);
+        }
+    }
+    Ok(sides)
 }
 
 /// The model's caption template without the token: `a 3d emoji of robot`.
@@ -216,11 +281,15 @@ mod tests {
     fn looking_on_decides_nothing() {
         let of = |changes: &[(&str, &str)]| decisive(&Settings::new(FIELDS, changes.iter().copied()).unwrap());
         let usual = serde_json::to_value(of(&[])).unwrap();
-        assert_eq!(usual.as_object().unwrap().len(), FIELDS.len() - OBSERVING.len() - 2);
+        assert_eq!(usual.as_object().unwrap().len(), FIELDS.len() - OBSERVING.len() - LATER.len());
+        assert!(LATER.iter().all(|name| FIELDS.iter().any(|field| field.name == *name)));
         assert!(OBSERVING.iter().all(|name| usual.get(name).is_none()));
         for name in OBSERVING {
             assert_eq!(of(&[(name, "7")]), of(&[]), "{name}");
         }
-        assert_ne!(of(&[("held_out", "2")]), of(&[]));
+        for change in [("held_out", "2"), ("mask", "alpha"), ("upscale", "false"), ("hue", "5"), ("resolutions", "64")]
+        {
+            assert_ne!(of(&[change]), of(&[]), "{change:?}");
+        }
     }
 }

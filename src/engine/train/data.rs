@@ -1,37 +1,41 @@
-//! A concept as batches: which pictures, how noisy, under which prompts.
+//! Concepts as batches: which pictures, how noisy, under which prompts.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::engine::concept::latents;
+use crate::engine::concept::mask::Mask;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
-use crate::engine::model::Mounts;
 use crate::engine::model::tokenizer::Encoded;
+use crate::engine::model::{Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
-use crate::engine::train::job::Job;
+use crate::engine::train::group::Group;
+use crate::engine::train::job::{Job, Subject};
+use crate::engine::train::order::{Drawn, Order};
 use crate::engine::train::step::{Batch, Prior, Text, Trainee};
 use crate::engine::{Error, Result};
 
-// Independent streams of random numbers; 0 belongs to sampling.
+// Independent streams of random numbers; 0 belongs to sampling, 3 to the order.
 const NOISE: u32 = 1;
 const TIMESTEPS: u32 = 2;
-const ORDER: u32 = 3;
 const PRIOR: u32 = 4;
 const STRANGERS: u32 = 5;
 
-/// A concept ready for the loop.
+/// The concepts of a run ready for the loop.
 pub struct Data {
-    /// Pictures, then mirror images.
-    latents: Tensor<4>,
+    lessons: Vec<Lesson>,
+    order: Order,
+}
+
+/// One concept.
+struct Lesson {
+    groups: Vec<Group>,
     prompts: Vec<Encoded>,
     /// Index into `prompts` for each picture.
     prompt_of: Vec<usize>,
-    /// Index into `latents` for each place in an epoch: pictures as often as they repeat.
-    items: Vec<usize>,
     /// Pictures that are in no epoch.
     held_out: Vec<usize>,
     /// Encoded prompts whose answers are to be kept.
@@ -40,17 +44,115 @@ pub struct Data {
     stranger: Encoded,
     /// The token's vectors before training.
     start: Tensor<2>,
+    /// Of its loss.
+    weight: f32,
 }
 
 impl Data {
     /// Reads and encodes pictures and prompts.
     pub fn prepare(job: &Job<'_>, config: &Config, watch: &mut Watch<'_>) -> Result<Self> {
-        for skipped in &job.concept.skipped {
+        let pictures = || job.subjects.iter().flat_map(|subject| &subject.concept.images);
+        for skipped in job.subjects.iter().flat_map(|subject| &subject.concept.skipped) {
             watch(Event::warning(format!("{} was left out: {}", skipped.path.display(), skipped.why)))?;
         }
-        let pictures = &job.concept.images;
-        let latents = latents::latents(job.model, pictures, config.preparation, job.cache.as_deref(), watch)?;
-        let captions = job.captions(config.vectors);
+        if config.views.mask == Mask::File && pictures().all(|picture| picture.mask.is_none()) {
+            watch(Event::warning(
+                "No picture has a mask beside it (robot.mask.png beside robot.png): all count whole",
+            ))?;
+        }
+        let total = pictures().map(|picture| config.views.of(picture.size).len()).sum();
+        watch(Event::Stage { name: "preparing pictures".into(), total })?;
+        let mut done = 0;
+        let mut tell = || {
+            done += 1;
+            watch(Event::Progress { done, total })
+        };
+        let lessons = (0..job.subjects.len())
+            .map(|nth| Lesson::prepare(job, config, nth, &mut tell))
+            .collect::<Result<Vec<_>>>()?;
+        let groups = lessons.iter().zip(&job.subjects).map(|(lesson, subject)| lesson.items(subject)).collect();
+        Ok(Self { lessons, order: Order { groups, balance: config.balance } })
+    }
+
+    /// The batch of a step: a function of the seed, the step and the tokens as they stand.
+    pub fn batch(&self, job: &Job<'_>, config: &Config, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
+        let (device, random, b) = (&job.model.device, Philox::new(job.context.seed), config.batch);
+        let offset = u32::try_from(step).unwrap_or(u32::MAX);
+        let Drawn { concept, group, rows } = self.order.batch(&random, b, step);
+        let lesson = &self.lessons[concept];
+        let group = &lesson.groups[group];
+        let [_, c, h, w] = group.latents.dims();
+        let timesteps: Vec<usize> =
+            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
+        let noise = random.stream(NOISE).normal(offset, b * c * h * w);
+        let snr = |t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32);
+        let weights = timesteps.iter().map(|&t| snr(t) * lesson.weight).collect();
+        let prior = lesson.prior.as_ref().map(|contexts| {
+            let [n, _, _] = contexts.dims();
+            let known = config.prior_batch - config.strangers;
+            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
+            let mut parts = Vec::new();
+            if known > 0 {
+                parts.push(contexts.clone().select(0, index(drawn, device)));
+            }
+            if config.strangers > 0 {
+                let token = trainee.parameters[trainee.tokens[concept]].value.clone();
+                parts.push(lesson.strangers(job.model, config.strangers, &token, &random, offset));
+            }
+            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
+        });
+        let text = lesson.text(group, &rows);
+        let rows = index(rows, device);
+        Batch {
+            latents: group.latents.clone().select(0, rows.clone()),
+            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
+            timesteps,
+            text,
+            weights,
+            mask: group.masks.clone().map(|masks| masks.select(0, rows)),
+            prior,
+        }
+    }
+
+    /// Clean latents and prompts of `draws` images as they are filed, evenly taken from those held out or, with none,
+    /// from all; in passes of at most `most` images of one size.
+    pub fn steady(&self, draws: usize, most: usize) -> Vec<(Range<usize>, Tensor<4>, Text)> {
+        let from: Vec<(usize, usize, usize)> = self
+            .lessons
+            .iter()
+            .enumerate()
+            .flat_map(|(l, lesson)| lesson.groups.iter().enumerate().map(move |(g, group)| (l, lesson, g, group)))
+            .flat_map(|(l, lesson, g, group)| {
+                let measured = |picture| lesson.held_out.is_empty() || lesson.held_out.contains(&picture);
+                let rows = group.rows.iter().enumerate().filter(move |(_, row)| row.plain && measured(row.picture));
+                rows.map(move |(at, _)| (l, g, at))
+            })
+            .collect();
+        let drawn: Vec<_> = (0..draws).map(|draw| from[draw * from.len() / draws]).collect();
+        let mut passes = Vec::new();
+        let mut first = 0;
+        for same in drawn.chunk_by(|a, b| a.0 == b.0 && a.1 == b.1) {
+            for some in same.chunks(most) {
+                let lesson = &self.lessons[some[0].0];
+                let group = &lesson.groups[some[0].1];
+                let rows: Vec<usize> = some.iter().map(|place| place.2).collect();
+                let text = lesson.text(group, &rows);
+                let latents = group.latents.clone().select(0, index(rows, &group.latents.device()));
+                passes.push((first..first + some.len(), latents, text));
+                first += some.len();
+            }
+        }
+        passes
+    }
+}
+
+impl Lesson {
+    fn prepare(job: &Job<'_>, config: &Config, nth: usize, tell: &mut impl FnMut() -> Result<()>) -> Result<Self> {
+        let subject = &job.subjects[nth];
+        let pictures = &subject.concept.images;
+        let groups = Group::all(job.model, pictures, &config.views, job.cache.as_deref(), tell)?;
+        let words = job.words(config.vectors);
+        let captions = subject.captions(&job.template, &words);
         let mut prompts: Vec<Encoded> = Vec::new();
         let mut prompt_of = Vec::new();
         for encoded in captions.prompts(job.model, pictures)? {
@@ -60,15 +162,9 @@ impl Data {
             }
             prompt_of.push(index);
         }
-        let held_out = held_out(pictures.len(), config.held_out)?;
-        let mirrors = if config.preparation.flip { 2 } else { 1 };
-        let items = (0..mirrors * pictures.len())
-            .filter(|i| !held_out.contains(&(i % pictures.len())))
-            .flat_map(|i| std::iter::repeat_n(i, pictures[i % pictures.len()].repeats))
-            .collect();
         let prior = match config.prior > 0.0 {
             true => {
-                let texts = config.prior_prompts(&job.template, &job.trigger.class_word);
+                let texts = config.prior_prompts(&job.template, &subject.trigger.class_word);
                 if texts.is_empty() {
                     let advice = "Write prompts separated by semicolons, or leave it empty for the usual ones";
                     return Err(Error::usage("prior_prompts names no prompt", advice));
@@ -79,80 +175,54 @@ impl Data {
             }
             false => None,
         };
-        let stranger = captions.prompt(job.model, None)?;
-        Ok(Self { latents, prompts, prompt_of, items, held_out, prior, stranger, start: start(job, config)? })
-    }
-
-    /// The batch of a step: a function of the seed, the step and the token as it stands.
-    pub fn batch(&self, job: &Job<'_>, config: &Config, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
-        let (device, random, b) = (&job.model.device, Philox::new(job.context.seed), config.batch);
-        let offset = u32::try_from(step).unwrap_or(u32::MAX);
-        let [_, c, h, w] = self.latents.dims();
-        let images: Vec<usize> = (step * b..(step + 1) * b).map(|at| self.item(&random, at)).collect();
-        let timesteps: Vec<usize> =
-            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
-        let noise = random.stream(NOISE).normal(offset, b * c * h * w);
-        let weights = timesteps
-            .iter()
-            .map(|&t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32))
-            .collect();
-        let prior = self.prior.as_ref().map(|contexts| {
-            let [n, _, _] = contexts.dims();
-            let known = config.prior_batch - config.strangers;
-            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
-            let mut parts = Vec::new();
-            if known > 0 {
-                parts.push(contexts.clone().select(0, index(drawn, device)));
-            }
-            if config.strangers > 0 {
-                parts.push(self.strangers(job, config.strangers, trainee, &random, offset));
-            }
-            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
-        });
-        let text = self.text(&images);
-        Batch {
-            latents: self.latents.clone().select(0, index(images, device)),
-            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
-            timesteps,
-            text,
-            weights,
+        Ok(Self {
+            groups,
+            prompts,
+            prompt_of,
+            held_out: held_out(pictures.len(), config.held_out)?,
             prior,
-        }
+            stranger: captions.prompt(job.model, None)?,
+            start: start(job.model, &subject.trigger.class_word, config.vectors)?,
+            weight: subject.weight,
+        })
     }
 
-    /// The prompts of these images: only those, each once.
-    fn text(&self, images: &[usize]) -> Text {
-        let of_image: Vec<usize> = images.iter().map(|&i| self.prompt_of[i % self.prompt_of.len()]).collect();
+    /// The rows of each group in an epoch: those of a picture as often as it repeats.
+    fn items(&self, subject: &Subject<'_>) -> Vec<Vec<usize>> {
+        let of = |group: &Group| {
+            let rows = group.rows.iter().enumerate().filter(|(_, row)| !self.held_out.contains(&row.picture));
+            let repeats = |picture: usize| subject.concept.images[picture].repeats * subject.repeats;
+            rows.flat_map(|(at, row)| std::iter::repeat_n(at, repeats(row.picture))).collect()
+        };
+        self.groups.iter().map(of).collect()
+    }
+
+    /// The prompts of these rows: only those, each once.
+    fn text(&self, group: &Group, rows: &[usize]) -> Text {
+        let of_image: Vec<usize> = rows.iter().map(|&row| self.prompt_of[group.rows[row].picture]).collect();
         let distinct: Vec<usize> = of_image.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let prompts = distinct.iter().map(|&prompt| self.prompts[prompt].clone()).collect();
         let places = of_image.iter().map(|prompt| distinct.partition_point(|other| other < prompt)).collect();
         Text::Prompts(prompts, places)
     }
 
-    /// Clean latents and prompts of some of `draws` images as they are filed, evenly taken from those held out or, with
-    /// none, from all.
-    pub fn steady(&self, draws: usize, some: Range<usize>) -> (Tensor<4>, Text) {
-        let all: Vec<usize> = (0..self.prompt_of.len()).collect();
-        let from = if self.held_out.is_empty() { &all } else { &self.held_out };
-        let images: Vec<usize> = some.map(|draw| from[draw * from.len() / draws]).collect();
-        let text = self.text(&images);
-        (self.latents.clone().select(0, index(images, &self.latents.device())), text)
-    }
-
     /// The caption with a made-up word in the token's place: as far from the class word as the token has come, in a
     /// random direction. What the concept leaves alone there, it leaves alone under another concept's token.
-    fn strangers(&self, job: &Job<'_>, count: usize, trainee: &Trainee, random: &Philox, offset: u32) -> Tensor<3> {
-        let Some(token) = trainee.token.map(|index| trainee.parameters[index].value.clone()) else {
-            return Tensor::zeros([0, 0, 0], &job.model.device);
-        };
+    fn strangers(
+        &self,
+        model: &StableDiffusion,
+        count: usize,
+        token: &Tensor<2>,
+        random: &Philox,
+        offset: u32,
+    ) -> Tensor<3> {
         let [vectors, width] = token.dims();
-        let distance = (token - self.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
+        let distance = (token.clone() - self.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
         let noise = random.stream(STRANGERS).normal(offset, count * vectors * width);
         let words: Vec<Tensor<2>> = noise
             .chunks_exact(vectors * width)
             .map(|noise| {
-                let noise =
-                    Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &job.model.device);
+                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &model.device);
                 let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
                 self.start.clone() + noise / length * distance.clone()
             })
@@ -164,14 +234,7 @@ impl Data {
                 prompt
             })
             .collect();
-        job.model.condition(&prompts, &words, &Mounts::none())
-    }
-
-    /// The image at a place of the endless, each epoch newly shuffled sequence.
-    fn item(&self, random: &Philox, at: usize) -> usize {
-        let n = self.items.len();
-        let epoch = u32::try_from(at / n).unwrap_or(u32::MAX);
-        self.items[random.stream(ORDER).permutation(epoch, n)[at % n]]
+        model.condition(&prompts, &words, &Mounts::none())
     }
 }
 
@@ -192,12 +255,12 @@ fn held_out(n: usize, held: usize) -> Result<Vec<usize>> {
     Ok((0..held).map(|i| (2 * i + 1) * n / (2 * held)).collect())
 }
 
-/// The token's vectors before training: the class word's, or anything's where there is none.
-pub fn start(job: &Job<'_>, config: &Config) -> Result<Tensor<2>> {
-    let word = if job.trigger.class_word.is_empty() { "thing" } else { &job.trigger.class_word };
-    let ids = job.model.tokenizer.ids(word)?;
-    let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
-    Ok(job.model.text.embed(&[ids]).squeeze_dim(0))
+/// A token's vectors before training: the class word's, or anything's where there is none.
+pub fn start(model: &StableDiffusion, class_word: &str, vectors: usize) -> Result<Tensor<2>> {
+    let word = if class_word.is_empty() { "thing" } else { class_word };
+    let ids = model.tokenizer.ids(word)?;
+    let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(vectors).collect();
+    Ok(model.text.embed(&[ids]).squeeze_dim(0))
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl Estimate {
             _ => 0,
         };
         let pictures = config.batch + if config.prior > 0.0 { config.prior_batch } else { 0 };
-        let [width, height] = config.preparation.size;
+        let [width, height] = config.views.largest();
         let places = Places::new(model, [width, height]);
         let pass: u64 = model.layers.iter().map(|layer| places.numbers(layer)).sum();
         let text: u64 = text_layers(model).map(|layer| (model.text.length() * layer.out) as u64).sum();

@@ -11,14 +11,14 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::adapter::mount::{Strength, mount};
-use crate::engine::concept::latents::{Preparation, latents};
-use crate::engine::concept::{Concept, Fit, Trigger};
+use crate::engine::concept::latents::latents;
+use crate::engine::concept::{Concept, Trigger, View};
 use crate::engine::device::read;
 use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::{BIAS, LoraFile};
 use crate::engine::io::{metadata, safetensors};
-use crate::engine::model::tokenizer::Encoded;
+use crate::engine::model::tokenizer::{Encoded, Word};
 use crate::engine::model::{Change, LayerId, Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::prompts::{self, Captions};
@@ -53,8 +53,14 @@ impl Evidence<'_> {
     pub fn importance(&self, draws: usize, seed: u64, watch: &mut Watch<'_>) -> Result<BTreeMap<String, Vec<f32>>> {
         let Self { model, adapter, concept, .. } = self;
         let schedule = Schedule::new(&model.schedule)?;
-        let how = Preparation { size: model.native_size(), background: [255; 3], fit: Fit::Pad, flip: false };
-        let latents = latents(model, &concept.images, how, self.cache, watch)?;
+        let view = View::whole(model.native_size());
+        let views: Vec<_> = concept.images.iter().map(|picture| (&*picture.path, view)).collect();
+        watch(Event::Stage { name: "preparing pictures".into(), total: views.len() })?;
+        let mut done = 0;
+        let latents = latents(model, &views, self.cache, &mut || {
+            done += 1;
+            watch(Event::Progress { done, total: views.len() })
+        })?;
         let (prompts, tokens) = self.prompts()?;
         let mut base = Mounts::none();
         mount(&mut base, model, adapter, &Strength::default())?;
@@ -115,11 +121,9 @@ impl Evidence<'_> {
             .at(&self.adapter.path));
         }
         let trigger = token.map(|(text, _)| Trigger::new(text, class)).transpose()?;
-        let captions = Captions {
-            template: self.template,
-            trigger: trigger.as_ref().zip(token.map(|(_, vectors)| vectors.len())),
-            class_word: class,
-        };
+        let word = token.map(|(text, vectors)| Word { text: text.clone(), vectors: vectors.len() });
+        let (template, trigger, words) = (self.template, trigger.as_ref(), word.as_slice());
+        let captions = Captions { template, trigger, words, class_word: class };
         let prompts = captions.prompts(self.model, &self.concept.images)?;
         let tensor = |(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.model.device);
         Ok((prompts, vectors.into_iter().map(tensor).collect()))

@@ -22,7 +22,7 @@ impl Job<'_> {
         for trained in &trainee.layers {
             store(&mut file, trainee, trained, &values, self.model)?;
         }
-        if let Some(index) = trainee.token {
+        for &index in &trainee.tokens {
             let parameter = &trainee.parameters[index];
             let width = parameter.value.dims()[1];
             let values = read(parameter.value.clone())?;

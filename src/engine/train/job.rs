@@ -8,18 +8,19 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::Result;
 use crate::engine::adapter::{self, Method};
-use crate::engine::concept::{Concept, Trigger};
+use crate::engine::concept::{self, Concept, Picture, Trigger};
 use crate::engine::field::Settings;
 use crate::engine::io::safetensors;
 use crate::engine::model::StableDiffusion;
+use crate::engine::model::tokenizer::Word;
 use crate::engine::train::config;
 use crate::engine::train::prompts::{self, Captions};
 use crate::engine::train::wishes::Wishes;
 
 pub struct Job<'a> {
     pub model: &'a StableDiffusion,
-    pub concept: &'a Concept,
-    pub trigger: Trigger,
+    /// What is taught, at least one; several share the adapter and its slot, each with a word of its own.
+    pub subjects: Vec<Subject<'a>>,
     /// How captions read: `a 3d emoji of {token} {class}`.
     pub template: String,
     pub method: &'static Method,
@@ -36,20 +37,50 @@ pub struct Job<'a> {
     pub wishes: Option<Arc<Wishes>>,
 }
 
+/// One of the concepts that a run teaches.
+pub struct Subject<'a> {
+    pub concept: &'a Concept,
+    pub trigger: Trigger,
+    /// How often each picture is shown for once of another concept's.
+    pub repeats: usize,
+    /// Of its loss.
+    pub weight: f32,
+}
+
+impl<'a> Subject<'a> {
+    /// With nothing said of its share.
+    pub fn new(concept: &'a Concept, trigger: Trigger) -> Self {
+        Self { concept, trigger, repeats: 1, weight: 1.0 }
+    }
+
+    /// How its pictures' captions are read; `words` are those of the whole run.
+    pub fn captions<'c>(&'c self, template: &'c str, words: &'c [Word]) -> Captions<'c> {
+        Captions { template, trigger: Some(&self.trigger), words, class_word: &self.trigger.class_word }
+    }
+}
+
 impl Job<'_> {
-    /// How its pictures' captions are read, for a token of so many vectors.
-    pub fn captions(&self, vectors: usize) -> Captions<'_> {
-        let class_word = &self.trigger.class_word;
-        Captions { template: &self.template, trigger: Some((&self.trigger, vectors)), class_word }
+    /// The words that are taught, each of so many vectors.
+    pub fn words(&self, vectors: usize) -> Vec<Word> {
+        self.subjects.iter().map(|subject| Word { text: subject.trigger.token.clone(), vectors }).collect()
     }
 
     /// Changes whenever anything changes that the trained numbers depend on.
     pub fn fingerprint(&self) -> Result<String> {
-        let pictures: Vec<_> = prompts::contents(&self.concept.images)?
-            .into_iter()
-            .map(|(hash, picture)| json!([hash, picture.caption, picture.repeats]))
-            .collect();
-        let inputs = json!({
+        let masked = self.settings.text("mask") == "file";
+        let pictures = |concept: &Concept| -> Result<Vec<serde_json::Value>> {
+            let contents = prompts::contents(&concept.images)?.into_iter();
+            let about = |(hash, picture): (String, &Picture)| {
+                let mask = picture.mask.as_deref().filter(|_| masked).map(concept::content_hash).transpose()?;
+                Ok(match mask {
+                    Some(mask) => json!([hash, picture.caption, picture.repeats, mask]),
+                    None => json!([hash, picture.caption, picture.repeats]),
+                })
+            };
+            contents.map(about).collect()
+        };
+        let first = &self.subjects[0];
+        let mut inputs = json!({
             "base": [&self.model.hash, &self.model.vae_hash, &self.model.text_hash],
             "prediction": self.model.schedule.prediction_type,
             "method": self.method.name,
@@ -58,11 +89,19 @@ impl Job<'_> {
             "seed": self.context.seed,
             "slot": self.context.slot,
             "block": self.context.block,
-            "token": self.trigger.token,
-            "class": self.trigger.class_word,
+            "token": first.trigger.token,
+            "class": first.trigger.class_word,
             "template": self.template,
-            "pictures": pictures,
+            "pictures": pictures(first.concept)?,
         });
+        // One concept alone has no share: its runs are what they were before there could be several.
+        if self.subjects.len() > 1 {
+            let about = |subject: &Subject<'_>| {
+                let Subject { concept, trigger, repeats, weight } = subject;
+                Ok(json!([trigger.token, trigger.class_word, repeats, weight, pictures(concept)?]))
+            };
+            inputs["together"] = self.subjects.iter().map(about).collect::<Result<Vec<_>>>()?.into();
+        }
         Ok(safetensors::hex(&Sha256::digest(inputs.to_string().as_bytes())))
     }
 }

@@ -9,7 +9,7 @@ use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, STEP, TOKEN};
 use crate::engine::train::config::{self, Config};
-use crate::engine::train::job::Job;
+use crate::engine::train::job::{Job, Subject};
 
 pub fn of(
     job: &Job<'_>,
@@ -19,25 +19,35 @@ pub fn of(
     run: &str,
     step: usize,
 ) -> BTreeMap<String, String> {
-    let [width, height] = config.preparation.size;
+    let [width, height] = config.views.largest();
     let ranks = file.ranks();
     let (dim, alpha) =
         (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
     let whole = file.layers.is_empty() && !file.differences.is_empty();
     let is_v = job.model.schedule.prediction_type == "v_prediction";
-    let pictures = job.concept.images.len() - config.held_out;
-    let recipe = json!({
+    let pictures: usize = job.subjects.iter().map(|subject| subject.concept.images.len() - config.held_out).sum();
+    let triggers: Vec<_> = job.subjects.iter().map(|subject| &subject.trigger).collect();
+    let called = triggers.iter().map(|t| format!("{} {}", t.token, t.class_word).trim().to_owned());
+    let mut recipe = json!({
         "method": job.method_settings,
         "training": config::decisive(&job.settings),
         "seed": job.context.seed,
         "caption": job.template,
         "pictures": pictures,
     });
+    if job.subjects.len() > 1 {
+        let about = |subject: &Subject<'_>| {
+            let Subject { concept, trigger, repeats, weight } = subject;
+            json!({ "token": trigger.token, "class": trigger.class_word, "pictures": concept.images.len(),
+                    "repeats": repeats, "weight": weight })
+        };
+        recipe["concepts"] = job.subjects.iter().map(about).collect();
+    }
     let mut metadata = BTreeMap::from(
         [
             (METHOD, job.method.name.to_owned()),
-            (TOKEN, job.trigger.token.clone()),
-            (CLASS, job.trigger.class_word.clone()),
+            (TOKEN, triggers[0].token.clone()),
+            (CLASS, triggers[0].class_word.clone()),
             (BASE, job.model.name.clone()),
             (BASE_HASH, job.model.hash.clone()),
             (RECIPE, recipe.to_string()),
@@ -54,9 +64,9 @@ pub fn of(
             ("modelspec.sai_model_spec", "1.0.1".into()),
             ("modelspec.architecture", "stable-diffusion-v1/lora".into()),
             ("modelspec.implementation", "diffusers".into()),
-            ("modelspec.title", format!("{} {}", job.trigger.token, job.trigger.class_word).trim().to_owned()),
+            ("modelspec.title", called.collect::<Vec<_>>().join(", ")),
             ("modelspec.resolution", format!("{width}x{height}")),
-            ("modelspec.trigger_phrase", job.trigger.token.clone()),
+            ("modelspec.trigger_phrase", triggers.iter().map(|trigger| &*trigger.token).collect::<Vec<_>>().join(", ")),
             ("modelspec.prediction_type", if is_v { "v" } else { "epsilon" }.into()),
         ]
         .map(|(key, value)| (key.to_owned(), value)),

@@ -11,8 +11,10 @@ use crate::engine::train::config::plain_caption;
 pub struct Captions<'a> {
     /// How one reads where a picture has none: `a 3d emoji of {token} {class}`.
     pub template: &'a str,
-    /// The word that is taught, and how many vectors it stands for; none where the adapter brings no word.
-    pub trigger: Option<(&'a Trigger, usize)>,
+    /// The word that is taught; none where the adapter brings no word.
+    pub trigger: Option<&'a Trigger>,
+    /// All words that stand for vectors.
+    pub words: &'a [Word],
     /// What the pictures show where no trigger says so.
     pub class_word: &'a str,
 }
@@ -21,12 +23,11 @@ impl Captions<'_> {
     /// The prompt of a picture's own caption, or of the template.
     pub fn prompt(&self, model: &StableDiffusion, caption: Option<&str>) -> Result<Encoded> {
         let text = match (self.trigger, caption) {
-            (Some((trigger, _)), caption) => concept::caption(caption, self.template, trigger),
+            (Some(trigger), caption) => concept::caption(caption, self.template, trigger),
             (None, Some(caption)) => caption.to_owned(),
             (None, None) => plain_caption(self.template, self.class_word),
         };
-        let word = self.trigger.map(|(trigger, vectors)| Word { text: trigger.token.clone(), vectors });
-        model.tokenizer.encode(&text, word.as_slice())
+        model.tokenizer.encode(&text, self.words)
     }
 
     /// The prompt of every picture.

@@ -14,7 +14,7 @@ use crate::engine::io::metadata::{RUN, STEP};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::data::{self, Data};
-use crate::engine::train::job::Job;
+use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::live::Live;
 use crate::engine::train::numbers::{Numbers, Unread};
 use crate::engine::train::steady::Steady;
@@ -89,7 +89,7 @@ impl Job<'_> {
         Ok(Trained { file: LoraFile::open(&self.out)?, losses, parameters })
     }
 
-    /// Every layer's tensors and the token before the first step.
+    /// Every layer's tensors and the tokens before the first step.
     fn begin(&self, config: &Config, adapter: Arc<dyn Adapter>) -> Result<Trainee> {
         let mut trainee = Trainee::new(adapter);
         trainee.recompute = config.recompute;
@@ -107,7 +107,11 @@ impl Job<'_> {
             let tensors = trainee.adapter.begin(&spot)?;
             trainee.add_layer(id, &layer.module(), tensors, &self.model.device);
         }
-        trainee.token = Some(trainee.add(self.trigger.token.clone(), data::start(self, config)?, Group::Token));
+        for Subject { trigger, .. } in &self.subjects {
+            let start = data::start(self.model, &trigger.class_word, config.vectors)?;
+            let index = trainee.add(trigger.token.clone(), start, Group::Token);
+            trainee.tokens.push(index);
+        }
         Ok(trainee)
     }
 }

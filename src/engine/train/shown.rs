@@ -50,7 +50,11 @@ impl Shown {
         let [b, _, _, _] = self.target.dims();
         let weights = Tensor::<1>::from_data(TensorData::new(batch.weights.clone(), [b]), &batch.latents.device());
         let of_concept = if self.kept.is_some() { said.clone().narrow(0, 0, b) } else { said.clone() };
-        let concept = (loss::per_image(of_concept, self.target) * weights).mean();
+        let errors = match &batch.mask {
+            None => loss::per_image(of_concept, self.target),
+            Some(mask) => loss::masked(of_concept, self.target, mask.clone()),
+        };
+        let concept = (errors * weights).mean();
         let Some((kept, prior)) = self.kept.zip(batch.prior.as_ref()) else {
             return Losses { total: concept.clone(), concept, prior: None };
         };

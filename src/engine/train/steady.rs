@@ -28,7 +28,7 @@ pub struct Steady {
     draws: usize,
 }
 
-/// As many pictures as a batch has.
+/// As many pictures as a batch has at most.
 struct Pass {
     /// `[b, 4, h, w]`, with their noise in them.
     noisy: Tensor<4>,
@@ -38,18 +38,18 @@ struct Pass {
 }
 
 impl Steady {
-    /// Two passes of `batch` pictures, or enough of fewer for every timestep.
+    /// Twice `batch` pictures, or as many as there are timesteps, in passes of pictures of one size.
     pub fn new(data: &Data, schedule: &Schedule, batch: usize) -> Self {
         let draws = (2 * batch).max(TIMESTEPS);
-        let passes = (0..draws)
-            .step_by(batch)
-            .map(|first| {
-                let (latents, text) = data.steady(draws, first..(first + batch).min(draws));
+        let passes = data
+            .steady(draws, batch)
+            .into_iter()
+            .map(|(some, latents, text)| {
                 let [b, c, h, w] = latents.dims();
                 let middle = |draw: usize| (2 * (draw % TIMESTEPS) + 1) * schedule.len() / (2 * TIMESTEPS);
-                let timesteps: Vec<usize> = (first..first + b).map(middle).collect();
+                let timesteps: Vec<usize> = some.clone().map(middle).collect();
                 let random = Philox::new(SEED).stream(NOISE);
-                let noise = (first..first + b).flat_map(|draw| random.normal(draw as u32, c * h * w)).collect();
+                let noise = some.flat_map(|draw| random.normal(draw as u32, c * h * w)).collect();
                 let noise = Tensor::from_data(TensorData::new::<f32, _>(noise, [b, c, h, w]), &latents.device());
                 Pass {
                     noisy: loss::noised(&latents, &noise, &timesteps, schedule),

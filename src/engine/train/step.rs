@@ -60,8 +60,9 @@ pub struct Trainee {
     pub adapter: Arc<dyn Adapter>,
     pub parameters: Vec<Parameter>,
     pub layers: Vec<TrainedLayer>,
-    /// The token's vectors `[n, width]`, an index into the parameters.
-    pub token: Option<usize>,
+    /// Each token's vectors `[n, width]`, indices into the parameters, in the order of the words that prompts are encoded
+    /// with.
+    pub tokens: Vec<usize>,
     /// Whether gradients are found a stretch of the denoiser at a time: a third slower, in a fraction of the memory.
     pub recompute: bool,
 }
@@ -86,13 +87,15 @@ pub struct Batch {
     pub text: Text,
     /// Weight of each image's error, e.g. min-SNR; all ones for the plain mean.
     pub weights: Vec<f32>,
+    /// Weight of each latent pixel's error, `[b, 1, h, w]`; none for the plain mean.
+    pub mask: Option<Tensor<4>>,
     pub prior: Option<Prior>,
 }
 
 /// The prompts of a batch.
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Text {
-    /// Distinct prompts, and which of them each image takes; encoded with the token's vectors as they are now.
+    /// Distinct prompts, and which of them each image takes; encoded with the tokens' vectors as they are now.
     Prompts(Vec<Encoded>, Vec<usize>),
     /// Already encoded, `[b, n, width]`.
     Context(Tensor<3>),
@@ -142,7 +145,7 @@ impl IntoIterator for Gradients {
 
 impl Trainee {
     pub fn new(adapter: Arc<dyn Adapter>) -> Self {
-        Self { adapter, parameters: Vec::new(), layers: Vec::new(), token: None, recompute: false }
+        Self { adapter, parameters: Vec::new(), layers: Vec::new(), tokens: Vec::new(), recompute: false }
     }
 
     /// Adds a layer with its tensors before training; `name` is the layer's in messages.
@@ -218,7 +221,7 @@ impl Trainee {
         match text {
             Text::Context(context) => context.clone(),
             Text::Prompts(prompts, of_image) => {
-                let tokens: Vec<Tensor<2>> = self.token.iter().map(|&index| values[index].clone()).collect();
+                let tokens: Vec<Tensor<2>> = self.tokens.iter().map(|&index| values[index].clone()).collect();
                 let encoded = model.condition(prompts, &tokens, mounts);
                 let index: Vec<i32> = of_image.iter().map(|&i| i32::try_from(i).unwrap_or(0)).collect();
                 encoded.select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device))

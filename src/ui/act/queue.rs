@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::engine::Result;
 use crate::engine::project::ConceptEntry;
 use crate::engine::queue::{self, Claim, Order, Queue, State};
-use crate::engine::session::Training;
+use crate::engine::session::{Lesson, Training};
 use crate::ui::act::model_name;
 use crate::ui::app::App;
 use crate::ui::work::Report;
@@ -13,7 +13,7 @@ use crate::ui::work::Report;
 impl App {
     /// Writes the form as an order of the queue.
     pub(super) fn enqueue(&self) {
-        let (concept, training) = match self.studio.asked() {
+        let (concepts, training) = match self.studio.asked() {
             Ok(asked) => asked,
             Err(error) => return self.post.send(Report::Done(Err(error))),
         };
@@ -23,11 +23,12 @@ impl App {
             .filter(|order| matches!(order.state, State::Waiting | State::Running))
             .map(|order| order.out.clone())
             .collect();
-        let out = self.studio.out(&concept, training.method.name, &waiting);
-        let (folder, training) = (self.studio.placed(&concept.folder), Training { out, ..training });
+        let out = self.studio.out(&concepts, training.method.name, &waiting);
+        let folders: Vec<_> = concepts.iter().map(|concept| self.studio.placed(&concept.folder)).collect();
+        let training = Training { out, ..training };
         let queue = self.queue();
         let work = move || {
-            let entry = queue?.add(&Order::new(&model, &folder, &training)?)?;
+            let entry = queue?.add(&Order::new(&model, &folders, &training)?)?;
             Ok(format!("{} waits in the queue", entry.id))
         };
         self.errands.run(work, Report::Done);
@@ -65,17 +66,21 @@ impl App {
         let order = claim.order.clone();
         match order.training() {
             Ok(training) => {
-                let folder = self.studio.named(&order.concept);
-                let known = self.studio.project.concepts.iter().find(|entry| entry.folder == folder);
-                let concept = known.cloned().unwrap_or_else(|| ConceptEntry {
-                    name: claim.id.clone(),
-                    folder,
-                    token: order.token.clone(),
-                    class: order.class.clone().unwrap_or_default(),
-                });
+                let entry = |(folder, lesson): (&PathBuf, &Lesson)| {
+                    let folder = self.studio.named(folder);
+                    let known = self.studio.project.concepts.iter().find(|entry| entry.folder == folder);
+                    known.cloned().unwrap_or_else(|| ConceptEntry {
+                        name: claim.id.clone(),
+                        folder,
+                        token: lesson.token.clone(),
+                        class: lesson.class_word.clone().unwrap_or_default(),
+                    })
+                };
+                let entries: Vec<_> = order.concepts().zip(&training.lessons).map(entry).collect();
+                let folders = order.concepts().cloned().collect();
                 let open = model_name(&self.studio.project.model, &self.studio.path);
                 let model = Some(order.model.clone()).filter(|model| *model != open);
-                self.begin(concept, order.concept, model, training, Some(claim));
+                self.begin(&entries, folders, model, training, Some(claim));
             }
             Err(error) => {
                 self.studio.log.error(&error);

@@ -132,11 +132,13 @@ impl App {
         let concepts = project.concepts.iter_mut().map(|entry| &mut entry.folder);
         let adapters = project.adapters.iter_mut().flat_map(|entry| [Some(&mut entry.file), entry.concept.as_mut()]);
         let faders = project.desk.faders.iter_mut().map(|fader| &mut fader.file);
+        let form = &mut project.training;
+        let taught = std::iter::once(&mut form.concept).chain(form.together.iter_mut().map(|other| &mut other.concept));
         let looked_at = self.studio.looked_at.as_mut();
         let all = concepts
             .chain(adapters.flatten())
             .chain(faders)
-            .chain([&mut project.training.concept])
+            .chain(taught)
             .chain(looked_at)
             .filter(|name| *name == from);
         all.for_each(|name| name.clone_from(&to));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
-use egui::{Context, TextureHandle};
+use egui::Context;
 
 use crate::engine::device;
 use crate::engine::event::Event;
@@ -63,7 +63,7 @@ pub enum Report {
         gone: bool,
     },
     Captioned(Result<Captioned>),
-    Crop(crops::Key, Result<TextureHandle>),
+    Crop(crops::Key, Result<crops::Crop>),
     /// Of the desk's adapters, in its order when it was asked for.
     Meeting(Vec<PathBuf>, Result<Meeting>),
     Training(Event),

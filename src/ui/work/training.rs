@@ -18,7 +18,8 @@ pub struct Job {
     pub with: Opened,
     /// Another model than the open one.
     pub model: Option<String>,
-    pub concept: PathBuf,
+    /// Folders of the concepts, one for each lesson.
+    pub concepts: Vec<PathBuf>,
     pub training: Training,
     /// The order it was taken from.
     pub claim: Option<Claim>,
@@ -67,7 +68,7 @@ impl Control {
 /// Starts; events come as [`Report::Training`], the end as [`Report::TrainingEnded`].
 pub fn start(job: Job, control: Arc<Control>, post: &Post) {
     let work = move |post: &Post| {
-        let Job { with, model, concept, mut training, claim } = job;
+        let Job { with, model, concepts, mut training, claim } = job;
         training.wishes = Some(Arc::clone(&control.wishes));
         // An order says itself whether it goes on; the form's training does wherever something is left to go on from.
         training.resume &= claim.is_some() || checkpoint::folder(&training.out).is_dir();
@@ -75,7 +76,7 @@ pub fn start(job: Job, control: Arc<Control>, post: &Post) {
         accounted(claim, || {
             let Opened { session, model: open, .. } = &with;
             let other = model.map(|name| session.model(&name)).transpose()?;
-            let concept = session.concept(&concept)?;
+            let concepts = concepts.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
             if !training.resume {
                 keep_earlier(&training.out)?;
             }
@@ -83,7 +84,8 @@ pub fn start(job: Job, control: Arc<Control>, post: &Post) {
                 post.send(Report::Training(event));
                 control.pass()
             };
-            let mut train = || session.train(other.as_ref().unwrap_or(open), &concept, &training, &mut watch).map(drop);
+            let mut train =
+                || session.train(other.as_ref().unwrap_or(open), &concepts, &training, &mut watch).map(drop);
             if session.device.driver.is_some() { train() } else { with_a_core_free(train)? }
         })
         .map(|()| out)
@@ -130,14 +132,14 @@ mod tests {
     use super::*;
     use crate::engine::adapter;
     use crate::engine::queue::{Order, Queue, State};
+    use crate::engine::session::Lesson;
 
     #[test]
     fn an_order_whose_training_broke_says_so_and_can_be_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let queue = Queue::open(folder.path().join("queue"));
         let training = Training {
-            token: "<a>".into(),
-            class_word: None,
+            lessons: vec![Lesson::new("<a>", None)],
             method: adapter::method("lora").unwrap(),
             changes: Vec::new(),
             slot: None,
@@ -148,7 +150,7 @@ mod tests {
             stamp: false,
             wishes: None,
         };
-        let id = queue.add(&Order::new("starter", folder.path(), &training).unwrap()).unwrap().id;
+        let id = queue.add(&Order::new("starter", &[folder.path().to_path_buf()], &training).unwrap()).unwrap().id;
         let claim = queue.take_next().unwrap();
         assert!(claim.is_some());
         let error = accounted::<()>(claim, || panic!("index 3 of 2")).unwrap_err();

@@ -1,7 +1,5 @@
 //! What an open concept's card shows: its words, its pictures, what was left out.
 
-use std::path::PathBuf;
-
 use egui::{CollapsingHeader, Id, RichText, Ui};
 
 use crate::engine::concept::{Skipped, Trigger};
@@ -9,20 +7,14 @@ use crate::engine::project::ConceptEntry;
 use crate::engine::words::counted;
 use crate::ui::cards::{ConceptCard, Loading};
 use crate::ui::command::Command;
-use crate::ui::panels::library::{pictures, preparation};
+use crate::ui::panels::library::{Looked, pictures, sizes};
 use crate::ui::studio::Studio;
 use crate::ui::theme::palette;
 use crate::ui::widgets::called::called;
 use crate::ui::widgets::draft::Draft;
 use crate::ui::widgets::failure::failure;
 
-pub fn show(
-    ui: &mut Ui,
-    studio: &Studio,
-    card: &ConceptCard,
-    (picture, preparation): (&mut Option<PathBuf>, &mut preparation::Cached),
-    out: &mut Vec<Command>,
-) {
+pub fn show(ui: &mut Ui, studio: &Studio, card: &ConceptCard, looked: &mut Looked, out: &mut Vec<Command>) {
     words(ui, studio, &card.entry, out);
     match &card.content {
         Loading::Waiting => {
@@ -36,7 +28,10 @@ pub fn show(
             }
         }
         Loading::Ready(content) => {
-            pictures::show(ui, studio, (card, content), (picture, preparation), out);
+            pictures::show(ui, studio, (card, content), looked, out);
+            if let Some(found) = looked.preparation.sizes(studio, &content.concept) {
+                sizes::show(ui, found);
+            }
             left_out(ui, &content.concept.skipped);
         }
     }

@@ -48,7 +48,7 @@ impl Library {
             let clicked = Card { id, name: &name, help: &help, open }.show(
                 ui,
                 |ui| head(ui, card),
-                |ui| concept::show(ui, studio, card, (&mut self.picture, &mut self.preparation), out),
+                |ui| concept::show(ui, studio, card, &mut self.looked, out),
             );
             if clicked {
                 self.concept = (!open).then(|| card.entry.folder.clone());

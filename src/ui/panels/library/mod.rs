@@ -5,10 +5,12 @@ mod adapters;
 mod card;
 mod concept;
 mod concepts;
+mod crop;
 mod meter;
 mod model;
 mod pictures;
 mod preparation;
+mod sizes;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -35,11 +37,18 @@ pub const ROW: Row = Row {
 struct Library {
     /// The concept whose card is open, by its folder.
     concept: Option<PathBuf>,
-    /// The picture that is looked at in it.
-    picture: Option<PathBuf>,
+    looked: Looked,
     /// The adapter whose card is open, by its file.
     adapter: Option<PathBuf>,
     summaries: summary::Summaries,
+}
+
+/// What is looked at in the open concept.
+#[derive(Default)]
+struct Looked {
+    picture: Option<PathBuf>,
+    /// Which of the views that training has of it.
+    view: usize,
     preparation: preparation::Cached,
 }
 

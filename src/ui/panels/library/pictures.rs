@@ -1,14 +1,11 @@
 //! A concept's pictures: a grid, and under it the chosen one with its caption and as training will see it.
 
-use std::path::PathBuf;
+use egui::{Align2, Button, Id, Image, RichText, ScrollArea, StrokeKind, Ui, vec2};
 
-use egui::{Button, Id, Image, RichText, ScrollArea, Ui, vec2};
-
-use crate::engine::concept::latents::Preparation;
-use crate::engine::concept::{self, Fit, Picture, Trigger};
-use crate::ui::cards::{ConceptCard, ConceptContent, Loading};
+use crate::engine::concept::{self, Picture, Trigger};
+use crate::ui::cards::{ConceptCard, ConceptContent};
 use crate::ui::command::Command;
-use crate::ui::panels::library::preparation;
+use crate::ui::panels::library::{Looked, crop};
 use crate::ui::studio::Studio;
 use crate::ui::theme::palette;
 use crate::ui::widgets::called::called;
@@ -19,25 +16,25 @@ use crate::ui::widgets::failure::failure;
 const CELL: f32 = 46.0;
 const GAP: f32 = 4.0;
 const GRID_HEIGHT: f32 = 3.5 * (CELL + GAP);
-/// The crop is shown at most this large.
-const CROP: f32 = 160.0;
+/// Side of a mask's thumbnail in the corner of its picture's.
+const MASK: f32 = 16.0;
 
 pub fn show(
     ui: &mut Ui,
     studio: &Studio,
     (card, content): (&ConceptCard, &ConceptContent),
-    (chosen, preparation): (&mut Option<PathBuf>, &mut preparation::Cached),
+    looked: &mut Looked,
     out: &mut Vec<Command>,
 ) {
     let images = &content.concept.images;
-    let at = images.iter().position(|image| chosen.as_ref() == Some(&image.path)).unwrap_or(0);
+    let at = images.iter().position(|image| looked.picture.as_ref() == Some(&image.path)).unwrap_or(0);
     if let Some(at) = grid(ui, content, at) {
-        *chosen = Some(images[at].path.clone());
+        looked.picture = Some(images[at].path.clone());
     }
     let Some(picture) = images.get(at) else { return };
     caption(ui, studio, card, picture, out);
-    match preparation.get(studio) {
-        Some(Ok(how)) => crop(ui, studio, picture, how, out),
+    match looked.preparation.get(studio) {
+        Some(Ok(views)) => crop::show(ui, studio, picture, views, &mut looked.view, out),
         Some(Err(error)) => failure(ui, error),
         None => {
             ui.label(RichText::new("How training will see it is shown once the model is open").small().weak());
@@ -80,7 +77,15 @@ fn cell(ui: &mut Ui, content: &ConceptContent, i: usize, chosen: bool) -> bool {
         let (color, at) = (palette(ui).warning, response.rect.right_top() + vec2(-6.0, 6.0));
         ui.painter().circle(at, 4.0, color, (1.0, palette(ui).card));
     }
-    called(response, &format!("Picture {name}")).on_hover_text(format!("{name}: {says}")).clicked()
+    let mut masked = "";
+    if let Some(mask) = &content.masks[i] {
+        masked = " (with a mask)";
+        let size = mask.size_vec2() * (MASK / mask.size_vec2().max_elem());
+        let rect = Align2::LEFT_BOTTOM.anchor_size(response.rect.left_bottom() + vec2(2.0, -2.0), size);
+        Image::from_texture(mask).paint_at(ui, rect);
+        ui.painter().rect_stroke(rect, 0, (1.0, palette(ui).accent), StrokeKind::Outside);
+    }
+    called(response, &format!("Picture {name}{masked}")).on_hover_text(format!("{name}{masked}: {says}")).clicked()
 }
 
 fn caption(ui: &mut Ui, studio: &Studio, card: &ConceptCard, picture: &Picture, out: &mut Vec<Command>) {
@@ -106,28 +111,5 @@ fn caption(ui: &mut Ui, studio: &Studio, card: &ConceptCard, picture: &Picture, 
         ui.label(RichText::new(format!("Trained as “{text}”")).small().weak()).on_hover_text(
             "The trigger token is put in its place, and where there is no caption the model's own template is used",
         );
-    }
-}
-
-fn crop(ui: &mut Ui, studio: &Studio, picture: &Picture, how: Preparation, out: &mut Vec<Command>) {
-    let [width, height] = how.size;
-    let fit = match how.fit {
-        Fit::Pad => "the whole picture",
-        Fit::Crop => "the middle of the picture",
-    };
-    ui.label(RichText::new(format!("As training will see it: {fit}, {width} × {height} pixels")).small().weak())
-        .on_hover_text("Fit, background and resolution are settings of the training");
-    match studio.crops.get((&picture.path, &how)) {
-        None => out.push(Command::Crop { picture: picture.path.clone(), how }),
-        Some(Loading::Waiting) => {
-            ui.spinner();
-        }
-        Some(Loading::Failed(error)) => failure(ui, error),
-        Some(Loading::Ready(texture)) => {
-            let side = ui.available_width().min(CROP);
-            let size = texture.size_vec2() * (side / texture.size_vec2().max_elem());
-            ui.add(Image::from_texture(texture).fit_to_exact_size(size).alt_text("As training will see it"))
-                .on_hover_text("The very pixels that training gets");
-        }
     }
 }

@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
@@ -8,8 +9,11 @@ use egui_kittest::kittest::Queryable as _;
 use super::*;
 use crate::engine::device::Choice;
 use crate::engine::project::{AdapterEntry, ConceptEntry, Project, Slot};
+use crate::engine::session::Session;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
+use crate::ui::crops;
 use crate::ui::preferences::Preferences;
+use crate::ui::work::Opened;
 
 /// A concept of two pictures, one with a caption, and one file that is no picture.
 fn studio(folder: &Path) -> Studio {
@@ -74,6 +78,43 @@ fn a_concept_opens_and_its_words_and_captions_change() {
     assert!(
         said.iter().any(|command| matches!(command, Command::RemoveConcept(folder) if folder == Path::new("robot")))
     );
+}
+
+/// With the model open and a form that asks for buckets, masks and versions: the exact crops, each on demand.
+#[test]
+fn a_concept_shows_its_sizes_masks_and_every_view() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut studio = studio(folder.path());
+    let pictures = folder.path().join("robot");
+    image::RgbImage::from_pixel(90, 40, image::Rgb([200, 9, 9])).save(pictures.join("wide.png")).unwrap();
+    image::GrayImage::from_pixel(90, 40, image::Luma([255])).save(pictures.join("wide.mask.png")).unwrap();
+    studio.concepts[0].content = cards::concept(&pictures, &egui::Context::default()).into();
+    let session = Session::open(Choice::Cpu, &mut |_| Ok(())).unwrap();
+    let model = session.model("starter").unwrap();
+    studio.opened = Loading::Ready(Opened { session: Arc::new(session), model: Arc::new(model) });
+    let changes = [("fit", "bucket"), ("mask", "file"), ("variations", "3"), ("rotate", "9")];
+    studio.project.training.changes = changes.map(|(name, value)| (name.into(), value.into())).into();
+    let (mut window, said) = harness(studio);
+    window.get_by_label("Concept Robbie").click();
+    window.run_steps(3);
+    window.get_by_label("2 pictures of 64 × 64 pixels");
+    window.get_by_label("1 picture of 96 × 32 pixels");
+    window.get_by_label("Picture wide.png (with a mask)").click();
+    window.run_steps(3);
+    window.get_by_label("As training will see it: the middle of the picture, 96 × 32 pixels");
+    window.get_by_label("Next view").click();
+    window.run_steps(3);
+    window.get_by_label("As training will see it: a changed version, 96 × 32 pixels");
+    window.get_by_label("2 of 3");
+    let key = said.borrow().iter().rev().find_map(|command| match command {
+        Command::Crop(key) => Some(key.clone()),
+        _ => None,
+    });
+    let key = key.unwrap();
+    assert!(key.picture.path.ends_with("wide.png") && key.view.number == 1, "{key:?}");
+    let crop = crops::make(&key, &egui::Context::default()).unwrap();
+    let factor = key.factor;
+    assert_eq!((crop.seen.size(), crop.mask.unwrap().size()), ([96, 32], [96 / factor, 32 / factor]));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod live;
 mod plan;
 mod queue;
+mod together;
 
 use egui::{RichText, ScrollArea, Ui};
 

@@ -7,6 +7,7 @@ use crate::engine::project::TrainingForm;
 use crate::engine::train::config;
 use crate::engine::words;
 use crate::ui::command::Command;
+use crate::ui::panels::train::together;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
 use crate::ui::widgets::focus;
@@ -57,6 +58,7 @@ impl Plan {
                 start(ui, studio, out);
             }
             concept(ui, studio, &mut asked);
+            together::show(ui, studio, &mut asked);
             method(ui, &mut asked);
             ui.horizontal_wrapped(|ui| {
                 ui.label("Preset");
