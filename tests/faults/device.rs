@@ -6,7 +6,7 @@ use triptych::engine::device::{self, Choice, Opened, WgpuSetup};
 use triptych::engine::event::Event;
 use triptych::engine::io::safetensors::Checkpoint;
 use triptych::engine::model::StableDiffusion;
-use triptych::engine::session::{Session, Training};
+use triptych::engine::session::{Lesson, Session, Training};
 
 use crate::command::{Desk, tree};
 use crate::gpu_device;
@@ -73,8 +73,7 @@ fn a_training_whose_device_goes_keeps_its_last_state_and_the_earlier_file() {
         ("save_every", "1"),
     ];
     let training = Training {
-        token: "<a>".into(),
-        class_word: Some("robot".into()),
+        lessons: vec![Lesson::new("<a>", Some("robot".into()))],
         method: adapter::method("lora").unwrap(),
         changes: set.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         slot: None,
@@ -91,7 +90,7 @@ fn a_training_whose_device_goes_keeps_its_last_state_and_the_earlier_file() {
         }
         Ok(())
     };
-    let error = session.train(&model, &concept, &training, &mut watch).err().expect("nothing computed the rest");
+    let error = session.train(&model, &[concept], &training, &mut watch).err().expect("nothing computed the rest");
     assert!(error.what.contains("The device did not return its result"), "{error}");
     assert_eq!(std::fs::read(&out).unwrap(), b"an earlier file");
     // The state of the step before, whole.
