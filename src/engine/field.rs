@@ -77,6 +77,11 @@ impl Settings {
         Self(self.0.iter().filter(|(name, _)| !left_out(name)).map(|(name, value)| (*name, value.clone())).collect())
     }
 
+    /// Whether a field says what it says when nobody changes it.
+    pub fn is_default(&self, field: &Field) -> bool {
+        parse(field, field.default).is_ok_and(|value| self.0.get(field.name) == Some(&value))
+    }
+
     pub fn integer(&self, name: &str) -> usize {
         match self.0.get(name) {
             Some(&Value::Integer(n)) => usize::try_from(n).unwrap_or(0),

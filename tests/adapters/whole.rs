@@ -81,6 +81,7 @@ pub fn batch(model: &StableDiffusion) -> Batch {
         timesteps: vec![321],
         text: Text::Prompts(vec![prompt], vec![0]),
         weights: vec![1.0],
+        measure: triptych::engine::diffusion::loss::Measure::Square,
         prior: None,
     }
 }

@@ -40,6 +40,7 @@ pub fn batch(r: &Reference, step: usize, device: &Device) -> Batch {
         latents: r.tensor::<4>("latents").to_device(device),
         noise: r.tensor::<4>(&format!("noise.{step}")).to_device(device),
         weights: vec![1.0; timesteps.len()],
+        measure: triptych::engine::diffusion::loss::Measure::Square,
         timesteps,
         text: Text::Context(r.tensor::<3>("context").to_device(device)),
         prior: None,

@@ -6,9 +6,9 @@ use std::ops::Range;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::engine::concept::latents;
-use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
-use crate::engine::model::Mounts;
+use crate::engine::model::{Mounts, Part};
 use crate::engine::model::tokenizer::Encoded;
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
@@ -22,6 +22,7 @@ const TIMESTEPS: u32 = 2;
 const ORDER: u32 = 3;
 const PRIOR: u32 = 4;
 const STRANGERS: u32 = 5;
+const OFFSET: u32 = 7;
 
 /// A concept ready for the loop.
 pub struct Data {
@@ -35,7 +36,7 @@ pub struct Data {
     /// Pictures that are in no epoch.
     held_out: Vec<usize>,
     /// Encoded prompts whose answers are to be kept.
-    prior: Option<Tensor<3>>,
+    prior: Option<(Vec<Encoded>, Tensor<3>)>,
     /// The template's caption, whose word is to be replaced by made-up ones.
     stranger: Encoded,
     /// The token's vectors before training.
@@ -75,7 +76,8 @@ impl Data {
                 }
                 let encoded =
                     texts.iter().map(|text| job.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
-                Some(job.model.condition(&encoded, &[], &Mounts::none()))
+                let context = job.model.condition(&encoded, &[], &Mounts::none());
+                Some((encoded, context))
             }
             false => None,
         };
@@ -83,39 +85,58 @@ impl Data {
         Ok(Self { latents, prompts, prompt_of, items, held_out, prior, stranger, start: start(job, config)? })
     }
 
-    /// The batch of a step: a function of the seed, the step and the token as it stands.
-    pub fn batch(&self, job: &Job<'_>, config: &Config, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
+    /// A batch of a step, the `part`-th of those that are accumulated: a function of the seed, the step and the token as
+    /// it stands. Together they draw what one batch of all their pictures would.
+    pub fn batch(
+        &self,
+        job: &Job<'_>,
+        config: &Config,
+        schedule: &Schedule,
+        trainee: &Trainee,
+        (step, part): (usize, usize),
+    ) -> Batch {
         let (device, random, b) = (&job.model.device, Philox::new(job.context.seed), config.batch);
         let offset = u32::try_from(step).unwrap_or(u32::MAX);
         let [_, c, h, w] = self.latents.dims();
-        let images: Vec<usize> = (step * b..(step + 1) * b).map(|at| self.item(&random, at)).collect();
+        let (place, first) = ((step * config.accumulate + part) * b, part * b);
+        let images: Vec<usize> = (place..place + b).map(|at| self.item(&random, at)).collect();
         let timesteps: Vec<usize> =
-            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
-        let noise = random.stream(NOISE).normal(offset, b * c * h * w);
-        let weights = timesteps
-            .iter()
-            .map(|&t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32))
-            .collect();
-        let prior = self.prior.as_ref().map(|contexts| {
-            let [n, _, _] = contexts.dims();
-            let known = config.prior_batch - config.strangers;
-            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
-            let mut parts = Vec::new();
-            if known > 0 {
+            (first..first + b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
+        let size = c * h * w;
+        let noise = random.stream(NOISE).normal_from(offset, first * size, b * size);
+        let mut noise = Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device);
+        if config.noise_offset > 0.0 {
+            let shift = random.stream(OFFSET).normal_from(offset, first * c, b * c);
+            noise = noise + Tensor::from_data(TensorData::new(shift, [b, c, 1, 1]), device) * config.noise_offset;
+        }
+        let weights = timesteps.iter().map(|&t| config.weight(schedule, t) as f32).collect();
+        let text_learns = || trainee.layers.iter().any(|layer| job.model.layer(layer.id).part == Part::Text);
+        let prior = self.prior.as_ref().map(|(known, contexts)| {
+            let count = config.prior_batch - config.strangers;
+            let draw = |j: usize| random.stream(PRIOR).below(offset, j as u32, known.len());
+            let drawn: Vec<usize> = (part * count..(part + 1) * count).map(draw).collect();
+            let mut prompts: Vec<Encoded> = drawn.iter().map(|&i| known[i].clone()).collect();
+            let (mut parts, mut words) = (Vec::new(), Vec::new());
+            if count > 0 {
                 parts.push(contexts.clone().select(0, index(drawn, device)));
             }
             if config.strangers > 0 {
-                parts.push(self.strangers(job, config.strangers, trainee, &random, offset));
+                let (strange, made_up) = self.strangers(config.strangers, trainee, &random, offset, part);
+                parts.push(job.model.condition(&strange, &made_up, &Mounts::none()));
+                prompts.extend(strange);
+                words = made_up;
             }
-            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
+            let prompts = text_learns().then_some((prompts, words));
+            Prior { context: Tensor::cat(parts, 0), prompts, weight: config.prior }
         });
         let text = self.text(&images);
         Batch {
             latents: self.latents.clone().select(0, index(images, device)),
-            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
+            noise,
             timesteps,
             text,
             weights,
+            measure: config.measure,
             prior,
         }
     }
@@ -141,18 +162,24 @@ impl Data {
 
     /// The caption with a made-up word in the token's place: as far from the class word as the token has come, in a
     /// random direction. What the concept leaves alone there, it leaves alone under another concept's token.
-    fn strangers(&self, job: &Job<'_>, count: usize, trainee: &Trainee, random: &Philox, offset: u32) -> Tensor<3> {
-        let Some(token) = trainee.token.map(|index| trainee.parameters[index].value.clone()) else {
-            return Tensor::zeros([0, 0, 0], &job.model.device);
-        };
+    fn strangers(
+        &self,
+        count: usize,
+        trainee: &Trainee,
+        random: &Philox,
+        offset: u32,
+        part: usize,
+    ) -> (Vec<Encoded>, Vec<Tensor<2>>) {
+        let token = trainee.token.map_or_else(|| self.start.clone(), |index| trainee.parameters[index].value.clone());
         let [vectors, width] = token.dims();
         let distance = (token - self.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
-        let noise = random.stream(STRANGERS).normal(offset, count * vectors * width);
+        let size = count * vectors * width;
+        let noise = random.stream(STRANGERS).normal_from(offset, part * size, size);
         let words: Vec<Tensor<2>> = noise
             .chunks_exact(vectors * width)
             .map(|noise| {
                 let noise =
-                    Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &job.model.device);
+                    Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &self.start.device());
                 let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
                 self.start.clone() + noise / length * distance.clone()
             })
@@ -164,7 +191,7 @@ impl Data {
                 prompt
             })
             .collect();
-        job.model.condition(&prompts, &words, &Mounts::none())
+        (prompts, words)
     }
 
     /// The image at a place of the endless, each epoch newly shuffled sequence.

@@ -1,7 +1,10 @@
 //! From a concept to an adapter file.
 
+pub mod accumulate;
+pub mod average;
 pub mod checkpoint;
 pub mod config;
+mod course;
 pub mod data;
 pub mod estimate;
 pub mod evidence;
@@ -15,9 +18,10 @@ mod numbers;
 pub mod optimizer;
 mod prompts;
 pub mod run;
+pub mod samples;
 mod steady;
 pub mod step;
 mod wishes;
 
-pub use keep::{keep, kept};
+pub use keep::{best, keep, kept};
 pub use wishes::{Wished, Wishes};

@@ -9,9 +9,11 @@ use crate::engine::Result;
 use crate::engine::adapter::mount::live;
 use crate::engine::adapter::{Adapter, Settling, Start};
 use crate::engine::device::read;
-use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::diffusion::loss::{self, Measure};
+use crate::engine::diffusion::Schedule;
 use crate::engine::model::tokenizer::Encoded;
 use crate::engine::model::{LayerId, Mounts, StableDiffusion};
+use crate::engine::train::average::Average;
 use crate::engine::train::optimizer::{self, Moments};
 
 /// A trained tensor with its optimiser state.
@@ -25,6 +27,8 @@ pub struct Parameter {
     pub group: Group,
     /// Whether it learns at this step.
     pub awake: bool,
+    /// Times its group's rate.
+    pub pace: f64,
 }
 
 /// Which rates apply.
@@ -60,6 +64,8 @@ pub struct Trainee {
     pub layers: Vec<TrainedLayer>,
     /// The token's vectors `[n, width]`, an index into the parameters.
     pub token: Option<usize>,
+    /// What files and pictures are made of, where that is not the parameters as they stand.
+    pub average: Option<Average>,
 }
 
 /// Rates of one step.
@@ -82,6 +88,7 @@ pub struct Batch {
     pub text: Text,
     /// Weight of each image's error, e.g. min-SNR; all ones for the plain mean.
     pub weights: Vec<f32>,
+    pub measure: Measure,
     pub prior: Option<Prior>,
 }
 
@@ -99,7 +106,20 @@ pub enum Text {
 pub struct Prior {
     /// Encoded prompts `[p, n, width]`, p ≤ b.
     pub context: Tensor<3>,
+    /// The same prompts with the vectors of their words, where the text encoder learns too: the adapted model reads them
+    /// with what that has become.
+    pub prompts: Option<(Vec<Encoded>, Vec<Tensor<2>>)>,
     pub weight: f64,
+}
+
+impl Prior {
+    /// What the adapted model reads.
+    fn read(&self, model: &StableDiffusion, mounts: &Mounts) -> Tensor<3> {
+        match &self.prompts {
+            Some((prompts, words)) => model.condition(prompts, words, mounts),
+            None => self.context.clone(),
+        }
+    }
 }
 
 /// What a step leaves to report; nothing is read back from the device yet.
@@ -117,6 +137,13 @@ pub struct Gradients {
     each: Vec<Option<Tensor<2>>>,
     /// Their joint norm.
     pub norm: Option<Tensor<1>>,
+}
+
+impl Gradients {
+    pub fn new(each: Vec<Option<Tensor<2>>>) -> Self {
+        let norm = optimizer::joint_norm(each.iter().flatten());
+        Self { each, norm }
+    }
 }
 
 impl Deref for Gradients {
@@ -138,7 +165,7 @@ impl IntoIterator for Gradients {
 
 impl Trainee {
     pub fn new(adapter: Arc<dyn Adapter>) -> Self {
-        Self { adapter, parameters: Vec::new(), layers: Vec::new(), token: None }
+        Self { adapter, parameters: Vec::new(), layers: Vec::new(), token: None, average: None }
     }
 
     /// Adds a layer with its tensors before training; `name` is the layer's in messages.
@@ -160,7 +187,7 @@ impl Trainee {
 
     /// Adds a parameter and returns its index.
     pub fn add(&mut self, name: String, value: Tensor<2>, group: Group) -> usize {
-        self.parameters.push(Parameter { name, value, moments: None, group, awake: true });
+        self.parameters.push(Parameter { name, value, moments: None, group, awake: true, pace: 1.0 });
         self.parameters.len() - 1
     }
 
@@ -247,14 +274,14 @@ impl Trainee {
                 let both = model.unet.forward(
                     Tensor::cat(vec![noisy, again], 0),
                     &[&times, times_again].concat(),
-                    &Tensor::cat(vec![context, prior.context.clone()], 0),
+                    &Tensor::cat(vec![context, prior.read(model, &mounts)], 0),
                     &mounts,
                 );
                 let strayed = loss::per_image(both.clone().narrow(0, b, p), kept).mean();
                 (both.narrow(0, 0, b), Some((strayed, prior.weight)))
             }
         };
-        let concept = (loss::per_image(prediction, target) * weights).mean();
+        let concept = (batch.measure.per_image(prediction, target) * weights).mean();
         let charged = mounts.take_charges();
         let weighted = prior.iter().map(|(strayed, weight)| strayed.clone() * *weight);
         let total = weighted.chain(charged.clone()).fold(concept.clone(), |total, more| total + more);
@@ -264,12 +291,11 @@ impl Trainee {
             .zip(&self.parameters)
             .map(|(leaf, p)| if p.awake { leaf.grad(&gradients) } else { None })
             .collect();
-        let norm = optimizer::joint_norm(each.iter().flatten());
         Outcome {
             loss: concept.inner(),
             prior: prior.map(|(strayed, _)| strayed.inner()),
             charged: charged.map(Tensor::inner),
-            gradients: Gradients { each, norm },
+            gradients: Gradients::new(each),
         }
     }
 
@@ -288,8 +314,8 @@ impl Trainee {
                 None => gradient,
             };
             let (rate, decay) = match parameter.group {
-                Group::Adapter => (rates.adapter, rates.decay),
-                Group::Undecayed => (rates.adapter, 0.0),
+                Group::Adapter => (rates.adapter * parameter.pace, rates.decay),
+                Group::Undecayed => (rates.adapter * parameter.pace, 0.0),
                 Group::Token => (rates.token, 0.0),
             };
             let moments = parameter.moments.get_or_insert_with(|| Moments::new(&parameter.value));
@@ -298,6 +324,21 @@ impl Trainee {
         if let Some((settling, before)) = settling {
             self.settle(settling, &before, &moved);
         }
+        let values = self.values();
+        if let Some(average) = &mut self.average {
+            average.follow(&values);
+        }
+    }
+
+    /// What files and pictures are made of: itself, or its moving average.
+    pub fn averaged(&self) -> Self {
+        let mut averaged = self.clone();
+        if let Some(average) = averaged.average.take() {
+            for (parameter, value) in averaged.parameters.iter_mut().zip(average.values) {
+                parameter.value = value;
+            }
+        }
+        averaged
     }
 
     /// The method's correction of every layer that has moved.
