@@ -166,7 +166,15 @@ impl App {
             Report::NoDialog(question) => self.studio.asking = Some(question),
             Report::Merged(result) => self.merged(result),
             Report::Done(Ok(text)) => self.studio.log.note(text),
-            Report::Kept(Err(error)) | Report::Queue(Err(error)) | Report::Done(Err(error)) => {
+            Report::Sampled(Ok(sample)) => {
+                if let Some(run) = &mut self.studio.run {
+                    run.strip.push(sample);
+                }
+            }
+            Report::Sampled(Err(error))
+            | Report::Kept(Err(error))
+            | Report::Queue(Err(error))
+            | Report::Done(Err(error)) => {
                 self.studio.log.error(&error);
             }
             Report::Said(event) => self.said(&event),

@@ -9,6 +9,7 @@ use crate::engine::concept::{self, Trigger};
 use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::png;
 use crate::engine::preview::Request;
 use crate::engine::project::{AdapterEntry, ConceptEntry};
 use crate::engine::queue::{Claim, Order, Queue, State};
@@ -17,7 +18,7 @@ use crate::engine::train::{self, checkpoint};
 use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::preflight::Preflight;
-use crate::ui::run::{Run, RunState, Sample};
+use crate::ui::run::{Origin, Run, RunState, Sample};
 use crate::ui::studio::Studio;
 use crate::ui::work::training::Job;
 use crate::ui::work::{Post, Report, painter, training};
@@ -238,11 +239,19 @@ impl App {
             // Its slot has been taken in the project's file: saving brings it here.
             self.touch();
         }
-        if let (Event::Kept { step, path }, Some(run)) = (event, &mut self.studio.run) {
-            run.strip.retain(|sample| sample.step != step);
-            run.strip.push(Sample { step, picture: None });
-            let work = move |_: &Post| Ok((step, Arc::new(LoraFile::open(&path)?)));
-            self.post.spawn("sample", work, Report::Kept);
+        match event {
+            Event::Kept { step, path } => {
+                let work = move |_: &Post| Ok((step, Arc::new(LoraFile::open(&path)?)));
+                self.post.spawn("sample", work, Report::Kept);
+            }
+            Event::Sampled { step, prompt, path } => {
+                let work = move |post: &Post| {
+                    let look = painter::texture(&png::read(&path)?, post.ctx());
+                    Ok(Sample { step, look: Some(look), from: Origin::Training { prompt } })
+                };
+                self.post.spawn("sample", work, Report::Sampled);
+            }
+            _ => {}
         }
     }
 

@@ -84,7 +84,7 @@ impl Order {
             out: absolute(&training.out)?,
             resume: training.resume,
             stamp: training.stamp,
-            set: training.changes.iter().map(|(name, text)| (name.clone(), plain(text))).collect(),
+            set: training.changes.iter().map(|(name, text)| (name.clone(), field::plain(text))).collect(),
         };
         order.training()?;
         Ok(order)
@@ -142,15 +142,6 @@ impl Order {
         })?;
         atomic::write(path, |out| out.write_all(text.as_bytes()))
     }
-}
-
-/// A number or a flag where it reads back as the same text, for a file that is pleasant to edit.
-fn plain(text: &str) -> toml::Value {
-    let integer = text.parse().map(toml::Value::Integer);
-    let number = text.parse().map(toml::Value::Float);
-    let flag = text.parse().map(toml::Value::Boolean);
-    let same = [integer.ok(), number.ok(), flag.ok()].into_iter().flatten().find(|value| value.to_string() == text);
-    same.unwrap_or_else(|| toml::Value::String(text.to_owned()))
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use crate::engine::diffusion::Schedule;
 use crate::engine::diffusion::loss::{self, Measure};
 use crate::engine::field::Settings;
 use crate::engine::io::Dtype;
-use crate::engine::model::{Part, StableDiffusion};
 use crate::engine::model::unet::MOST_PIXELS;
+use crate::engine::model::{Part, StableDiffusion};
 use crate::engine::{Error, Result};
 
 pub use crate::engine::train::fields::FIELDS;
@@ -20,18 +20,8 @@ const OBSERVING: [&str; 7] =
 
 /// Fields that came after the first files. At their defaults they are not recorded, so that the bytes and states of
 /// runs that do not use them stay what they were.
-const LATER: [&str; 9] = [
-    "held_out",
-    "debiased",
-    "loss",
-    "noise_offset",
-    "accumulate",
-    "ema",
-    "up_rate_ratio",
-    "text_lr",
-    "patience",
-];
-
+const LATER: [&str; 9] =
+    ["held_out", "debiased", "loss", "noise_offset", "accumulate", "ema", "up_rate_ratio", "text_lr", "patience"];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
 const PRIOR_WORDS: [&str; 8] =

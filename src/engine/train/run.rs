@@ -215,7 +215,8 @@ impl<'a> Run<'a> {
                 }
             }
             // What decides anything is measured even where the run is to stop: going on, it would not come again.
-            if let Some(steady) = self.steady.as_ref().filter(|_| due.steady && (go_on.is_ok() || config.keeps_best())) {
+            if let Some(steady) = self.steady.as_ref().filter(|_| due.steady && (go_on.is_ok() || config.keeps_best()))
+            {
                 let start = Instant::now();
                 let loss = steady.loss(job.model, &trainee.averaged())?;
                 tracing::debug!("the steady loss of step {done} took {:?}", start.elapsed());

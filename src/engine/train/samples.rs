@@ -47,7 +47,11 @@ pub fn make(job: &Job<'_>, config: &Config, trainee: &Trainee, step: usize, watc
         let path = folder(&job.out).join(format!("{step:06}-{}.png", i + 1));
         for picture in &pictures {
             let size = [picture.width(), picture.height()];
-            png::write(&path, picture, &parameters::text(&request, size, 0, &job.model.name, &[(adapter.clone(), 1.0)]))?;
+            png::write(
+                &path,
+                picture,
+                &parameters::text(&request, size, 0, &job.model.name, &[(adapter.clone(), 1.0)]),
+            )?;
         }
         watch(Event::Sampled { step, prompt: request.prompt, path })?;
     }
@@ -87,7 +91,8 @@ mod tests {
             std::fs::write(folder(&out).join(name), "").unwrap();
         }
         remove(&out).unwrap();
-        let mut left: Vec<_> = std::fs::read_dir(folder(&out)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder(&out)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["80-1.png", "mine.png"]);
     }

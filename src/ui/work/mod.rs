@@ -24,6 +24,7 @@ use crate::engine::{Error, Result};
 use crate::ui::cards::{AdapterContent, ConceptContent};
 use crate::ui::command::Command;
 use crate::ui::crops;
+use crate::ui::run::Sample;
 use crate::ui::work::painter::Painted;
 
 /// An open device and the model on it.
@@ -51,6 +52,8 @@ pub enum Report {
     TrainingEnded(Result<PathBuf>),
     /// The file of a kept step.
     Kept(Result<(usize, Arc<LoraFile>)>),
+    /// A picture that the training made on the way.
+    Sampled(Result<Sample>),
     Queue(Result<Vec<Entry>>),
     /// By itself: where, and the slots that are taken there now.
     ProjectSaved(Result<(PathBuf, Vec<Slot>)>),
