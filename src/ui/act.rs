@@ -1,5 +1,6 @@
 //! What happens on a command, and on a report.
 
+mod settings;
 mod shelf;
 
 use std::path::{Path, PathBuf};
@@ -237,6 +238,9 @@ impl App {
                 self.look_ahead();
                 self.touch();
             }
+            Command::OpenSettings(path) => self.open_settings(&path),
+            Command::SaveSettings(path) => self.save_settings(&path),
+            Command::DismissLeftOut => self.studio.left_out.clear(),
             Command::SetPreview(form) => {
                 self.studio.project.preview = form;
                 self.touch();
@@ -445,6 +449,8 @@ impl App {
         } else if ending == "safetensors" {
             let file = self.studio.named(path);
             self.add_adapter(AdapterEntry::of(file));
+        } else if ending == "json" || ending == "toml" && !Project::is_one(path) {
+            self.open_settings(path);
         } else if ending == "toml" {
             self.open_project(path);
         } else if ending == "png" {
@@ -452,7 +458,7 @@ impl App {
         } else {
             self.studio.log.error(
                 &Error::new(
-                    "This is neither a folder of pictures, nor an adapter (.safetensors), nor a project (.toml)",
+                    "This is neither a folder of pictures, nor an adapter (.safetensors), nor a project or settings (.toml, .json)",
                     "Drop the folder that holds the pictures",
                 )
                 .at(path),
