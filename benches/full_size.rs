@@ -18,6 +18,7 @@ use serde_json::json;
 use triptych::engine::adapter::{self, Context, Spot, target};
 use triptych::engine::device::{self, read};
 use triptych::engine::diffusion::Schedule;
+use triptych::engine::diffusion::loss::Measure;
 use triptych::engine::field::Settings;
 use triptych::engine::model::{Mounts, Precision, StableDiffusion};
 use triptych::engine::random::Philox;
@@ -100,7 +101,9 @@ fn train(model: &StableDiffusion, prior: usize) -> Vec<f64> {
             timesteps: vec![500],
             text: Text::Context(context(model)),
             weights: vec![1.0],
-            prior: (prior > 0).then(|| Prior { context: context(model), weight: 2.0 }),
+            mask: None,
+            measure: Measure::Square,
+            prior: (prior > 0).then(|| Prior { context: context(model), prompts: None, weight: 2.0 }),
         };
         let outcome = trainee.gradients(model, &schedule, &batch);
         trainee.update(outcome.gradients, RATES);

@@ -90,7 +90,8 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
             text: Text::Prompts(vec![prompt.clone()], vec![0; b]),
             weights: vec![1.0; b],
             mask: None,
-            prior: prior.clone().map(|context| Prior { context, weight: 2.0 }),
+            measure: triptych::engine::diffusion::loss::Measure::Square,
+            prior: prior.clone().map(|context| Prior { context, prompts: None, weight: 2.0 }),
         };
         let outcome = trainee.gradients(model, &schedule, &batch);
         trainee.update(outcome.gradients, RATES);

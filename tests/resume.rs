@@ -250,3 +250,32 @@ fn ctrl_c_saves_the_state_and_exits_130() {
     assert!((12..40).contains(&resumed_after(&done.notes())), "{}", done.notes());
     assert!(desk.read("killed.safetensors") == desk.read("whole/killed.safetensors"), "the bytes differ");
 }
+
+#[test]
+fn everything_that_is_carried_from_step_to_step_is_resumed() {
+    let desk = Desk::new();
+    let line = |out: &str| {
+        let more = "--set accumulate=2 --set ema=0.9 --set noise_offset=0.1 --set loss=huber --set debiased=true \
+                    --set up_rate_ratio=2 --set text_lr=1e-4 --set patience=50 --set validate_every=3 --set keep_last=2 \
+                    --set keep_every=4 --set sample_every=9";
+        line(out).replace("prior=0", "prior=1").replace("targets=keys_values", "targets=keys_values,text")
+            + &format!(" {more}")
+    };
+    desk.run(&line("whole/killed.safetensors")).result();
+    let killed = line("killed.safetensors");
+    kill_at(&desk, &killed, 14);
+    let done = desk.run(&format!("{killed} --resume"));
+    done.result();
+    let step = resumed_after(&done.notes());
+    assert!((10..40).contains(&step), "resumed after {step}");
+    let under = |prefix: &str| -> BTreeSet<String> {
+        desk.files().iter().filter_map(|name| Some(name.strip_prefix(prefix)?.to_owned())).collect()
+    };
+    let written = under("whole/killed.safetensors");
+    assert!(written.iter().any(|name| name.ends_with("-best.safetensors")), "{written:?}");
+    assert_eq!(under("killed.safetensors"), written);
+    for name in written {
+        let [resumed, whole] = [format!("killed.safetensors{name}"), format!("whole/killed.safetensors{name}")];
+        assert!(desk.read(&resumed) == desk.read(&whole), "the bytes of {name} differ");
+    }
+}

@@ -75,6 +75,12 @@ impl Progress {
                 self.bar.enable_steady_tick(Duration::from_secs(1));
             }
             Event::Kept { step, path } => self.line(&format!("Kept step {step}: {}", path.display())),
+            Event::Best { step, loss, .. } => {
+                self.line(&format!("Step {step} is the best so far: steady loss {loss:.4}"))
+            }
+            Event::Sampled { path, .. } => self.line(&format!("Sample {}", path.display())),
+            // Said by what stays.
+            Event::Dropped { .. } => {}
             Event::Steady { loss, .. } => self.steady = Some(*loss),
             // Too many numbers for a line.
             Event::Spectrum(_) => {}

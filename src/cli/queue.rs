@@ -57,7 +57,8 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     });
     match &args.command {
         Command::Add(training) => {
-            let order = Order::new(&training.model, &training.concept, &training.training()?)?;
+            let asked = training.asked()?;
+            let order = Order::new(&asked.model, &asked.concepts, &asked.training)?;
             let entry = queue.add(&order)?;
             shell.print(&json!({ "id": entry.id, "path": entry.path }), || {
                 format!("{} waits in {}", entry.id, entry.path.display())

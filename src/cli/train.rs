@@ -7,19 +7,26 @@ use serde_json::json;
 
 use crate::cli::{Progress, Shell, field_value, ranks_in_words};
 use crate::engine::adapter::{self, Method};
-use crate::engine::session::{self, Lesson, Session, Training};
-use crate::engine::{Error, Result, field};
+use crate::engine::session::{self, Session, Training};
+use crate::engine::train::configuration::{Configuration, Together, one, whole};
+use crate::engine::train::import;
+use crate::engine::train::presets::{self, Preset};
+use crate::engine::{Error, Result};
+
+/// Where neither the command line nor a configuration says another.
+const MODEL: &str = "starter";
+const METHOD: &str = "orthogonal";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`
-    #[arg(long, default_value = "starter")]
-    pub model: String,
+    /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`, which is the default
+    #[arg(long)]
+    model: Option<String>,
     /// Folder of pictures, with or without captions; several are taught together into one file and one slot
-    #[arg(long, value_name = "DIR", required = true)]
-    pub concept: Vec<PathBuf>,
-    /// The new word that calls the concept up; with several concepts, one for each, in their order
-    #[arg(long, default_value = "<sks>")]
+    #[arg(long, value_name = "DIR")]
+    concept: Vec<PathBuf>,
+    /// The new word that calls the concept up, `<sks>` if left out; with several concepts, one for each, in their order
+    #[arg(long)]
     token: Vec<String>,
     /// What the concept is an example of: robot, person, chair …; with several, one for each or none
     #[arg(long, value_name = "WORD")]
@@ -30,9 +37,9 @@ pub struct Args {
     /// Weight of the loss of each of several concepts
     #[arg(long, value_name = "F")]
     weight: Vec<f32>,
-    /// Adapter method (`triptych methods adapters` lists them)
-    #[arg(long, default_value = "orthogonal", value_parser = adapter::method)]
-    method: &'static Method,
+    /// Adapter method (`triptych methods adapters` lists them); `orthogonal` if left out
+    #[arg(long, value_parser = adapter::method)]
+    method: Option<&'static Method>,
     /// Change a field of the method or of training; may be repeated
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
     set: Vec<(String, String)>,
@@ -51,12 +58,22 @@ pub struct Args {
     /// Short for --set lr=F
     #[arg(long, value_name = "F")]
     lr: Option<String>,
-    /// Everything random in the run
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Fields from a file (`field = value` lines); --set and the shorts override it
+    /// Everything random in the run; 0 if left out
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Fields that go together, by what is wanted or by the GPU's memory: quick, usual, thorough, 6gb, 8gb, 12gb, 24gb
+    #[arg(long, value_name = "NAME", value_parser = presets::preset)]
+    preset: Option<&'static Preset>,
+    /// A configuration of another program: sd-scripts (TOML), kohya_ss or OneTrainer (JSON). What does not map is named
+    #[arg(long, value_name = "F")]
+    import: Option<PathBuf>,
+    /// Everything from a file: `concept = "robot"`, `rank = 4` and so on, one line for each flag and field; what is said
+    /// on the command line counts before it, and both before --import and --preset
     #[arg(long, value_name = "F.toml")]
     config: Option<PathBuf>,
+    /// Print the configuration that makes this training again, and train nothing
+    #[arg(long)]
+    print_config: bool,
     /// Go on from the saved state of the same command
     #[arg(long)]
     resume: bool,
@@ -65,36 +82,91 @@ pub struct Args {
     stamp: bool,
     /// The adapter file to write
     #[arg(long, value_name = "F.safetensors")]
-    out: PathBuf,
+    out: Option<PathBuf>,
+}
+
+/// Model, pictures, and what is to be done with them.
+pub struct Asked {
+    pub model: String,
+    pub concepts: Vec<PathBuf>,
+    pub training: Training,
 }
 
 impl Args {
-    /// What is asked for. A misspelt field is told before anything is loaded.
-    pub fn training(&self) -> Result<Training> {
-        let mut changes = match &self.config {
-            Some(path) => config_file(path)?,
-            None => Vec::new(),
-        };
-        let shorts = [("steps", &self.steps), ("batch", &self.batch), ("lr", &self.lr)];
-        changes.extend(shorts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))));
-        changes.extend(self.set.iter().cloned());
-        session::settings(self.method, &changes)?;
-        Ok(Training {
-            lessons: self.lessons()?,
-            method: self.method,
-            changes,
+    /// What is asked for: by the preset, what is imported, the file and the command line, each over those before it.
+    fn configuration(&self) -> Result<Configuration> {
+        let mut asked = Configuration::default();
+        if let Some(preset) = self.preset {
+            preset.changes.iter().for_each(|(name, text)| asked.set(name, text));
+        }
+        if let Some(path) = &self.import {
+            let imported = import::open(path)?;
+            imported.left_out.iter().for_each(|sentence| eprintln!("{}: {sentence}", imported.from));
+            asked = asked.overridden_by(imported.configuration);
+        }
+        if let Some(path) = &self.config {
+            asked = asked.overridden_by(Configuration::read(path)?);
+        }
+        let mut said = Configuration {
+            model: self.model.clone(),
+            concept: self.concept.first().cloned(),
+            token: self.token.first().cloned(),
+            class: self.class.first().cloned(),
+            repeats: self.repeats.first().copied(),
+            weight: self.weight.first().copied(),
+            together: self.together()?,
+            method: self.method.map(|method| method.name.to_owned()),
             slot: self.slot,
             project: self.project.clone(),
             seed: self.seed,
             out: self.out.clone(),
-            resume: self.resume,
             stamp: self.stamp,
-            wishes: None,
+            ..Configuration::default()
+        };
+        let shorts = [("steps", &self.steps), ("batch", &self.batch), ("lr", &self.lr)];
+        for (name, text) in shorts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?))) {
+            said.set(name, text);
+        }
+        self.set.iter().for_each(|(name, text)| said.set(name, text));
+        Ok(asked.overridden_by(said))
+    }
+
+    /// Checked: a misspelt field is told before anything is loaded.
+    pub fn asked(&self) -> Result<Asked> {
+        let configuration = self.configuration()?;
+        let missing = |flag: &str, example: &str| {
+            Error::usage(
+                format!("--{flag} is missing"),
+                format!("Add --{flag} {example}, or a line {flag} = \"{example}\" to the file of --config"),
+            )
+        };
+        let method = adapter::method(configuration.method.as_deref().unwrap_or(METHOD))?;
+        let changes = configuration.changes()?;
+        session::settings(method, &changes)?;
+        let (concepts, lessons): (Vec<_>, Vec<_>) = session::lessons(&configuration).into_iter().unzip();
+        if concepts.is_empty() {
+            return Err(missing("concept", "pictures"));
+        }
+        Ok(Asked {
+            model: configuration.model.unwrap_or_else(|| MODEL.into()),
+            concepts,
+            training: Training {
+                lessons,
+                method,
+                changes,
+                slot: configuration.slot,
+                project: configuration.project,
+                seed: configuration.seed.unwrap_or(0),
+                out: configuration.out.ok_or_else(|| missing("out", "adapter.safetensors"))?,
+                resume: self.resume,
+                stamp: configuration.stamp,
+                wishes: None,
+            },
         })
     }
 
-    /// One for each concept: what is given once for each is given in their order.
-    fn lessons(&self) -> Result<Vec<Lesson>> {
+    /// The second concept and those after it: what is given once for each is given in their order.
+    fn together(&self) -> Result<Vec<Together>> {
         let n = self.concept.len();
         let given = [
             ("token", self.token.len(), false),
@@ -102,36 +174,42 @@ impl Args {
             ("repeats", self.repeats.len(), true),
             ("weight", self.weight.len(), true),
         ];
-        if let Some((name, found, _)) = given.into_iter().find(|&(_, m, may_lack)| m != n && !(may_lack && m == 0)) {
+        let fits = |m: usize, may_lack: bool| m == n || n <= 1 && m <= 1 || may_lack && m == 0;
+        if let Some((name, found, _)) = given.into_iter().find(|&(_, m, may_lack)| !fits(m, may_lack)) {
             return Err(Error::usage(
                 format!("There are {n} concepts and --{name} is given {found} times"),
                 format!("Give --{name} once for each concept, in the same order"),
             ));
         }
-        let lesson = |i: usize| {
-            let plain = Lesson::new(&self.token[i], self.class.get(i).cloned());
-            Lesson {
-                repeats: self.repeats.get(i).copied().unwrap_or(plain.repeats),
-                weight: self.weight.get(i).copied().unwrap_or(plain.weight),
-                ..plain
-            }
+        let other = |i: usize| Together {
+            concept: self.concept[i].clone(),
+            token: self.token[i].clone(),
+            class: self.class.get(i).cloned(),
+            repeats: self.repeats.get(i).copied().unwrap_or_else(one),
+            weight: self.weight.get(i).copied().unwrap_or_else(whole),
         };
-        Ok((0..n).map(lesson).collect())
+        Ok((1..n).map(other).collect())
     }
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let training = args.training()?;
+    if args.print_config {
+        let configuration = args.configuration()?;
+        shell.print(&json!({ "configuration": configuration }), || configuration.text().unwrap_or_default())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Asked { model: model_name, concepts, training } = args.asked()?;
+    let words: Vec<&str> = training.lessons.iter().map(|lesson| lesson.token.as_str()).collect();
     let mut progress = Progress::new(shell.json);
     let session = Session::open(shell.device, &mut progress.watch())?;
-    let model = session.model(&args.model)?;
-    let concepts = args.concept.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
+    let model = session.model(&model_name)?;
+    let concepts = concepts.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
     let start = std::time::Instant::now();
     let trained = session.train(&model, &concepts, &training, &mut progress.watch())?;
     let seconds = start.elapsed().as_secs_f64();
     let (first, last) = (trained.losses.first(), trained.losses.last());
     let result = json!({
-        "out": args.out,
+        "out": training.out,
         "steps": trained.losses.len(),
         "loss": [first, last],
         "seconds": seconds,
@@ -141,25 +219,15 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     shell.print(&result, || {
         format!(
             "{}: {} layers{}, word {} — use it with\n  triptych sample --model {} --adapter {} --prompt \"… {} {}\" --out picture.png",
-            args.out.display(),
+            training.out.display(),
             trained.file.modules().len(),
             ranks_in_words(&trained.file.ranks()),
-            args.token.join(", "),
-            args.model,
-            args.out.display(),
-            args.token[0],
-            args.class.first().map_or("", String::as_str),
+            words.join(", "),
+            model_name,
+            training.out.display(),
+            words[0],
+            training.lessons[0].class_word.clone().unwrap_or_default(),
         )
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A flat TOML table of fields.
-fn config_file(path: &std::path::Path) -> Result<Vec<(String, String)>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|e| {
-        Error::new(format!("The configuration cannot be read: {}", e.message()), "Write lines such as rank = 4")
-            .at(path)
-    })?;
-    field::changes(&table).map_err(|e| e.at(path))
 }

@@ -27,6 +27,12 @@ pub enum Event {
     Spectrum(Spectrum),
     /// The adapter of this step is whole in a file of its own.
     Kept { step: usize, path: PathBuf },
+    /// The adapter of this step has the lowest steady loss so far, and is whole in a file of its own.
+    Best { step: usize, loss: f32, path: PathBuf },
+    /// The file of a kept step made room for later ones.
+    Dropped { step: usize },
+    /// A picture of what was learnt by this step is whole on disk.
+    Sampled { step: usize, prompt: String, path: PathBuf },
     /// A file is whole on disk.
     Saved { path: PathBuf },
 }

@@ -138,6 +138,15 @@ fn parse(field: &Field, text: &str) -> Result<Value> {
         .ok_or_else(|| Error::usage(format!("{} cannot be “{text}”", field.name), format!("It must be {}", field.kind)))
 }
 
+/// A number or a flag where it reads back as the same text, for a file that is pleasant to edit.
+pub fn plain(text: &str) -> toml::Value {
+    let integer = text.parse().map(toml::Value::Integer);
+    let number = text.parse().map(toml::Value::Float);
+    let flag = text.parse().map(toml::Value::Boolean);
+    let same = [integer.ok(), number.ok(), flag.ok()].into_iter().flatten().find(|value| value.to_string() == text);
+    same.unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
 /// A flat TOML table of fields, each value as the user would type it.
 pub fn changes(table: &toml::Table) -> Result<Vec<(String, String)>> {
     let text = |(name, value): (&String, &toml::Value)| match value {

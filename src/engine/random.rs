@@ -33,7 +33,12 @@ impl Philox {
 
     /// `n` standard normal values of draw `offset`.
     pub fn normal(&self, offset: u32, n: usize) -> Vec<f32> {
-        (0..index32(n)).map(|i| self.normal_f64(offset, i) as f32).collect()
+        self.normal_from(offset, 0, n)
+    }
+
+    /// `n` of them from the `first` on: a part of a larger draw.
+    pub fn normal_from(&self, offset: u32, first: usize, n: usize) -> Vec<f32> {
+        (index32(first)..index32(first + n)).map(|i| self.normal_f64(offset, i) as f32).collect()
     }
 
     /// One standard normal value (Box–Muller, the sine branch, as cuRAND returns it first).

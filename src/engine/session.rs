@@ -23,6 +23,7 @@ use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
 use crate::engine::train::config::{self, Config};
+use crate::engine::train::configuration::{Configuration, Together};
 use crate::engine::train::estimate::Estimate;
 use crate::engine::train::evidence::{self, Evidence};
 use crate::engine::train::job::{Job, Subject};
@@ -30,6 +31,8 @@ use crate::engine::train::run::Trained;
 use crate::engine::train::{self, Wishes, checkpoint};
 use crate::engine::{Error, Result};
 
+/// The word of a concept where none is chosen.
+const TOKEN: &str = "<sks>";
 /// Caption of a concept without caption files where the model's README gives no template.
 const DEFAULT_TEMPLATE: &str = "a photo of {token} {class}";
 
@@ -57,6 +60,19 @@ pub struct Lesson {
     pub repeats: usize,
     /// Of its loss.
     pub weight: f32,
+}
+
+/// The folders of pictures that a configuration names, with what is asked of each.
+pub fn lessons(configuration: &Configuration) -> Vec<(PathBuf, Lesson)> {
+    let Configuration { concept, token, class, repeats, weight, together, .. } = configuration.clone();
+    let usual = Lesson::new(token.unwrap_or_else(|| TOKEN.into()), class);
+    let (repeats, weight) = (repeats.unwrap_or(usual.repeats), weight.unwrap_or(usual.weight));
+    let first = concept.map(|concept| (concept, Lesson { repeats, weight, ..usual }));
+    let others = together.into_iter().map(|other| {
+        let Together { concept, token, class, repeats, weight } = other;
+        (concept, Lesson { token, class_word: class, repeats, weight })
+    });
+    first.into_iter().chain(others).collect()
 }
 
 impl Lesson {

@@ -6,6 +6,7 @@ mod hear;
 mod open;
 mod project;
 mod queue;
+mod settings;
 mod shelf;
 
 use std::path::Path;
@@ -32,6 +33,9 @@ impl App {
                 self.look_ahead();
                 self.touch();
             }
+            Command::OpenSettings(path) => self.open_settings(path),
+            Command::SaveSettings(path) => self.save_settings(path),
+            Command::DismissLeftOut => self.studio.left_out.clear(),
             Command::SetPreview(form) => {
                 self.studio.project.preview = form;
                 self.touch();

@@ -16,6 +16,12 @@ pub enum Command {
         what: &'static str,
     },
     SetTraining(TrainingForm),
+    /// Fills the training's form from a configuration, ours or another program's.
+    OpenSettings(PathBuf),
+    /// Writes what the form asks for as a configuration.
+    SaveSettings(PathBuf),
+    /// Takes the list of what could not be taken over away.
+    DismissLeftOut,
     SetPreview(PreviewForm),
     Undo,
     Redo,

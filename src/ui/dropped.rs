@@ -3,10 +3,8 @@
 
 use std::path::PathBuf;
 
-use crate::engine::adapter::METHODS;
 use crate::engine::io::detect::{self, Kind};
 use crate::engine::io::pickle;
-use crate::engine::train::config;
 use crate::engine::{Error, Result};
 use crate::ui::command::Command;
 
@@ -15,7 +13,8 @@ pub fn command(path: PathBuf) -> Result<Command> {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     match ending.as_str() {
         _ if path.is_dir() || ending == "safetensors" || pickle::is_named_so(&path) => found(path),
-        "toml" => settings(path),
+        "toml" => text(path),
+        "json" => Ok(Command::OpenSettings(path)),
         "png" => Ok(Command::OpenPrompt(path)),
         _ => Err(Error::new(
             "This is neither a folder of pictures, nor an adapter or a model (.safetensors), nor a project or a recipe (.toml), nor a PNG",
@@ -40,29 +39,22 @@ fn found(path: PathBuf) -> Result<Command> {
     })
 }
 
-fn settings(path: PathBuf) -> Result<Command> {
+/// What is no file of ours may be another trainer's settings.
+fn text(path: PathBuf) -> Result<Command> {
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| {
         Error::new(format!("This file cannot be read: {}", e.message()), "Mend it, or drop another").at(&path)
     })?;
     let has = |names: &[&str]| names.iter().all(|name| table.contains_key(*name));
-    let is_field = |name: &String| {
-        let of_methods = METHODS.iter().flat_map(|row| row.fields);
-        config::FIELDS.iter().chain(of_methods).any(|field| field.name == name)
-    };
     if has(&["block"]) {
         Ok(Command::OpenProject(path))
     } else if has(&["fader"]) {
         Ok(Command::OpenRecipe(path))
-    } else if has(&["token", "method", "out"]) {
+    } else if has(&["state", "token", "method", "out"]) {
         let what = "This is a training of the queue, not a project";
         Err(Error::new(what, "Copy it into the queue's folder, and press “Refresh” under Queue").at(path))
-    } else if !table.is_empty() && table.keys().all(is_field) {
-        let what = "These are settings of a training, not a project";
-        Err(Error::new(what, "Set the same fields in Train, or give the file to “triptych train --config”").at(path))
     } else {
-        let what = "This is neither a project, nor a recipe, nor anything else of Triptych";
-        Err(Error::new(what, "Drop a triptych.toml, or a file that “Save recipe” wrote").at(path))
+        Ok(Command::OpenSettings(path))
     }
 }
 
@@ -80,13 +72,9 @@ mod tests {
         Desk { faders, ..Desk::default() }.save_recipe(&file("recipe.toml")).unwrap();
         assert!(matches!(command(file("project.toml")), Ok(Command::OpenProject(_))));
         assert!(matches!(command(file("recipe.toml")), Ok(Command::OpenRecipe(_))));
-        for (text, word) in [
-            ("token = '<a>'\nmethod = 'lora'\nout = '/a'\nconcept = '/b'", "queue"),
-            ("rank = 4\nsteps = 50", "settings"),
-            ("name = 'else'", "neither"),
-            ("", "neither"),
-            ("rank = ", "cannot be read"),
-        ] {
+        std::fs::write(file("settings.toml"), "rank = 4\nsteps = 50").unwrap();
+        assert!(matches!(command(file("settings.toml")), Ok(Command::OpenSettings(_))));
+        for (text, word) in [("block = 3\n[fader", "cannot be read"), ("rank = ", "cannot be read")] {
             std::fs::write(file("x.toml"), text).unwrap();
             let error = command(file("x.toml")).unwrap_err();
             assert!(error.what.contains(word) && !error.advice.is_empty(), "{text}: {error}");

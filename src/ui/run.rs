@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use egui::TextureHandle;
+
 use crate::engine::Error;
 use crate::engine::adapter::FileKind;
 use crate::engine::event::{Event, Spectrum};
 use crate::ui::snapshots::Snapshots;
-use crate::ui::work::painter::Picture;
 use crate::ui::work::training::Control;
 
 /// Share of the new in the smoothed loss.
@@ -37,6 +38,8 @@ pub struct Run {
     pub steps: Vec<Point>,
     /// The loss on pictures and noise that stay the same, by step.
     pub steady: Vec<(usize, f32)>,
+    /// Step and steady loss of the best adapter, where that is kept.
+    pub best: Option<(usize, f32)>,
     pub strip: Vec<Sample>,
     pub spectra: Snapshots,
     /// What its method leaves of a layer: decides whether there is a spectrum to follow.
@@ -76,7 +79,17 @@ pub struct Point {
 /// A picture of a step.
 pub struct Sample {
     pub step: usize,
-    pub picture: Option<Picture>,
+    pub look: Option<TextureHandle>,
+    pub from: Origin,
+}
+
+/// What a sample was made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The step's own file, which can become the adapter while it is there.
+    File { is_there: bool },
+    /// The training itself, under a prompt of its own.
+    Training { prompt: String },
 }
 
 impl Run {
@@ -94,6 +107,7 @@ impl Run {
             total,
             steps: Vec::new(),
             steady: Vec::new(),
+            best: None,
             strip: Vec::new(),
             spectra: Snapshots::default(),
             leaves: FileKind::Lora,
@@ -129,6 +143,18 @@ impl Run {
                 }
             }
             Event::Steady { step, loss } => self.steady.push((*step, *loss)),
+            Event::Best { step, loss, .. } => self.best = Some((*step, *loss)),
+            Event::Kept { step, .. } => {
+                self.strip.retain(|sample| sample.step != *step || !matches!(sample.from, Origin::File { .. }));
+                self.strip.push(Sample { step: *step, look: None, from: Origin::File { is_there: true } });
+            }
+            Event::Dropped { step } => {
+                for sample in self.strip.iter_mut().filter(|sample| sample.step == *step) {
+                    if let Origin::File { is_there } = &mut sample.from {
+                        *is_there = false;
+                    }
+                }
+            }
             Event::Spectrum(Spectrum { step, layers }) => {
                 self.spectra.hear(*step, layers.iter().map(|layer| (layer.layer.as_str(), layer.values.as_slice())));
             }

@@ -13,6 +13,7 @@ use crate::engine::{Error, Result};
 use crate::ui::app::App;
 use crate::ui::cards::Loading;
 use crate::ui::grid::{Grid, Plan};
+use crate::ui::run::{Origin, Sample};
 use crate::ui::studio::{Against, Studio};
 use crate::ui::work::painter::{self, Mix, Order, Painted, Tag};
 use crate::ui::work::{Opened, Post, Report};
@@ -89,8 +90,9 @@ impl App {
             }
             (Tag::Strip { step }, Ok(picture)) => {
                 let strip = self.studio.run.iter_mut().flat_map(|run| &mut run.strip);
-                if let Some(sample) = strip.into_iter().find(|sample| sample.step == step) {
-                    sample.picture = Some(picture);
+                let of_step = |sample: &&mut Sample| sample.step == step && matches!(sample.from, Origin::File { .. });
+                if let Some(sample) = strip.into_iter().find(of_step) {
+                    sample.look = Some(picture.texture);
                 }
             }
             (Tag::Strip { .. }, Err(error)) => self.studio.log.error(&error),

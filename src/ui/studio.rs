@@ -58,6 +58,8 @@ pub struct Studio {
     pub log: Log,
     pub asking: Option<Question>,
     pub queue: Waiting,
+    /// What the last opened settings say and the form cannot.
+    pub left_out: Vec<String>,
     pub preflight: Option<Preflight>,
     pub pace: Pace,
     pub preferences: Preferences,
@@ -132,6 +134,7 @@ impl Studio {
             log: Log::default(),
             asking: None,
             queue: Waiting::default(),
+            left_out: Vec::new(),
             preflight: None,
             pace: Pace::default(),
             preferences,

@@ -82,6 +82,7 @@ pub fn batch(model: &StableDiffusion) -> Batch {
         text: Text::Prompts(vec![prompt], vec![0]),
         weights: vec![1.0],
         mask: None,
+        measure: triptych::engine::diffusion::loss::Measure::Square,
         prior: None,
     }
 }

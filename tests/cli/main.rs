@@ -11,6 +11,7 @@ mod project;
 mod queue;
 mod sample;
 mod train;
+mod training;
 
 use command::{Desk, Done, TRAIN};
 use triptych::engine::io::lora_file::LoraLayer;

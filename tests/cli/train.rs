@@ -196,3 +196,45 @@ fn fields_come_from_a_file_and_the_command_line_overrides_it() {
     let done = desk.say(&format!("{line} c.safetensors"));
     assert!(done.code == Some(2) && done.stderr.contains("There is no field “colour”"), "{done:?}");
 }
+
+#[test]
+fn one_file_holds_everything_and_print_config_writes_it() {
+    let desk = Desk::new();
+    let line = format!("{TRAIN} --token <a> --seed 3 --method lora --steps 2 --out a.safetensors");
+    let printed = desk.say(&format!("{line} --print-config"));
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert!(!desk.path("a.safetensors").exists());
+    desk.write("whole.toml", &printed.stdout);
+    desk.run("train --config whole.toml").result();
+    let bytes = desk.read("a.safetensors");
+    desk.run(&line).result();
+    assert!(bytes == desk.read("a.safetensors"), "{}", printed.stdout);
+    // What is said counts before the file, the file before the preset.
+    let over = desk.say("train --preset 12gb --config whole.toml --set rank=1 --print-config").stdout;
+    for wanted in ["rank = 1", "batch = 1", "accumulate = 4", "resolution = 384", "seed = 3", "concept = \"robot\""] {
+        assert!(over.lines().any(|line| line == wanted), "{wanted}\n{over}");
+    }
+    let failed = desk.say("train --preset usual --concept robot");
+    assert!(failed.code == Some(2) && failed.stderr.contains("--out is missing"), "{failed:?}");
+    let failed = desk.say("train --preset 5gb --concept robot");
+    assert!(failed.code == Some(2) && failed.stderr.contains("6gb"), "{failed:?}");
+}
+
+#[test]
+fn settings_of_another_program_train_here_and_what_does_not_map_is_named() {
+    let desk = Desk::new();
+    let form = json!({
+        "LoRA_type": "Standard", "network_dim": 2, "network_alpha": 1, "max_train_steps": 2, "train_batch_size": 1,
+        "optimizer": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0, "train_data_dir": "robot",
+        "multires_noise_iterations": 6,
+    });
+    desk.write("kohya.json", form.to_string());
+    let done = desk.run("train --import kohya.json --class robot --out a.safetensors");
+    assert_eq!(done.result()["steps"], 2);
+    for piece in ["Prodigy: AdamW is used", "multires_noise_iterations = 6 has no counterpart"] {
+        assert!(done.stderr.contains(piece), "{piece}\n{}", done.stderr);
+    }
+    let file = desk.lora("a.safetensors");
+    assert!(file.layers.values().all(|layer| (layer.rank, layer.alpha) == (2, 1.0)));
+    assert!(file.layers.keys().all(|module| module.starts_with("lora_unet_")));
+}

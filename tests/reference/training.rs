@@ -41,6 +41,7 @@ pub fn batch(r: &Reference, step: usize, device: &Device) -> Batch {
         noise: r.tensor::<4>(&format!("noise.{step}")).to_device(device),
         weights: vec![1.0; timesteps.len()],
         mask: None,
+        measure: triptych::engine::diffusion::loss::Measure::Square,
         timesteps,
         text: Text::Context(r.tensor::<3>("context").to_device(device)),
         prior: None,

@@ -5,6 +5,7 @@ use egui_kittest::kittest::Queryable as _;
 use triptych::engine::concept::shipped::{self, SHIPPED};
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::project::Project;
+use triptych::engine::train::configuration::Configuration;
 
 use crate::{answer, press, set, shows, until, window};
 
@@ -58,4 +59,36 @@ fn a_concept_is_taught_mixed_seen_saved_and_found_again() {
     window.get_by_label("Merge panel").click();
     window.run_steps(3);
     assert!(window.query_by_label("Mute train").is_some());
+}
+
+#[test]
+fn settings_of_another_program_fill_the_form_and_are_saved_as_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pictures, _) = shipped::unpack(&SHIPPED[2], &folder.path().join("clown")).unwrap();
+    let [theirs, ours] = ["kohya.json", "ours.toml"].map(|name| folder.path().join(name));
+    let form = serde_json::json!({
+        "LoRA_type": "Standard", "network_dim": 4, "network_alpha": 2, "max_train_steps": 70, "lr_warmup": 10,
+        "optimizer": "AdamW", "learning_rate": 0.0001, "seed": 5, "keep_tokens": 1, "train_data_dir": pictures,
+    });
+    std::fs::write(&theirs, form.to_string()).unwrap();
+    let mut window = window(folder.path());
+    until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));
+    assert!(shows(&window, "Thorough") && !shows(&window, "24 GB"), "a small model needs no preset by memory");
+
+    press(&mut window, "Open settings…");
+    answer(&mut window, "Open settings of a training", &theirs);
+    until(&mut window, "what is left out", |window| shows(window, "Not taken over"));
+    assert!(shows(&window, "keep_tokens = 1 has no counterpart"));
+    until(&mut window, "the concept", |window| shows(window, "called up by"));
+    press(&mut window, "Understood");
+    assert!(!shows(&window, "Not taken over"));
+
+    press(&mut window, "Save settings…");
+    answer(&mut window, "Save the settings as", &ours);
+    until(&mut window, "the file", |_| ours.is_file());
+    let saved = Configuration::read(&ours).unwrap();
+    assert_eq!((saved.method.as_deref(), saved.seed, saved.concept), (Some("lora"), Some(5), Some(pictures)));
+    for (name, value) in [("rank", 4), ("alpha", 2), ("steps", 70), ("warmup", 7), ("prior", 0)] {
+        assert_eq!(saved.fields[name].as_integer(), Some(value), "{name}");
+    }
 }

@@ -25,6 +25,15 @@ pub fn write(path: &Path, picture: &RgbImage, text: &BTreeMap<String, String>) -
     atomic::write(path, |out| out.write_all(&bytes))
 }
 
+/// The pixels of a picture that [`write`] wrote.
+pub fn read(path: &Path) -> Result<RgbImage> {
+    let picture = image::open(path).map_err(|e| {
+        Error::new(format!("The picture cannot be read ({e})"), "Look whether the file is still there and whole")
+            .at(path)
+    })?;
+    Ok(picture.into_rgb8())
+}
+
 /// Every text of a PNG, whoever wrote it. Of two chunks with one keyword the later counts.
 pub fn read_text(path: &Path) -> Result<BTreeMap<String, String>> {
     let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
@@ -91,7 +100,8 @@ mod tests {
         write(&path, &picture(), &texts()).unwrap();
         write(&again, &picture(), &texts()).unwrap();
         assert_eq!(read_text(&path).unwrap(), texts());
-        assert_eq!(image::open(&path).unwrap().into_rgb8(), picture());
+        assert_eq!(read(&path).unwrap(), picture());
+        assert!(read(&folder.path().join("gone.png")).unwrap_err().what.contains("cannot be read"));
         assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&again).unwrap());
     }
 

@@ -160,6 +160,13 @@ pub fn beside(out: &Path) -> PathBuf {
 }
 
 impl Project {
+    /// Whether a TOML file is a project, and not a training's configuration or a recipe. What cannot be read is taken
+    /// for one, whose reader tells why.
+    pub fn is_one(path: &Path) -> bool {
+        let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+        table.is_none_or(|table| table.contains_key("block"))
+    }
+
     pub fn new(block: usize) -> Self {
         Self {
             version: VERSION,

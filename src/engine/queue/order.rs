@@ -9,6 +9,7 @@ use crate::engine::concept::Trigger;
 use crate::engine::io::{Folder, atomic};
 use crate::engine::model::StableDiffusion;
 use crate::engine::session::{self, Lesson, Training};
+use crate::engine::train::configuration::{Together, is_one, is_whole, one, whole};
 use crate::engine::{Error, Result, adapter, field};
 
 /// What [`Training`] asks for, with its model and pictures; paths from the root, for whoever runs it wherever they are.
@@ -54,21 +55,6 @@ pub struct Order {
     pub together: Vec<Together>,
 }
 
-/// A further concept that is taught in the same run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Together {
-    /// Folder of pictures.
-    pub concept: PathBuf,
-    pub token: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class: Option<String>,
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub repeats: usize,
-    #[serde(default = "whole", skip_serializing_if = "is_whole")]
-    pub weight: f32,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -81,24 +67,6 @@ pub enum State {
 
 fn starter() -> String {
     "starter".into()
-}
-
-fn one() -> usize {
-    1
-}
-
-fn whole() -> f32 {
-    1.0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
-fn is_one(repeats: &usize) -> bool {
-    *repeats == 1
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
-fn is_whole(weight: &f32) -> bool {
-    weight.total_cmp(&whole()).is_eq()
 }
 
 impl Order {
@@ -135,7 +103,7 @@ impl Order {
             out: absolute(&training.out)?,
             resume: training.resume,
             stamp: training.stamp,
-            set: training.changes.iter().map(|(name, text)| (name.clone(), plain(text))).collect(),
+            set: training.changes.iter().map(|(name, text)| (name.clone(), field::plain(text))).collect(),
             together,
         };
         order.training()?;
@@ -211,15 +179,6 @@ impl Order {
         })?;
         atomic::write(path, |out| out.write_all(text.as_bytes()))
     }
-}
-
-/// A number or a flag where it reads back as the same text, for a file that is pleasant to edit.
-fn plain(text: &str) -> toml::Value {
-    let integer = text.parse().map(toml::Value::Integer);
-    let number = text.parse().map(toml::Value::Float);
-    let flag = text.parse().map(toml::Value::Boolean);
-    let same = [integer.ok(), number.ok(), flag.ok()].into_iter().flatten().find(|value| value.to_string() == text);
-    same.unwrap_or_else(|| toml::Value::String(text.to_owned()))
 }
 
 #[cfg(test)]

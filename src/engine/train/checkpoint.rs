@@ -7,9 +7,19 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::device::read;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
+use crate::engine::train::course::Course;
 use crate::engine::train::optimizer::Moments;
 use crate::engine::train::step::Trainee;
 use crate::engine::{Error, Result};
+
+/// How far a run has come.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// One for each step done.
+    pub losses: Vec<f32>,
+    /// Where something goes by it.
+    pub course: Course,
+}
 
 /// The folder that holds the state of the run that will write `out`.
 pub fn folder(out: &Path) -> PathBuf {
@@ -28,11 +38,12 @@ pub fn exists(out: &Path) -> bool {
 }
 
 /// Keeps parameters, optimiser moments and the losses so far. NaN in a parameter refuses, naming it.
-pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) -> Result<()> {
+pub fn save(out: &Path, trainee: &Trainee, progress: &Progress, fingerprint: &str) -> Result<()> {
     let mut tensors = BTreeMap::new();
     let mut steps = BTreeMap::new();
-    for parameter in &trainee.parameters {
+    for (index, parameter) in trainee.parameters.iter().enumerate() {
         let mut parts = vec![("value", &parameter.value)];
+        parts.extend(trainee.average.iter().map(|average| ("average", &average.values[index])));
         if let Some(moments) = &parameter.moments {
             parts.extend([("mean", &moments.mean), ("square", &moments.square)]);
             steps.insert(&parameter.name, moments.steps);
@@ -51,7 +62,11 @@ pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) ->
             );
         }
     }
+    let Progress { losses, course } = progress;
     tensors.insert("losses".into(), safetensors::Tensor::new(Dtype::F32, &[losses.len()], losses));
+    if !course.is_empty() {
+        tensors.insert("course".into(), safetensors::Tensor::new(Dtype::F32, &[course.len(), 2], &course.rows()));
+    }
     let metadata = BTreeMap::from([
         ("fingerprint".to_owned(), fingerprint.to_owned()),
         ("steps".to_owned(), serde_json::json!(steps).to_string()),
@@ -59,8 +74,8 @@ pub fn save(out: &Path, trainee: &Trainee, losses: &[f32], fingerprint: &str) ->
     safetensors::save(&file(out), &tensors, &metadata)
 }
 
-/// Restores what [`save`] kept and returns the losses so far (one for each step done); `None` where nothing is kept.
-pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Device) -> Result<Option<Vec<f32>>> {
+/// Restores what [`save`] kept and returns how far the run had come; `None` where nothing is kept.
+pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Device) -> Result<Option<Progress>> {
     if !exists(out) {
         return Ok(None);
     }
@@ -76,7 +91,8 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
     let damaged = || Error::new("The saved state is damaged", "Leave out --resume to start afresh").at(&path);
     let steps = state.metadata().get("steps").ok_or_else(damaged)?;
     let steps: BTreeMap<String, i32> = serde_json::from_str(steps).ok().ok_or_else(damaged)?;
-    for parameter in &mut trainee.parameters {
+    let losses = state.f32("losses")?;
+    for (index, parameter) in trainee.parameters.iter_mut().enumerate() {
         let restore = |part: &str| -> Result<Tensor<2>> {
             let values = state.f32(&format!("{part}.{}", parameter.name))?;
             let sound = values.iter().all(|x| x.is_finite());
@@ -89,9 +105,16 @@ pub fn load(out: &Path, trainee: &mut Trainee, fingerprint: &str, device: &Devic
             Some(&steps) => Some(Moments { mean: restore("mean")?, square: restore("square")?, steps }),
             None => None,
         };
+        if let Some(average) = &mut trainee.average {
+            (average.values[index], average.steps) = (restore("average")?, losses.len());
+        }
         (parameter.value, parameter.moments) = (restore("value")?, moments);
     }
-    Ok(Some(state.f32("losses")?))
+    let course = match state.entries().contains_key("course") {
+        true => Course::of_rows(&state.f32("course")?),
+        false => Course::default(),
+    };
+    Ok(Some(Progress { losses, course }))
 }
 
 /// Forgets the state; what is not there is fine.

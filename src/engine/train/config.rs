@@ -4,10 +4,12 @@ use crate::engine::adapter::Method;
 use crate::engine::concept::augment::Changes;
 use crate::engine::concept::mask::Mask;
 use crate::engine::concept::{Fit, Shape, Views};
+use crate::engine::diffusion::Schedule;
+use crate::engine::diffusion::loss::{self, Measure};
 use crate::engine::field::Settings;
 use crate::engine::io::Dtype;
-use crate::engine::model::StableDiffusion;
 use crate::engine::model::unet::MOST_PIXELS;
+use crate::engine::model::{Part, StableDiffusion};
 use crate::engine::{Error, Result};
 
 pub use crate::engine::train::fields::FIELDS;
@@ -15,12 +17,22 @@ use crate::engine::train::order::Balance;
 
 /// Fields that decide what is told and kept on the way and change no number: a file does not mention them, and a run can
 /// be resumed with others.
-const OBSERVING: [&str; 3] = ["keep_every", "validate_every", "spectrum_every"];
+const OBSERVING: [&str; 7] =
+    ["keep_every", "keep_best", "keep_last", "validate_every", "spectrum_every", "sample_every", "sample_prompts"];
 
-/// Fields that came later: at their defaults they are what every run did before, and states and bytes stay what they are.
-const LATER: [&str; 15] = [
+/// Fields that came after the first files. At their defaults they are not recorded, so that the bytes and states of
+/// runs that do not use them stay what they were.
+const LATER: [&str; 23] = [
     "held_out",
     "recompute",
+    "debiased",
+    "loss",
+    "noise_offset",
+    "accumulate",
+    "ema",
+    "up_rate_ratio",
+    "text_lr",
+    "patience",
     "resolutions",
     "upscale",
     "variations",
@@ -51,7 +63,22 @@ pub struct Config {
     schedule: Decay,
     warmup: usize,
     pub clip: f64,
-    pub min_snr: Option<f64>,
+    weighting: Weighting,
+    pub measure: Measure,
+    pub noise_offset: f64,
+    /// Batches of a step.
+    pub accumulate: usize,
+    /// Decay of the adapter's moving average.
+    pub ema: Option<f64>,
+    up_rate_ratio: f64,
+    text_lr: f64,
+    /// Measurements without a new lowest that end the training.
+    pub patience: Option<usize>,
+    keep_best: bool,
+    /// 0 keeps all.
+    pub keep_last: usize,
+    pub sample_every: usize,
+    sample_prompts: String,
     pub prior: f64,
     pub prior_batch: usize,
     /// How many of the prior's pictures are shown under a made-up word.
@@ -78,6 +105,14 @@ enum Decay {
     Constant,
 }
 
+/// How the errors of different noise levels are weighed against each other.
+#[derive(Clone, Copy, Debug)]
+enum Weighting {
+    Even,
+    MinSnr(f64),
+    Debiased,
+}
+
 impl Config {
     /// Checked settings; what they leave open is chosen for `method` and `model`.
     pub fn new(settings: &Settings, method: &Method, model: &StableDiffusion) -> Result<Self> {
@@ -87,6 +122,25 @@ impl Config {
             0.0 => for_large,
             rate => rate,
         };
+        let weighting = match (settings.number("min_snr"), settings.flag("debiased")) {
+            (0.0, false) => Weighting::Even,
+            (0.0, true) => Weighting::Debiased,
+            (gamma, false) => Weighting::MinSnr(gamma),
+            (_, true) => {
+                return Err(Error::usage(
+                    "min_snr and debiased both weigh the noise levels",
+                    "Choose one of them: min_snr=0 or debiased=false",
+                ));
+            }
+        };
+        let patience = settings.integer("patience");
+        let measures = settings.integer("validate_every") > 0;
+        if !measures && (patience > 0 || settings.flag("keep_best")) {
+            return Err(Error::usage(
+                "patience and keep_best go by the steady loss, and it is never measured",
+                "Choose how often with validate_every, such as 25",
+            ));
+        }
         let batch = settings.integer("batch");
         let prior_batch = match settings.integer("prior_batch") {
             0 => batch,
@@ -110,7 +164,22 @@ impl Config {
             },
             warmup: settings.integer("warmup"),
             clip: settings.number("clip"),
-            min_snr: Some(settings.number("min_snr")).filter(|&gamma| gamma > 0.0),
+            weighting,
+            measure: match settings.text("loss") {
+                "huber" => Measure::Huber,
+                "absolute" => Measure::Absolute,
+                _ => Measure::Square,
+            },
+            noise_offset: settings.number("noise_offset"),
+            accumulate: settings.integer("accumulate"),
+            ema: Some(settings.number("ema")).filter(|&decay| decay > 0.0),
+            up_rate_ratio: settings.number("up_rate_ratio"),
+            text_lr: settings.number("text_lr"),
+            patience: Some(patience).filter(|&n| n > 0),
+            keep_best: settings.flag("keep_best"),
+            keep_last: settings.integer("keep_last"),
+            sample_every: settings.integer("sample_every"),
+            sample_prompts: settings.text("sample_prompts").to_owned(),
             prior: settings.number("prior"),
             strangers: (settings.number("strangers") * prior_batch as f64) as usize,
             prior_batch,
@@ -146,6 +215,37 @@ impl Config {
         warm * rest
     }
 
+    /// Times the adapter's rate at which a tensor of a layer learns: the write side by LoRA+'s ratio (Hayou et al. 2024,
+    /// arXiv 2402.12354), the text encoder by its own rate.
+    pub fn pace(&self, part: Part, tensor: &str) -> f64 {
+        let ratio = if tensor.ends_with("up") { self.up_rate_ratio } else { 1.0 };
+        match part {
+            Part::Text if self.text_lr > 0.0 => ratio * self.text_lr / self.lr,
+            _ => ratio,
+        }
+    }
+
+    /// Weight of an image's error at its timestep.
+    pub fn weight(&self, schedule: &Schedule, timestep: usize) -> f64 {
+        match self.weighting {
+            Weighting::Even => 1.0,
+            Weighting::MinSnr(gamma) => loss::min_snr_weight(schedule, timestep, gamma),
+            Weighting::Debiased => loss::debiased_weight(schedule, timestep),
+        }
+    }
+
+    /// Whether the adapter of the lowest steady loss is kept.
+    pub fn keeps_best(&self) -> bool {
+        self.keep_best || self.patience.is_some()
+    }
+
+    /// What the samples on the way show: captions as a folder of pictures would have them, `None` for the model's usual.
+    pub fn sample_prompts(&self) -> Vec<Option<&str>> {
+        let texts: Vec<_> =
+            self.sample_prompts.split(';').map(str::trim).filter(|text| !text.is_empty()).map(Some).collect();
+        if texts.is_empty() { vec![None] } else { texts }
+    }
+
     /// Prompts whose answers are kept, in the shape of the model's captions, with how often each is drawn.
     pub fn prior_prompts(&self, template: &str, class_word: &str) -> Vec<String> {
         let words: Vec<&str> = match self.prior_prompts.trim() {
@@ -160,7 +260,11 @@ impl Config {
 /// The settings that the trained numbers depend on: what a file and a saved state remember.
 pub fn decisive(settings: &Settings) -> Settings {
     let usual = |name: &str| FIELDS.iter().any(|field| field.name == name && settings.is_usual(field));
-    settings.without(|name| OBSERVING.contains(&name) || LATER.contains(&name) && usual(name))
+    // Where the training ends with the steady loss, how often that is measured counts.
+    let ends_early = settings.integer("patience") > 0;
+    settings.without(|name| {
+        OBSERVING.contains(&name) && !(ends_early && name == "validate_every") || LATER.contains(&name) && usual(name)
+    })
 }
 
 /// How the pictures are shown.
@@ -283,13 +387,19 @@ mod tests {
         let usual = serde_json::to_value(of(&[])).unwrap();
         assert_eq!(usual.as_object().unwrap().len(), FIELDS.len() - OBSERVING.len() - LATER.len());
         assert!(LATER.iter().all(|name| FIELDS.iter().any(|field| field.name == *name)));
-        assert!(OBSERVING.iter().all(|name| usual.get(name).is_none()));
+        assert!(OBSERVING.iter().chain(&LATER).all(|name| usual.get(name).is_none()));
         for name in OBSERVING {
-            assert_eq!(of(&[(name, "7")]), of(&[]), "{name}");
+            let value = if name == "keep_best" { "true" } else { "7" };
+            assert_eq!(of(&[(name, value)]), of(&[]), "{name}");
         }
         for change in [("held_out", "2"), ("mask", "alpha"), ("upscale", "false"), ("hue", "5"), ("resolutions", "64")]
         {
             assert_ne!(of(&[change]), of(&[]), "{change:?}");
         }
+        for (name, value) in [("ema", "0.9"), ("debiased", "true"), ("loss", "huber")] {
+            assert_ne!(of(&[(name, value)]), of(&[]), "{name}");
+        }
+        let early = |every: &str| of(&[("patience", "2"), ("validate_every", every)]);
+        assert_ne!(early("5"), early("7"));
     }
 }

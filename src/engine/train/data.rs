@@ -6,10 +6,10 @@ use std::ops::Range;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::engine::concept::mask::Mask;
-use crate::engine::diffusion::{Schedule, loss};
+use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
 use crate::engine::model::tokenizer::Encoded;
-use crate::engine::model::{Mounts, StableDiffusion};
+use crate::engine::model::{Mounts, Part, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::group::Group;
@@ -23,6 +23,7 @@ const NOISE: u32 = 1;
 const TIMESTEPS: u32 = 2;
 const PRIOR: u32 = 4;
 const STRANGERS: u32 = 5;
+const OFFSET: u32 = 7;
 
 /// The concepts of a run ready for the loop.
 pub struct Data {
@@ -39,7 +40,7 @@ struct Lesson {
     /// Pictures that are in no epoch.
     held_out: Vec<usize>,
     /// Encoded prompts whose answers are to be kept.
-    prior: Option<Tensor<3>>,
+    prior: Option<(Vec<Encoded>, Tensor<3>)>,
     /// The template's caption, whose word is to be replaced by made-up ones.
     stranger: Encoded,
     /// The token's vectors before training.
@@ -74,41 +75,61 @@ impl Data {
         Ok(Self { lessons, order: Order { groups, balance: config.balance } })
     }
 
-    /// The batch of a step: a function of the seed, the step and the tokens as they stand.
-    pub fn batch(&self, job: &Job<'_>, config: &Config, schedule: &Schedule, trainee: &Trainee, step: usize) -> Batch {
+    /// A batch of a step, the `part`-th of those that are accumulated: a function of the seed, the step and the tokens as
+    /// they stand. Together they draw what one batch of all their pictures would.
+    pub fn batch(
+        &self,
+        job: &Job<'_>,
+        config: &Config,
+        schedule: &Schedule,
+        trainee: &Trainee,
+        (step, part): (usize, usize),
+    ) -> Batch {
         let (device, random, b) = (&job.model.device, Philox::new(job.context.seed), config.batch);
         let offset = u32::try_from(step).unwrap_or(u32::MAX);
-        let Drawn { concept, group, rows } = self.order.batch(&random, b, step);
+        let Drawn { concept, group, rows } = self.order.batch(&random, b, step * config.accumulate + part);
         let lesson = &self.lessons[concept];
         let group = &lesson.groups[group];
         let [_, c, h, w] = group.latents.dims();
+        let (first, size) = (part * b, c * h * w);
         let timesteps: Vec<usize> =
-            (0..b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
-        let noise = random.stream(NOISE).normal(offset, b * c * h * w);
-        let snr = |t| config.min_snr.map_or(1.0, |gamma| loss::min_snr_weight(schedule, t, gamma) as f32);
-        let weights = timesteps.iter().map(|&t| snr(t) * lesson.weight).collect();
-        let prior = lesson.prior.as_ref().map(|contexts| {
-            let [n, _, _] = contexts.dims();
-            let known = config.prior_batch - config.strangers;
-            let drawn = (0..known).map(|j| random.stream(PRIOR).below(offset, j as u32, n)).collect();
-            let mut parts = Vec::new();
-            if known > 0 {
+            (first..first + b).map(|j| random.stream(TIMESTEPS).below(offset, j as u32, schedule.len())).collect();
+        let noise = random.stream(NOISE).normal_from(offset, first * size, b * size);
+        let mut noise = Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device);
+        if config.noise_offset > 0.0 {
+            let shift = random.stream(OFFSET).normal_from(offset, first * c, b * c);
+            noise = noise + Tensor::from_data(TensorData::new(shift, [b, c, 1, 1]), device) * config.noise_offset;
+        }
+        let weights = timesteps.iter().map(|&t| config.weight(schedule, t) as f32 * lesson.weight).collect();
+        let text_learns = || trainee.layers.iter().any(|layer| job.model.layer(layer.id).part == Part::Text);
+        let prior = lesson.prior.as_ref().map(|(known, contexts)| {
+            let count = config.prior_batch - config.strangers;
+            let draw = |j: usize| random.stream(PRIOR).below(offset, j as u32, known.len());
+            let drawn: Vec<usize> = (part * count..(part + 1) * count).map(draw).collect();
+            let mut prompts: Vec<Encoded> = drawn.iter().map(|&i| known[i].clone()).collect();
+            let (mut parts, mut words) = (Vec::new(), Vec::new());
+            if count > 0 {
                 parts.push(contexts.clone().select(0, index(drawn, device)));
             }
             if config.strangers > 0 {
                 let token = trainee.parameters[trainee.tokens[concept]].value.clone();
-                parts.push(lesson.strangers(job.model, config.strangers, &token, &random, offset));
+                let (strange, made_up) = lesson.strangers(config.strangers, &token, &random, offset, part);
+                parts.push(job.model.condition(&strange, &made_up, &Mounts::none()));
+                prompts.extend(strange);
+                words = made_up;
             }
-            Prior { context: Tensor::cat(parts, 0), weight: config.prior }
+            let prompts = text_learns().then_some((prompts, words));
+            Prior { context: Tensor::cat(parts, 0), prompts, weight: config.prior }
         });
         let text = lesson.text(group, &rows);
         let rows = index(rows, device);
         Batch {
             latents: group.latents.clone().select(0, rows.clone()),
-            noise: Tensor::from_data(TensorData::new(noise, [b, c, h, w]), device),
+            noise,
             timesteps,
             text,
             weights,
+            measure: config.measure,
             mask: group.masks.clone().map(|masks| masks.select(0, rows)),
             prior,
         }
@@ -171,7 +192,8 @@ impl Lesson {
                 }
                 let encoded =
                     texts.iter().map(|text| job.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
-                Some(job.model.condition(&encoded, &[], &Mounts::none()))
+                let context = job.model.condition(&encoded, &[], &Mounts::none());
+                Some((encoded, context))
             }
             false => None,
         };
@@ -210,19 +232,20 @@ impl Lesson {
     /// random direction. What the concept leaves alone there, it leaves alone under another concept's token.
     fn strangers(
         &self,
-        model: &StableDiffusion,
         count: usize,
         token: &Tensor<2>,
         random: &Philox,
         offset: u32,
-    ) -> Tensor<3> {
+        part: usize,
+    ) -> (Vec<Encoded>, Vec<Tensor<2>>) {
         let [vectors, width] = token.dims();
         let distance = (token.clone() - self.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
-        let noise = random.stream(STRANGERS).normal(offset, count * vectors * width);
+        let size = count * vectors * width;
+        let noise = random.stream(STRANGERS).normal_from(offset, part * size, size);
         let words: Vec<Tensor<2>> = noise
             .chunks_exact(vectors * width)
             .map(|noise| {
-                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &model.device);
+                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &token.device());
                 let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
                 self.start.clone() + noise / length * distance.clone()
             })
@@ -234,7 +257,7 @@ impl Lesson {
                 prompt
             })
             .collect();
-        model.condition(&prompts, &words, &Mounts::none())
+        (prompts, words)
     }
 }
 

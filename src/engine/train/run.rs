@@ -1,7 +1,7 @@
 //! The training loop: pictures in, adapter file out; saves, resumes, stops.
 
 use std::cell::Cell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,18 @@ use crate::engine::io::atomic;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::{RUN, STEP};
 use crate::engine::random::Philox;
+use crate::engine::train::average::Average;
+use crate::engine::train::checkpoint::Progress;
 use crate::engine::train::config::Config;
+use crate::engine::train::course::Course;
 use crate::engine::train::data::{self, Data};
 use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::live::Live;
 use crate::engine::train::numbers::{Numbers, Unread};
 use crate::engine::train::steady::Steady;
-use crate::engine::train::step::{Group, Rates, Trainee};
+use crate::engine::train::step::{Group, Part, Rates, Trainee};
 use crate::engine::train::wishes::{Wished, Wishes};
-use crate::engine::train::{checkpoint, keep};
+use crate::engine::train::{accumulate, checkpoint, keep, samples};
 use crate::engine::{Error, Result};
 
 /// Stream of the first layer's random numbers; those below belong to sampling and to the batches.
@@ -61,27 +64,40 @@ impl Job<'_> {
             }
         }
         let mut trainee = self.begin(&config, Arc::clone(&adapter))?;
+        trainee.average = config.ema.map(|decay| Average::new(decay, trainee.values()));
         let restored = match self.resume {
             true => checkpoint::load(&self.out, &mut trainee, &fingerprint, &self.model.device)?,
             false => None,
         };
         match (&restored, self.resume) {
-            (Some(losses), _) => watch(Event::note(format!("Resuming after step {}", losses.len())))?,
+            (Some(so_far), _) => watch(Event::note(format!("Resuming after step {}", so_far.losses.len())))?,
             (None, true) => watch(Event::note("There is no saved state to resume from: starting afresh"))?,
             (None, false) => checkpoint::remove(&self.out)?,
         }
         if restored.is_none() {
             keep::remove(&self.out)?;
+            samples::remove(&self.out)?;
+        }
+        if let Some(decay) = config.ema {
+            let text = format!("Files, samples and validation are of the moving average with decay {decay}");
+            watch(Event::note(text))?;
         }
         let data = Data::prepare(self, &config, watch)?;
-        let losses =
+        let Progress { losses, course } =
             Run::new(self, &config, &data, &fingerprint)?.train(&mut trainee, restored.unwrap_or_default(), watch)?;
 
-        let file = self.file(&config, &trainee, &fingerprint, config.steps)?;
-        if file.modules().is_empty() {
-            watch(Event::warning("No layer has learnt anything that the method keeps: the file holds the word alone"))?;
+        match course.best().filter(|_| losses.len() < config.steps) {
+            // Ended early: the best is the result.
+            Some((step, _)) => keep::keep(&self.out, step)?,
+            None => {
+                let file = self.file(&config, &trainee.averaged(), &fingerprint, config.steps)?;
+                if file.modules().is_empty() {
+                    let text = "No layer has learnt anything that the method keeps: the file holds the word alone";
+                    watch(Event::warning(text))?;
+                }
+                file.save(&self.out)?;
+            }
         }
-        file.save(&self.out)?;
         checkpoint::remove(&self.out)?;
         watch(Event::Saved { path: self.out.clone() })?;
         // What was written, with the hashes that saving adds.
@@ -106,6 +122,13 @@ impl Job<'_> {
             };
             let tensors = trainee.adapter.begin(&spot)?;
             trainee.add_layer(id, &layer.module(), tensors, &self.model.device);
+        }
+        for layer in &trainee.layers {
+            for (name, part) in layer.names.iter().zip(&layer.tensors) {
+                if let Part::Trained(index) = part {
+                    trainee.parameters[*index].pace = config.pace(self.model.layer(layer.id).part, name);
+                }
+            }
         }
         for Subject { trigger, .. } in &self.subjects {
             let start = data::start(self.model, &trigger.class_word, config.vectors)?;
@@ -132,6 +155,7 @@ struct Due {
     files: Wished,
     steady: bool,
     look: bool,
+    sample: bool,
 }
 
 impl<'a> Run<'a> {
@@ -141,7 +165,7 @@ impl<'a> Run<'a> {
         Ok(Self { job, config, data, fingerprint, schedule, steady })
     }
 
-    fn train(&self, trainee: &mut Trainee, mut losses: Vec<f32>, watch: &mut Watch<'_>) -> Result<Vec<f32>> {
+    fn train(&self, trainee: &mut Trainee, mut so_far: Progress, watch: &mut Watch<'_>) -> Result<Progress> {
         let Self { job, config, .. } = *self;
         let random = Philox::new(job.context.seed);
         let on_cpu = job.model.device == crate::engine::device::cpu();
@@ -158,12 +182,17 @@ impl<'a> Run<'a> {
         };
         let (mut last_save, mut live) = (begun, Live::new(config.spectrum_every));
         let mut unread: Vec<Unread> = Vec::new();
-        for step in losses.len()..config.steps {
+        for step in so_far.losses.len()..config.steps {
+            if self.is_over(&so_far.course) {
+                break;
+            }
             if let Some(awake) = trainee.adapter.awake(step, trainee.layers.len(), &random) {
                 trainee.wake(&awake);
             }
-            let batch = self.data.batch(job, config, &self.schedule, trainee, step);
-            let (numbers, gradients) = Unread::of(trainee.gradients(job.model, &self.schedule, &batch));
+            let (numbers, gradients) = Unread::of(accumulate::mean(config.accumulate, |part| {
+                let batch = self.data.batch(job, config, &self.schedule, trainee, (step, part));
+                trainee.gradients(job.model, &self.schedule, &batch)
+            }));
             unread.push(numbers);
 
             let done = step + 1;
@@ -173,7 +202,7 @@ impl<'a> Run<'a> {
             // Before the update, which would spread a NaN to every layer and hide where it came from.
             if due.any() || done == config.steps || unread.len() >= readback {
                 for numbers in Numbers::read(std::mem::take(&mut unread))? {
-                    let event = report(numbers, &mut losses, trainee, config)?;
+                    let event = report(numbers, &mut so_far.losses, trainee, config)?;
                     go_on = go_on.and(tell(event));
                 }
             }
@@ -186,31 +215,55 @@ impl<'a> Run<'a> {
             };
             trainee.update(gradients, rates);
             if due.files.keep {
-                let path = self.keep(done, trainee)?;
+                let path = self.keep(done, trainee, keep::file)?;
                 go_on = go_on.and(tell(Event::Kept { step: done, path }));
+                for step in keep::thin(&job.out, config.keep_last)? {
+                    go_on = go_on.and(tell(Event::Dropped { step }));
+                }
             }
-            if let Some(steady) = self.steady.as_ref().filter(|_| due.steady && go_on.is_ok()) {
+            // What decides anything is measured even where the run is to stop: going on, it would not come again.
+            if let Some(steady) = self.steady.as_ref().filter(|_| due.steady && (go_on.is_ok() || config.keeps_best()))
+            {
                 let start = Instant::now();
-                let loss = steady.loss(job.model, trainee)?;
+                let loss = steady.loss(job.model, &trainee.averaged())?;
                 tracing::debug!("the steady loss of step {done} took {:?}", start.elapsed());
-                go_on = tell(Event::Steady { step: done, loss });
+                go_on = go_on.and(tell(Event::Steady { step: done, loss }));
+                if config.keeps_best() && so_far.course.push(done, loss) {
+                    let path = self.keep(done, trainee, keep::best_file)?;
+                    keep::forget_worse(&job.out, done)?;
+                    go_on = go_on.and(tell(Event::Best { step: done, loss, path }));
+                }
+            }
+            if due.sample && go_on.is_ok() {
+                go_on = samples::make(job, config, &trainee.averaged(), done, &mut tell);
             }
             if due.look
                 && go_on.is_ok()
-                && let Some(spectrum) = live.look(done, trainee, job.model)?
+                && let Some(spectrum) = live.look(done, &trainee.averaged(), job.model)?
             {
                 go_on = tell(Event::Spectrum(spectrum));
             }
             if done < config.steps && (due.files.save || go_on.is_err()) {
-                checkpoint::save(&job.out, trainee, &losses, self.fingerprint)?;
+                checkpoint::save(&job.out, trainee, &so_far, self.fingerprint)?;
                 last_save = Instant::now();
             }
             go_on?;
         }
         tracing::debug!("looks at spectra took {:?} of {:?}", live.spent, begun.elapsed().saturating_sub(told.get()));
         // The last losses were finite, but the update after them may not have been.
-        stable(losses.len(), trainee)?;
-        Ok(losses)
+        stable(so_far.losses.len(), trainee)?;
+        if let Some((best, _)) = so_far.course.best().filter(|_| so_far.losses.len() < config.steps) {
+            let done = so_far.losses.len();
+            watch(Event::note(format!(
+                "Ended after step {done}: the steady loss has not fallen since step {best}, whose adapter is the result"
+            )))?;
+        }
+        Ok(so_far)
+    }
+
+    /// Whether patience has run out.
+    fn is_over(&self, course: &Course) -> bool {
+        self.config.patience.is_some_and(|patience| course.stalls(patience))
     }
 
     /// What is to be done after step `done`.
@@ -226,14 +279,15 @@ impl<'a> Run<'a> {
             },
             steady: every(config.validate_every),
             look,
+            sample: every(config.sample_every),
         }
     }
 
-    /// Writes the adapter as it is now into a file of its own.
-    fn keep(&self, step: usize, trainee: &Trainee) -> Result<PathBuf> {
+    /// Writes the adapter as it is now into the file that `name` names.
+    fn keep(&self, step: usize, trainee: &Trainee, name: fn(&Path, usize) -> PathBuf) -> Result<PathBuf> {
         stable(step, trainee)?;
-        let path = keep::file(&self.job.out, step);
-        self.job.file(self.config, trainee, self.fingerprint, step)?.save(&path)?;
+        let path = name(&self.job.out, step);
+        self.job.file(self.config, &trainee.averaged(), self.fingerprint, step)?.save(&path)?;
         Ok(path)
     }
 }
@@ -241,7 +295,7 @@ impl<'a> Run<'a> {
 impl Due {
     /// Whether the device has to be waited for anyway.
     fn any(&self) -> bool {
-        self.files.save || self.files.keep || self.steady || self.look
+        self.files.save || self.files.keep || self.steady || self.look || self.sample
     }
 }
 

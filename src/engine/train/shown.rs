@@ -29,18 +29,27 @@ pub struct Losses {
 }
 
 impl Shown {
-    pub fn new(model: &StableDiffusion, schedule: &Schedule, batch: &Batch, context: Tensor<3>) -> Self {
+    /// `prior` is what the adapted model reads of the other prompts, `[p, n, width]`.
+    pub fn new(
+        model: &StableDiffusion,
+        schedule: &Schedule,
+        batch: &Batch,
+        context: Tensor<3>,
+        prior: Option<Tensor<3>>,
+    ) -> Self {
         let noisy = loss::noised(&batch.latents, &batch.noise, &batch.timesteps, schedule);
         let target = loss::target(&batch.latents, &batch.noise, &batch.timesteps, schedule);
         let times: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
-        let Some(prior) = &batch.prior else { return Self { x: noisy, times, context, kept: None, target } };
+        let Some((prior, read)) = batch.prior.as_ref().zip(prior) else {
+            return Self { x: noisy, times, context, kept: None, target };
+        };
         let p = prior.context.dims()[0];
         let (again, times_again) = (noisy.clone().narrow(0, 0, p), &times[..p]);
         Self {
             kept: Some(model.unet.forward(again.clone(), times_again, &prior.context, &Mounts::none())),
             x: Tensor::cat(vec![noisy, again], 0),
             times: [&times, times_again].concat(),
-            context: Tensor::cat(vec![context, prior.context.clone()], 0),
+            context: Tensor::cat(vec![context, read], 0),
             target,
         }
     }
@@ -50,10 +59,7 @@ impl Shown {
         let [b, _, _, _] = self.target.dims();
         let weights = Tensor::<1>::from_data(TensorData::new(batch.weights.clone(), [b]), &batch.latents.device());
         let of_concept = if self.kept.is_some() { said.clone().narrow(0, 0, b) } else { said.clone() };
-        let errors = match &batch.mask {
-            None => loss::per_image(of_concept, self.target),
-            Some(mask) => loss::masked(of_concept, self.target, mask.clone()),
-        };
+        let errors = batch.measure.per_image(of_concept, self.target, batch.mask.clone());
         let concept = (errors * weights).mean();
         let Some((kept, prior)) = self.kept.zip(batch.prior.as_ref()) else {
             return Losses { total: concept.clone(), concept, prior: None };

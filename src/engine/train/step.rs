@@ -10,9 +10,11 @@ use crate::engine::adapter::mount::live;
 use crate::engine::adapter::{Adapter, Settling, Start};
 use crate::engine::device::read;
 use crate::engine::diffusion::Schedule;
+use crate::engine::diffusion::loss::Measure;
 use crate::engine::model::recompute::{self, Pulled, leaf};
 use crate::engine::model::tokenizer::Encoded;
 use crate::engine::model::{LayerId, Mounts, StableDiffusion};
+use crate::engine::train::average::Average;
 use crate::engine::train::optimizer::{self, Moments};
 use crate::engine::train::shown::Shown;
 
@@ -27,6 +29,8 @@ pub struct Parameter {
     pub group: Group,
     /// Whether it learns at this step.
     pub awake: bool,
+    /// Times its group's rate.
+    pub pace: f64,
 }
 
 /// Which rates apply.
@@ -65,6 +69,8 @@ pub struct Trainee {
     pub tokens: Vec<usize>,
     /// Whether gradients are found a stretch of the denoiser at a time: a third slower, in a fraction of the memory.
     pub recompute: bool,
+    /// What files and pictures are made of, where that is not the parameters as they stand.
+    pub average: Option<Average>,
 }
 
 /// Rates of one step.
@@ -89,6 +95,7 @@ pub struct Batch {
     pub weights: Vec<f32>,
     /// Weight of each latent pixel's error, `[b, 1, h, w]`; none for the plain mean.
     pub mask: Option<Tensor<4>>,
+    pub measure: Measure,
     pub prior: Option<Prior>,
 }
 
@@ -106,7 +113,20 @@ pub enum Text {
 pub struct Prior {
     /// Encoded prompts `[p, n, width]`, p ≤ b.
     pub context: Tensor<3>,
+    /// The same prompts with the vectors of their words, where the text encoder learns too: the adapted model reads them
+    /// with what that has become.
+    pub prompts: Option<(Vec<Encoded>, Vec<Tensor<2>>)>,
     pub weight: f64,
+}
+
+impl Prior {
+    /// What the adapted model reads.
+    fn read(&self, model: &StableDiffusion, mounts: &Mounts) -> Tensor<3> {
+        match &self.prompts {
+            Some((prompts, words)) => model.condition(prompts, words, mounts),
+            None => self.context.clone(),
+        }
+    }
 }
 
 /// What a step leaves to report; nothing is read back from the device yet.
@@ -124,6 +144,13 @@ pub struct Gradients {
     each: Vec<Option<Tensor<2>>>,
     /// Their joint norm.
     pub norm: Option<Tensor<1>>,
+}
+
+impl Gradients {
+    pub fn new(each: Vec<Option<Tensor<2>>>) -> Self {
+        let norm = optimizer::joint_norm(each.iter().flatten());
+        Self { each, norm }
+    }
 }
 
 impl Deref for Gradients {
@@ -145,7 +172,14 @@ impl IntoIterator for Gradients {
 
 impl Trainee {
     pub fn new(adapter: Arc<dyn Adapter>) -> Self {
-        Self { adapter, parameters: Vec::new(), layers: Vec::new(), tokens: Vec::new(), recompute: false }
+        Self {
+            adapter,
+            parameters: Vec::new(),
+            layers: Vec::new(),
+            tokens: Vec::new(),
+            recompute: false,
+            average: None,
+        }
     }
 
     /// Adds a layer with its tensors before training; `name` is the layer's in messages.
@@ -167,7 +201,7 @@ impl Trainee {
 
     /// Adds a parameter and returns its index.
     pub fn add(&mut self, name: String, value: Tensor<2>, group: Group) -> usize {
-        self.parameters.push(Parameter { name, value, moments: None, group, awake: true });
+        self.parameters.push(Parameter { name, value, moments: None, group, awake: true, pace: 1.0 });
         self.parameters.len() - 1
     }
 
@@ -235,7 +269,8 @@ impl Trainee {
         let leaves: Vec<Tensor<2>> = self.parameters.iter().map(start).collect();
         let mounts = self.mounts(&leaves);
         let context = self.context(model, &batch.text, &leaves, &mounts);
-        let shown = Shown::new(model, schedule, batch, context);
+        let prior = batch.prior.as_ref().map(|prior| prior.read(model, &mounts));
+        let shown = Shown::new(model, schedule, batch, context, prior);
         let mut pulled = Pulled::new(&leaves);
         let (x, context) = (shown.x.clone(), shown.context.clone());
         let losses = if self.recompute {
@@ -257,12 +292,11 @@ impl Trainee {
             pulled.pull(losses.total.clone(), mounts.take_charges(), &leaves);
             losses
         };
-        let norm = optimizer::joint_norm(pulled.leaves.iter().flatten());
         Outcome {
             loss: losses.concept.inner(),
             prior: losses.prior.map(Tensor::inner),
             charged: pulled.charged,
-            gradients: Gradients { each: pulled.leaves, norm },
+            gradients: Gradients::new(pulled.leaves),
         }
     }
 
@@ -281,8 +315,8 @@ impl Trainee {
                 None => gradient,
             };
             let (rate, decay) = match parameter.group {
-                Group::Adapter => (rates.adapter, rates.decay),
-                Group::Undecayed => (rates.adapter, 0.0),
+                Group::Adapter => (rates.adapter * parameter.pace, rates.decay),
+                Group::Undecayed => (rates.adapter * parameter.pace, 0.0),
                 Group::Token => (rates.token, 0.0),
             };
             let moments = parameter.moments.get_or_insert_with(|| Moments::new(&parameter.value));
@@ -291,6 +325,21 @@ impl Trainee {
         if let Some((settling, before)) = settling {
             self.settle(settling, &before, &moved);
         }
+        let values = self.values();
+        if let Some(average) = &mut self.average {
+            average.follow(&values);
+        }
+    }
+
+    /// What files and pictures are made of: itself, or its moving average.
+    pub fn averaged(&self) -> Self {
+        let mut averaged = self.clone();
+        if let Some(average) = averaged.average.take() {
+            for (parameter, value) in averaged.parameters.iter_mut().zip(average.values) {
+                parameter.value = value;
+            }
+        }
+        averaged
     }
 
     /// The method's correction of every layer that has moved.

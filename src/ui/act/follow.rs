@@ -9,12 +9,13 @@ use crate::engine::adapter::mount::Strength;
 use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::png;
 use crate::engine::preview::Request;
 use crate::engine::project::AdapterEntry;
 use crate::engine::spectrum::adapter::{LayerSpectrum, spectra};
 use crate::engine::{Result, train, words};
 use crate::ui::app::App;
-use crate::ui::run::{RunState, Sample};
+use crate::ui::run::{Origin, RunState, Sample};
 use crate::ui::work::{Post, Report, painter};
 
 /// Steps of a sample's picture.
@@ -31,11 +32,19 @@ impl App {
             // Its slot has been taken in the project's file: saving brings it here.
             self.touch();
         }
-        if let (Event::Kept { step, path }, Some(run)) = (event, &mut self.studio.run) {
-            run.strip.retain(|sample| sample.step != step);
-            run.strip.push(Sample { step, picture: None });
-            let work = move |_: &Post| Ok((step, Arc::new(LoraFile::open(&path)?)));
-            self.post.spawn("sample", work, Report::Kept);
+        match event {
+            Event::Kept { step, path } => {
+                let work = move |_: &Post| Ok((step, Arc::new(LoraFile::open(&path)?)));
+                self.post.spawn("sample", work, Report::Kept);
+            }
+            Event::Sampled { step, prompt, path } => {
+                let work = move |post: &Post| {
+                    let look = painter::texture(&png::read(&path)?, post.ctx());
+                    Ok(Sample { step, look: Some(look), from: Origin::Training { prompt } })
+                };
+                self.post.spawn("sample", work, Report::Sampled);
+            }
+            _ => {}
         }
     }
 

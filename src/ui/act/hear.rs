@@ -58,6 +58,7 @@ impl App {
             Report::ProjectOpened(result) => self.project_opened(result),
             Report::Slots(result) => self.slots_changed(result),
             Report::Recipe(result) => self.recipe_opened(result),
+            Report::Imported(imported) => self.imported(imported),
             Report::Prompt(result) => self.prompt_opened(result),
             Report::Begun(out, begun) => self.studio.begun = begun.then_some(out),
             Report::Taken(taken) => self.taken(taken),
@@ -73,7 +74,13 @@ impl App {
             Report::Merged(result) => self.merged(result),
             Report::Done(Ok(text)) => self.studio.log.note(text),
             Report::Written(Ok(())) => {}
-            Report::Kept(Err(error))
+            Report::Sampled(Ok(sample)) => {
+                if let Some(run) = &mut self.studio.run {
+                    run.strip.push(sample);
+                }
+            }
+            Report::Sampled(Err(error))
+            | Report::Kept(Err(error))
             | Report::Queue(Err(error))
             | Report::Done(Err(error))
             | Report::Written(Err(error)) => self.studio.log.error(&error),

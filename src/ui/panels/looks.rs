@@ -22,7 +22,7 @@ use crate::ui::cards::{self, AdapterCard, AdapterContent, ConceptCard, Loading};
 use crate::ui::command::Command;
 use crate::ui::panel::{PANELS, Panel};
 use crate::ui::preferences::Preferences;
-use crate::ui::run::{Run, Sample};
+use crate::ui::run::{Origin, Run, Sample};
 use crate::ui::studio::Studio;
 use crate::ui::work::painter::Picture;
 use crate::ui::{gpu_paint, theme};
@@ -94,7 +94,11 @@ fn run(ctx: &Context) -> Run {
                 .enumerate()
                 .map(|(i, layer)| SingularValues { layer: (*layer).into(), values: values(i) });
             run.hear(&Event::Spectrum(Spectrum { step, layers: layers.collect() }), start);
-            run.strip.push(Sample { step, picture: Some(picture(ctx, 3 * step as u8)) });
+            run.strip.push(Sample {
+                step,
+                look: Some(picture(ctx, 3 * step as u8).texture),
+                from: Origin::File { is_there: true },
+            });
         }
     }
     run

@@ -24,11 +24,13 @@ use crate::engine::project::{AdapterEntry, Desk, PreviewForm, Project, Slot};
 use crate::engine::queue::{Claim, Entry};
 use crate::engine::session::Session;
 use crate::engine::spectrum::adapter::LayerSpectrum;
+use crate::engine::train::import::Imported;
 use crate::engine::{Error, Result};
 use crate::ui::cards::{AdapterContent, ConceptContent};
 use crate::ui::command::Command;
 use crate::ui::crops;
 use crate::ui::mixdown::Made;
+use crate::ui::run::Sample;
 use crate::ui::work::painter::Painted;
 
 /// An open device and the model on it.
@@ -75,6 +77,8 @@ pub enum Report {
     Measured(Instant, usize, Result<Vec<LayerSpectrum>>),
     /// The step that was made the adapter.
     Chosen(Result<(usize, AdapterEntry)>),
+    /// A picture that the training made on the way.
+    Sampled(Result<Sample>),
     Queue(Result<Vec<Entry>>),
     /// The order to teach next, if one waits.
     Taken(Result<Option<Claim>>),
@@ -88,6 +92,8 @@ pub enum Report {
     Slots(Result<(PathBuf, Vec<Slot>)>),
     /// The desk of a recipe.
     Recipe(Result<Desk>),
+    /// Settings of a training, and where they were.
+    Imported(Result<(Imported, PathBuf)>),
     /// Of a saved picture.
     Prompt(Result<PreviewForm>),
     /// What was written needs no word; what could not be does.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use egui::{ColorImage, TextureHandle, TextureOptions};
+use egui::{ColorImage, Context, TextureHandle, TextureOptions};
 use image::RgbImage;
 
 use crate::engine::adapter::mount::Strength;
@@ -70,6 +70,13 @@ pub struct Picture {
     pub heard: Arc<[(String, f32)]>,
 }
 
+/// A picture for the screen; the pixels of a small one stay square.
+pub fn texture(image: &RgbImage, ctx: &Context) -> TextureHandle {
+    let color = ColorImage::from_rgb([image.width() as usize, image.height() as usize], image);
+    let look = if image.width() <= SMALL { TextureOptions::NEAREST } else { TextureOptions::LINEAR };
+    ctx.load_texture("picture", color, look)
+}
+
 pub struct Painter {
     inbox: Arc<Shared<Order>>,
 }
@@ -130,9 +137,7 @@ fn paint(inbox: &Shared<Order>, post: &Post) {
             let begun = Instant::now();
             let picture = guarded(|| {
                 let image = one(&order, steps, &stale, post)?;
-                let color = ColorImage::from_rgb([image.width() as usize, image.height() as usize], &image);
-                let look = if image.width() <= SMALL { TextureOptions::NEAREST } else { TextureOptions::LINEAR };
-                let texture = post.ctx().load_texture("preview", color, look);
+                let texture = texture(&image, post.ctx());
                 let seconds = at.elapsed().as_secs_f32();
                 Ok(Picture { image: Arc::new(image), texture, coarse, seconds, heard: heard(&order.mix) })
             });

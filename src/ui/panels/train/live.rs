@@ -5,7 +5,7 @@ use egui_plot::{HoverPosition, Line, Plot, PlotPoint, PlotPoints, Points};
 
 use crate::engine::words;
 use crate::ui::command::Command;
-use crate::ui::run::{Point, Run, RunState, Sample};
+use crate::ui::run::{Origin, Point, Run, RunState, Sample};
 use crate::ui::theme;
 use crate::ui::widgets::focus;
 
@@ -42,6 +42,7 @@ impl Live {
         head(ui, run);
         buttons(ui, run, out);
         self.curves(ui, run);
+        best(ui, run, out);
         strip(ui, run, out);
     }
 
@@ -179,6 +180,21 @@ fn buttons(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
     });
 }
 
+/// The adapter of the lowest steady loss, where it is kept.
+fn best(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
+    let Some((step, loss)) = run.best else { return };
+    ui.horizontal_wrapped(|ui| {
+        ui.label(format!("Best so far: step {step}, validation {loss:.4}"));
+        let button = ui.add_enabled(!run.is_live(), egui::Button::new("Keep the best").small());
+        let button = button
+            .on_hover_text("Makes the adapter of this step the adapter")
+            .on_disabled_hover_text("It can be kept once the training has ended");
+        if button.clicked() {
+            out.push(Command::KeepStep(step));
+        }
+    });
+}
+
 fn strip(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
     if run.strip.is_empty() {
         ui.weak("Samples of the steps will appear here");
@@ -186,24 +202,32 @@ fn strip(ui: &mut Ui, run: &Run, out: &mut Vec<Command>) {
     }
     ui.weak(format!("Samples of “{}”", run.prompt));
     let line = |ui: &mut Ui| {
-        for Sample { step, picture } in &run.strip {
+        for Sample { step, look, from } in &run.strip {
             ui.vertical(|ui| {
-                let (rect, _) = ui.allocate_exact_size(vec2(SAMPLE, SAMPLE), egui::Sense::hover());
-                match picture {
-                    Some(picture) => {
-                        egui::Image::new(&picture.texture)
-                            .alt_text(format!("Sample of step {step}"))
-                            .paint_at(ui, rect);
+                let (rect, response) = ui.allocate_exact_size(vec2(SAMPLE, SAMPLE), egui::Sense::hover());
+                match look {
+                    Some(look) => {
+                        egui::Image::new(look).alt_text(format!("Sample of step {step}")).paint_at(ui, rect);
                     }
                     None => {
                         ui.painter().rect_filled(rect, 4.0, theme::palette(ui).card);
                     }
                 }
+                let is_there = match from {
+                    Origin::File { is_there } => *is_there,
+                    Origin::Training { prompt } => {
+                        response.on_hover_text(format!("“{prompt}”, in {}.samples", run.out.display()));
+                        ui.weak(RichText::new(format!("step {step}")).small());
+                        return;
+                    }
+                };
                 let text = RichText::new(format!("Keep {step}")).small();
-                let button = ui.add_enabled(!run.is_live(), egui::Button::new(text).small());
-                let button = button
-                    .on_hover_text("Makes the adapter of this step the adapter")
-                    .on_disabled_hover_text("Any step can be kept once the training has ended");
+                let button = ui.add_enabled(!run.is_live() && is_there, egui::Button::new(text).small());
+                let button = button.on_hover_text("Makes the adapter of this step the adapter");
+                let button = button.on_disabled_hover_text(match is_there {
+                    true => "Any step can be kept once the training has ended",
+                    false => "The file of this step made room for later ones",
+                });
                 if button.clicked() {
                     out.push(Command::KeepStep(*step));
                 }

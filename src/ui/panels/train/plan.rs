@@ -5,34 +5,14 @@ use egui::{ComboBox, RichText, ScrollArea, Ui};
 use crate::engine::adapter::{self, METHODS};
 use crate::engine::project::TrainingForm;
 use crate::engine::train::config;
+use crate::engine::train::presets::{self, Preset};
 use crate::engine::words;
-use crate::ui::command::Command;
+use crate::ui::command::{Answer, Command, Question};
 use crate::ui::panels::train::together;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
 use crate::ui::widgets::focus;
 use crate::ui::widgets::form::{forget_unknown, form};
-
-/// Settings that go together.
-struct Preset {
-    title: &'static str,
-    help: &'static str,
-    changes: &'static [(&'static str, &'static str)],
-}
-
-const PRESETS: &[Preset] = &[
-    Preset {
-        title: "Quick look",
-        help: "50 steps: enough to see whether the pictures are understood",
-        changes: &[("steps", "50")],
-    },
-    Preset { title: "Usual", help: "The defaults: a concept in a few minutes on the starter model", changes: &[] },
-    Preset {
-        title: "Thorough",
-        help: "400 steps, falling along a cosine, for concepts with much detail",
-        changes: &[("steps", "400"), ("schedule", "cosine")],
-    },
-];
 
 /// Height in points from which the form and the buttons below it both fit.
 const ROOMY: f32 = 240.0;
@@ -60,16 +40,8 @@ impl Plan {
             concept(ui, studio, &mut asked);
             together::show(ui, studio, &mut asked);
             method(ui, &mut asked);
-            ui.horizontal_wrapped(|ui| {
-                ui.label("Preset");
-                for preset in PRESETS {
-                    let chosen = is_preset(&asked, preset);
-                    if ui.selectable_label(chosen, preset.title).on_hover_text(preset.help).clicked() {
-                        asked.changes =
-                            preset.changes.iter().map(|&(name, value)| (name.into(), value.into())).collect();
-                    }
-                }
-            });
+            presets(ui, studio, &mut asked);
+            files(ui, studio, out);
             ui.add_space(4.0);
             ui.horizontal(|ui| {
                 let label = ui.label("Search");
@@ -158,9 +130,55 @@ fn method(ui: &mut Ui, asked: &mut TrainingForm) {
     }
 }
 
+/// Settings that go together; those by memory only where the open model is large enough to need them.
+fn presets(ui: &mut Ui, studio: &Studio, asked: &mut TrainingForm) {
+    let is_small = studio.opened.ready().is_none_or(|with| config::is_small(&with.model));
+    ui.horizontal_wrapped(|ui| {
+        ui.label("Preset");
+        for preset in presets::offered(is_small) {
+            if ui.selectable_label(is_preset(asked, preset), preset.title).on_hover_text(preset.help).clicked() {
+                let changes = preset.changes.iter().map(|&(name, value)| (name.into(), value.into()));
+                match preset.saves_memory {
+                    // What it does not speak of stays as it was chosen.
+                    true => asked.changes.extend(changes),
+                    false => asked.changes = changes.collect(),
+                }
+            }
+        }
+    });
+}
+
 fn is_preset(asked: &TrainingForm, preset: &Preset) -> bool {
-    asked.changes.len() == preset.changes.len()
+    (preset.saves_memory || asked.changes.len() == preset.changes.len())
         && preset.changes.iter().all(|(name, value)| asked.changes.get(*name).is_some_and(|v| v == value))
+}
+
+/// The form as a file, and what the last one said that it cannot.
+fn files(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
+    let ask = |title, kind, ending, offered, then| Command::Ask(Question { title, kind, ending, offered, then });
+    ui.horizontal_wrapped(|ui| {
+        let button = ui.button("Open settings…");
+        let help = "A configuration of Triptych, sd-scripts (TOML), kohya_ss or OneTrainer (JSON)";
+        if button.on_hover_text(help).clicked() {
+            out.push(ask("Open settings of a training", Answer::File, "", "", Command::OpenSettings));
+        }
+        let button = ui.add_enabled(studio.asked().is_ok(), egui::Button::new("Save settings…"));
+        if button.on_hover_text("Everything below as one file for triptych train --config").clicked() {
+            out.push(ask("Save the settings as", Answer::NewFile, "toml", "training.toml", Command::SaveSettings));
+        }
+    });
+    if !studio.left_out.is_empty() {
+        let palette = theme::palette(ui);
+        ui.horizontal_wrapped(|ui| {
+            ui.colored_label(palette.warning, "Not taken over");
+            if ui.small_button("Understood").clicked() {
+                out.push(Command::DismissLeftOut);
+            }
+        });
+        for sentence in &studio.left_out {
+            ui.weak(sentence);
+        }
+    }
 }
 
 /// Memory, time, and the buttons.

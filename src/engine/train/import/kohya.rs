@@ -1,0 +1,365 @@
+//! sd-scripts' TOML (`--config_file`, `library/train_util.py`, `train_network.py`) and the JSON that kohya_ss saves
+//! (`kohya_gui/lora_gui.py`). They share most names; where they differ, the JSON has the older ones.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Foreign, Imported, number, side};
+use crate::engine::concept;
+
+/// What says where things lie, how fast it goes and what is logged.
+const WITHOUT_EFFECT: &[&str] = &[
+    "LoRA_type",
+    "accelerate_config_file",
+    "bucket_reso_steps",
+    "cache_latents",
+    "cache_latents_to_disk",
+    "caption_extension",
+    "dynamo_backend",
+    "dynamo_mode",
+    "enable_bucket",
+    "epoch",
+    "extra_accelerate_launch_args",
+    "full_bf16",
+    "full_fp16",
+    "gpu_ids",
+    "gradient_checkpointing",
+    "log_tracker_name",
+    "log_with",
+    "logging_dir",
+    "lowram",
+    "max_bucket_reso",
+    "max_data_loader_n_workers",
+    "max_token_length",
+    "max_train_epochs",
+    "max_train_steps",
+    "mem_eff_attn",
+    "min_bucket_reso",
+    "mixed_precision",
+    "model_list",
+    "network_module",
+    "num_cpu_threads_per_process",
+    "num_machines",
+    "num_processes",
+    "persistent_data_loader_workers",
+    "sample_sampler",
+    "save_model_as",
+    "save_state",
+    "sdpa",
+    "train_data_dir",
+    "training_comment",
+    "vae_batch_size",
+    "xformers",
+];
+
+pub fn import(mut from: Foreign) -> Imported {
+    model_and_pictures(&mut from);
+    network(&mut from);
+    rates(&mut from);
+    length(&mut from);
+    from.copy("train_batch_size", "batch");
+    from.copy("gradient_accumulation_steps", "accumulate");
+    from.copy("max_grad_norm", "clip");
+    from.copy("min_snr_gamma", "min_snr");
+    from.copy("noise_offset", "noise_offset");
+    from.copy("save_every_n_steps", "keep_every");
+    from.copy("sample_every_n_steps", "sample_every");
+    if from.flag("debiased_estimation_loss") {
+        from.set("debiased", true);
+    }
+    match from.text("loss_type").as_deref() {
+        None | Some("l2") => {}
+        Some("l1") => from.set("loss", "absolute"),
+        Some("huber") => from.set("loss", "huber"),
+        Some(other) => from.miss(format!("loss_type = {other} has no counterpart: square is used")),
+    }
+    from.imported.configuration.seed = from.number("seed").filter(|seed| *seed >= 0.0).map(|seed| seed as u64);
+    let flip = from.flag("flip_aug");
+    from.set("flip", flip);
+    for key in ["resolution", "max_resolution"] {
+        match from.take(key).map(|value| (side(&value), value)) {
+            Some((Some(side), _)) => from.set("resolution", side),
+            Some((None, value)) => from.miss(format!("{key} = {value}: pictures are square here")),
+            None => {}
+        }
+    }
+    if let Some(precision) = from.text("save_precision") {
+        match precision.as_str() {
+            "fp16" => from.set("dtype", "f16"),
+            "bf16" => from.set("dtype", "bf16"),
+            _ => {}
+        }
+    }
+    prompts(&mut from);
+    // Without regularisation pictures nothing of the base model is held there.
+    match from.take("reg_data_dir") {
+        Some(_) => from.miss("reg_data_dir: the model's own answers are kept instead, no pictures are needed (prior)"),
+        None => from.set("prior", 0),
+    }
+    from.ignore(WITHOUT_EFFECT);
+    from.ignore(&["prior_loss_weight", "output_dir", "output_name", "huber_c", "huber_schedule"]);
+    from.finish()
+}
+
+fn model_and_pictures(from: &mut Foreign) {
+    from.imported.configuration.model = from.text("pretrained_model_name_or_path");
+    let out = from.text("output_name").map(|name| {
+        let folder = from.text("output_dir").map(PathBuf::from).unwrap_or_default();
+        folder.join(format!("{name}.safetensors"))
+    });
+    from.imported.configuration.out = out;
+    let Some(folder) = from.rest.get("train_data_dir").and_then(Value::as_str).map(PathBuf::from) else { return };
+    // `10_sks robot`: ten repeats, the word, the class. The pictures' own reader knows the repeats.
+    let mut named = subfolders(&folder).into_iter().filter_map(|name| {
+        let (repeats, rest) = name.split_once('_')?;
+        repeats.parse::<usize>().ok()?;
+        let (token, class) = rest.split_once(' ').unwrap_or((rest, ""));
+        Some((token.to_owned(), class.trim().to_owned()))
+    });
+    if let Some((token, class)) = named.next() {
+        let token = if token.starts_with('<') { token } else { format!("<{token}>") };
+        from.imported.configuration.token = Some(token);
+        from.imported.configuration.class = Some(class).filter(|class| !class.is_empty());
+        if named.next().is_some() {
+            from.miss("train_data_dir holds several concepts: they are learnt as one; better teach each by itself");
+        }
+    }
+    from.imported.configuration.concept = Some(folder);
+}
+
+fn subfolders(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?).filter(|entry| entry.path().is_dir()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn network(from: &mut Foreign) {
+    let kind = from.text("LoRA_type").or_else(|| from.text("network_module")).unwrap_or_default();
+    from.imported.configuration.method = Some("lora".into());
+    if !["", "Standard", "networks.lora", "LyCORIS/LoCon", "Kohya LoCon"].contains(&kind.as_str()) {
+        from.miss(format!("The network {kind} is not known here: a plain LoRA is taught instead"));
+    }
+    from.copy("network_dim", "rank");
+    // sd-scripts takes alpha 1 where none is said, we take the rank.
+    let alpha = from.number("network_alpha").unwrap_or(1.0);
+    from.set("alpha", alpha);
+    let mut conv = from.take("conv_dim").filter(|_| kind.contains("LoCon")).is_some();
+    from.ignore(&["conv_dim", "conv_alpha"]);
+    from.copy("loraplus_lr_ratio", "up_rate_ratio");
+    for argument in arguments(from, "network_args") {
+        match argument.split_once('=') {
+            Some(("conv_dim", _)) => conv = true,
+            Some(("conv_alpha", _)) => {}
+            Some(("loraplus_lr_ratio" | "loraplus_unet_lr_ratio", ratio)) => from.set("up_rate_ratio", ratio),
+            _ => from.miss(format!("network_args {argument} has no counterpart")),
+        }
+    }
+    let mut targets = vec!["attention", "feed_forward", "projections"];
+    if conv {
+        targets.extend(["resnet", "resample"]);
+        from.miss("conv_dim: convolutions take the same rank and alpha as the other layers");
+    }
+    let [unet_only, text_only] =
+        ["network_train_unet_only", "network_train_text_encoder_only"].map(|key| from.flag(key));
+    let still = |key: &str| from.rest.get(key).is_some_and(|value| number(value) == Some(0.0));
+    let text = !unet_only && !still("text_encoder_lr") && !from.rest.contains_key("stop_text_encoder_training");
+    if text_only {
+        targets.clear();
+    }
+    if text || text_only {
+        targets.push("text");
+    }
+    from.set("targets", targets.join(","));
+}
+
+/// A list in TOML, one text in JSON.
+fn arguments(from: &mut Foreign, key: &str) -> Vec<String> {
+    match from.take(key) {
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::String(text)) => text.split_whitespace().map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn rates(from: &mut Foreign) {
+    let optimizer = from.text("optimizer").or_else(|| from.text("optimizer_type")).unwrap_or_default();
+    let [whole, unet] = ["learning_rate", "unet_lr"].map(|key| from.number(key));
+    let text = match from.take("text_encoder_lr") {
+        Some(Value::Array(list)) => list.first().and_then(number),
+        Some(value) => number(&value),
+        None => None,
+    };
+    if ["", "adamw", "adamw8bit", "pagedadamw", "pagedadamw8bit"].contains(&optimizer.to_lowercase().as_str()) {
+        if let Some(rate) = unet.or(whole) {
+            from.set("lr", rate);
+        }
+        if let Some(rate) = text.or(whole) {
+            from.set("text_lr", rate);
+        }
+    } else {
+        // A rate of 1, as Prodigy has it, would tear an AdamW apart.
+        from.miss(format!("The optimiser {optimizer}: AdamW is used, at rates chosen by the method"));
+    }
+    for argument in arguments(from, "optimizer_args") {
+        match argument.split_once('=') {
+            Some(("weight_decay", decay)) => from.set("decay", decay),
+            _ => from.miss(format!("optimizer_args {argument} has no counterpart")),
+        }
+    }
+    match from.text("lr_scheduler").as_deref() {
+        None => {}
+        Some("constant" | "constant_with_warmup") => from.set("schedule", "constant"),
+        Some("cosine") => from.set("schedule", "cosine"),
+        Some("linear") => {
+            from.set("schedule", "linear");
+            from.miss("lr_scheduler = linear stays full for the first half of the steps here");
+        }
+        Some(other) => {
+            from.set("schedule", "cosine");
+            from.miss(format!("lr_scheduler = {other}: cosine is used"));
+        }
+    }
+}
+
+/// Steps, and the warm-up, which kohya_ss's `lr_warmup` gives in per cent of them.
+fn length(from: &mut Foreign) {
+    let said = from.count("max_train_steps");
+    let epochs = from.count("max_train_epochs").or_else(|| from.count("epoch"));
+    let at_once = from.rest.get("train_batch_size").and_then(number).unwrap_or(1.0).max(1.0)
+        * from.rest.get("gradient_accumulation_steps").and_then(number).unwrap_or(1.0).max(1.0);
+    let shown = || {
+        let concept = concept::open(from.imported.configuration.concept.as_deref()?).ok()?;
+        Some(concept.images.iter().map(|picture| picture.repeats).sum::<usize>())
+    };
+    // Epochs count where no steps are said, and in sd-scripts even then.
+    let by_epochs = epochs.filter(|_| said.is_none() || from.imported.from == "sd-scripts");
+    let counted = by_epochs.and_then(|epochs| Some(epochs * (shown()? as f64 / at_once).ceil() as usize));
+    if by_epochs.is_some() && counted.is_none() {
+        let epochs = by_epochs.unwrap_or(0);
+        from.miss(format!("{epochs} epochs: the pictures cannot be counted here; set steps by hand"));
+    }
+    let steps = counted.or(said);
+    if let Some(steps) = steps {
+        from.set("steps", steps);
+    }
+    let percent = from.number("lr_warmup");
+    let warmup = from.number("lr_warmup_steps").map(|given| match (given < 1.0, steps) {
+        // sd-scripts takes a fraction as a share of the steps.
+        (true, Some(steps)) => given * steps as f64,
+        _ => given,
+    });
+    let warmup = warmup.or_else(|| Some(percent? / 100.0 * steps? as f64));
+    from.set("warmup", warmup.unwrap_or(0.0) as usize);
+}
+
+/// kohya_ss keeps the prompts themselves, one a line with options after ` --`; sd-scripts names a file of them.
+fn prompts(from: &mut Foreign) {
+    let Some(text) = from.text("sample_prompts") else { return };
+    let file = Path::new(&text);
+    let lines = if file.is_file() { std::fs::read_to_string(file).unwrap_or_default() } else { text.clone() };
+    let is_path = !file.is_file() && text.ends_with(".txt");
+    let prompts: Vec<&str> = lines
+        .lines()
+        .map(|line| line.split(" --").next().unwrap_or_default().trim())
+        .filter(|line| !line.is_empty() && !line.starts_with('#') && !is_path)
+        .collect();
+    match prompts.is_empty() {
+        true => from.miss(format!("sample_prompts: {text} is not here")),
+        false => from.set("sample_prompts", prompts.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::adapter;
+    use crate::engine::session;
+    use crate::engine::train::import::open;
+
+    /// As kohya_ss saves its LoRA form, shortened; the pictures lie in `10_sks robot`.
+    #[test]
+    fn the_form_of_kohya_ss_with_its_warm_up_in_per_cent_and_its_repeats() {
+        let desk = tempfile::tempdir().unwrap();
+        let pictures = desk.path().join("img/10_sks robot");
+        std::fs::create_dir_all(&pictures).unwrap();
+        for name in ["a.png", "b.png", "c.png"] {
+            image::RgbImage::new(8, 8).save(pictures.join(name)).unwrap();
+        }
+        let data = pictures.parent().unwrap().display().to_string();
+        let form = serde_json::json!({
+            "LoRA_type": "Standard", "pretrained_model_name_or_path": "models/sd15", "train_data_dir": data,
+            "output_dir": "out", "output_name": "robot", "network_dim": 16, "network_alpha": 8, "optimizer": "AdamW8bit",
+            "learning_rate": 0.0001, "unet_lr": 0.0002, "text_encoder_lr": 5e-5, "lr_scheduler": "cosine",
+            "lr_warmup": 10, "epoch": 4, "max_train_steps": "", "train_batch_size": 2, "gradient_accumulation_steps": "1",
+            "min_snr_gamma": 5, "noise_offset": 0.05, "seed": "1234", "flip_aug": false, "max_resolution": "512,512",
+            "save_precision": "fp16", "mixed_precision": "bf16", "keep_tokens": 1, "shuffle_caption": true,
+            "sample_every_n_steps": 50, "sample_prompts": "sks robot --w 512\n# off\na photo --s 20", "xformers": "xformers",
+        });
+        let path = desk.path().join("kohya.json");
+        std::fs::write(&path, form.to_string()).unwrap();
+        let imported = open(&path).unwrap();
+        let configuration = imported.configuration;
+        // 4 epochs of 3 pictures, 10 times each, two at once; a tenth of 60 steps.
+        let expected = [
+            ("steps", "60"),
+            ("warmup", "6"),
+            ("rank", "16"),
+            ("alpha", "8"),
+            ("lr", "0.0002"),
+            ("text_lr", "0.00005"),
+            ("schedule", "cosine"),
+            ("min_snr", "5"),
+            ("noise_offset", "0.05"),
+            ("batch", "2"),
+            ("resolution", "512"),
+            ("dtype", "f16"),
+            ("flip", "false"),
+            ("prior", "0"),
+            ("sample_every", "50"),
+            ("targets", "attention,feed_forward,projections,text"),
+            ("sample_prompts", "sks robot; a photo"),
+        ];
+        let changes = configuration.changes().unwrap();
+        for (name, text) in expected {
+            assert!(changes.iter().any(|(n, t)| (n.as_str(), t.as_str()) == (name, text)), "{name}: {changes:?}");
+        }
+        assert_eq!((configuration.seed, configuration.model.as_deref()), (Some(1234), Some("models/sd15")));
+        assert_eq!((configuration.token.as_deref(), configuration.class.as_deref()), (Some("<sks>"), Some("robot")));
+        assert_eq!(configuration.out.unwrap(), std::path::Path::new("out/robot.safetensors"));
+        session::settings(adapter::method("lora").unwrap(), &changes).unwrap();
+        assert_eq!(imported.from, "kohya_ss");
+        let left = imported.left_out.join("\n");
+        assert!(left.contains("keep_tokens = 1") && left.contains("shuffle_caption"), "{left}");
+        assert_eq!(imported.left_out.len(), 2, "{left}");
+    }
+
+    /// As a user of sd-scripts writes it, with sections.
+    #[test]
+    fn the_file_of_sd_scripts_and_an_optimiser_that_is_not_ours() {
+        let desk = tempfile::tempdir().unwrap();
+        let path = desk.path().join("config.toml");
+        let text = "[model]\npretrained_model_name_or_path = \"sd15\"\n[network]\nnetwork_module = \"networks.lora\"\n\
+                    network_dim = 32\nnetwork_args = [\"conv_dim=8\", \"loraplus_lr_ratio=16\"]\n\
+                    network_train_unet_only = true\n[training]\noptimizer_type = \"Prodigy\"\nlearning_rate = 1.0\n\
+                    optimizer_args = [\"weight_decay=0.05\", \"d_coef=2\"]\nlr_scheduler = \"cosine_with_restarts\"\n\
+                    max_train_steps = 800\nlr_warmup_steps = 0.05\nmax_grad_norm = 1.0\nloss_type = \"huber\"\n";
+        std::fs::write(&path, text).unwrap();
+        let imported = open(&path).unwrap();
+        let changes = imported.configuration.changes().unwrap();
+        let of = |name: &str| changes.iter().find(|(n, _)| n == name).map(|(_, text)| text.as_str());
+        assert_eq!(of("lr"), None, "Prodigy's rate of 1 is not ours");
+        assert_eq!((of("steps"), of("warmup"), of("alpha")), (Some("800"), Some("40"), Some("1")));
+        assert_eq!((of("up_rate_ratio"), of("decay"), of("loss")), (Some("16"), Some("0.05"), Some("huber")));
+        assert_eq!(of("targets"), Some("attention,feed_forward,projections,resnet,resample"));
+        let left = imported.left_out.join("\n");
+        for piece in ["Prodigy", "d_coef=2", "cosine_with_restarts", "conv_dim"] {
+            assert!(left.contains(piece), "{piece}: {left}");
+        }
+        session::settings(adapter::method("lora").unwrap(), &changes).unwrap();
+    }
+}

@@ -1,0 +1,194 @@
+//! Configurations of other programs: sd-scripts and its window kohya_ss, OneTrainer. What maps is taken over; what does
+//! not is named, one line each.
+
+mod kohya;
+mod onetrainer;
+
+use std::fmt::Display;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::engine::train::configuration::Configuration;
+use crate::engine::{Error, Result};
+
+/// A configuration in our words.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The program it was made by.
+    pub from: &'static str,
+    pub configuration: Configuration,
+    /// What could not be taken over, in sentences.
+    pub left_out: Vec<String>,
+}
+
+/// Reads a configuration, whoever wrote it: the file's ending and its keys tell.
+pub fn open(path: &Path) -> Result<Imported> {
+    let is_json = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+    let unreadable = |e: &dyn Display| {
+        let advice = "Choose a configuration of sd-scripts (TOML), kohya_ss or OneTrainer (JSON), or one of Triptych";
+        Error::new(format!("The configuration cannot be read: {e}"), advice).at(path)
+    };
+    let object: Map<String, Value> = match is_json {
+        true => serde_json::from_str(&text).map_err(|e| unreadable(&e))?,
+        false => toml::from_str(&text).map_err(|e: toml::de::Error| unreadable(&e.message()))?,
+    };
+    let object = flat(object, is_json);
+    let has = |names: &[&str]| names.iter().any(|name| object.contains_key(*name));
+    match () {
+        () if has(&["base_model_name", "output_model_destination", "training_method"]) => {
+            Ok(onetrainer::import(Foreign::new("OneTrainer", object)))
+        }
+        () if has(&["network_module", "network_dim", "pretrained_model_name_or_path", "LoRA_type"]) => {
+            let from = if is_json { "kohya_ss" } else { "sd-scripts" };
+            Ok(kohya::import(Foreign::new(from, object)))
+        }
+        () if !is_json => {
+            Ok(Imported { from: "Triptych", configuration: Configuration::read(path)?, left_out: Vec::new() })
+        }
+        () => Err(unreadable(&"its keys are those of no trainer that is known here")),
+    }
+}
+
+/// sd-scripts passes over the sections of its TOML files.
+fn flat(object: Map<String, Value>, is_json: bool) -> Map<String, Value> {
+    if is_json {
+        return object;
+    }
+    let mut flat = Map::new();
+    for (name, value) in object {
+        match value {
+            Value::Object(section) => flat.extend(section),
+            value => {
+                flat.insert(name, value);
+            }
+        }
+    }
+    flat
+}
+
+/// A configuration that is being taken over, key by key.
+struct Foreign {
+    rest: Map<String, Value>,
+    imported: Imported,
+}
+
+impl Foreign {
+    fn new(from: &'static str, rest: Map<String, Value>) -> Self {
+        Self { rest, imported: Imported { from, configuration: Configuration::default(), left_out: Vec::new() } }
+    }
+
+    /// Takes a key that says something: not nothing, zero, no or an empty text.
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.rest.remove(key).filter(says_something)
+    }
+
+    /// A number, also one in quotes, as forms write them.
+    fn number(&mut self, key: &str) -> Option<f64> {
+        number(&self.take(key)?)
+    }
+
+    /// A whole number of at least 1.
+    fn count(&mut self, key: &str) -> Option<usize> {
+        self.number(key).filter(|x| *x >= 1.0).map(|x| x as usize)
+    }
+
+    fn text(&mut self, key: &str) -> Option<String> {
+        self.take(key)?.as_str().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    fn flag(&mut self, key: &str) -> bool {
+        self.take(key).is_some_and(|value| value != Value::from("false") && value != Value::from("False"))
+    }
+
+    /// Takes a number over as it is.
+    fn copy(&mut self, key: &str, field: &str) {
+        if let Some(x) = self.number(key) {
+            self.set(field, x);
+        }
+    }
+
+    fn set(&mut self, field: &str, value: impl Display) {
+        self.imported.configuration.set(field, &value.to_string());
+    }
+
+    fn miss(&mut self, sentence: impl Into<String>) {
+        self.imported.left_out.push(sentence.into());
+    }
+
+    /// Passes over what changes no result here: where files lie, how fast it goes, what is logged.
+    fn ignore(&mut self, keys: &[&str]) {
+        self.rest.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+
+    /// Names everything that is left and says something.
+    fn finish(mut self) -> Imported {
+        for (key, value) in std::mem::take(&mut self.rest) {
+            if says_something(&value) && !matches!(value, Value::Object(_) | Value::Array(_)) {
+                self.miss(format!("{key} = {value} has no counterpart"));
+            } else if says_something(&value) {
+                self.miss(format!("{key} has no counterpart"));
+            }
+        }
+        self.imported
+    }
+}
+
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(n) => n.as_f64() != Some(0.0),
+        Value::String(text) => !["", "0", "None", "none", "false", "False"].contains(&text.trim()),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        Value::Bool(true) => true,
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(n) => n.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// `512`, `"512,768"`, `[512, 512]`: the side, where it is a square's.
+fn side(value: &Value) -> Option<usize> {
+    let numbers: Vec<f64> = match value {
+        Value::Array(list) => list.iter().filter_map(number).collect(),
+        Value::String(text) => text.split([',', 'x']).filter_map(|part| part.trim().parse().ok()).collect(),
+        value => number(value).into_iter().collect(),
+    };
+    let first = *numbers.first()?;
+    numbers.iter().all(|n| (n - first).abs() < 0.5).then_some(first as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_as_forms_write_them() {
+        assert_eq!(number(&"1e-4".into()), Some(1e-4));
+        assert_eq!(side(&"512,512".into()), Some(512));
+        assert_eq!(side(&"512,768".into()), None);
+        assert_eq!(side(&serde_json::json!([640, 640])), Some(640));
+        assert!(!says_something(&"None".into()) && says_something(&"adamw".into()));
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_refused_and_our_own_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        assert!(open(&write("a.json", "{\"colour\": 3}")).unwrap_err().what.contains("no trainer"));
+        assert!(open(&write("b.json", "{")).unwrap_err().what.contains("cannot be read"));
+        let ours = open(&write("c.toml", "rank = 4\nseed = 3")).unwrap();
+        assert_eq!((ours.from, ours.configuration.seed), ("Triptych", Some(3)));
+    }
+}
