@@ -173,8 +173,8 @@ fn adapter(path: &Path) -> Result<Report> {
         path: path.to_path_buf(),
         method: value(keys::METHOD),
         family: {
-            let layers = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input()));
-            detect::adapter_family(layers).map(Family::title)
+            let layers: Vec<_> = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
+            detect::adapter_family(&layers).map(Family::title)
         },
         base: value(keys::BASE),
         basis: value(keys::BASIS),

@@ -2,6 +2,8 @@
 //! from anywhere, names that lead elsewhere, disks that are full, devices that go. Each is a sentence, never a panic, and
 //! whatever was there before is there unchanged.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly and says what it skips")]
+
 #[path = "../command/mod.rs"]
 mod command;
 mod device;

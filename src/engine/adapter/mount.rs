@@ -47,8 +47,8 @@ impl Strength {
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
     let table: BTreeMap<String, LayerId> = model.layer_ids().map(|(id, layer)| (layer.module(), id)).collect();
-    let layers = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input()));
-    let family = detect::adapter_family(layers).filter(|family| *family != Family::Sd1);
+    let layers: Vec<_> = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
+    let family = detect::adapter_family(&layers).filter(|family| *family != Family::Sd1);
     let refused = |why: String| {
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(

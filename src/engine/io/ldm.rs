@@ -1,4 +1,4 @@
-//! Names in single-file checkpoints (the layout of CompVis' latent diffusion, LDM) ↔ ours (diffusers, transformers).
+//! Names in single-file checkpoints (the layout of latent diffusion, LDM) ↔ ours (diffusers, transformers).
 //!
 //! Source: `diffusers/loaders/single_file_utils.py`, kohya's `library/model_util.py`. Only SD 1.x's three networks.
 
@@ -214,8 +214,9 @@ impl Layout {
         let has = |names: &BTreeSet<&str>, start: &str| {
             names.range(start..).next().is_some_and(|name| name.starts_with(start))
         };
-        let count =
-            |names: &BTreeSet<&str>, start: &str| (0..).take_while(|i| has(names, &format!("{start}{i}."))).count();
+        let count = |names: &BTreeSet<&str>, start: &str| {
+            (0..names.len()).take_while(|i| has(names, &format!("{start}{i}."))).count()
+        };
         let slots = count(&unet, "input_blocks.");
         let levels = 1 + (0..slots).filter(|i| has(&unet, &format!("input_blocks.{i}.0.op."))).count();
         let layers = (slots / levels).saturating_sub(1);
@@ -262,7 +263,7 @@ impl Layout {
         if let Some(first) = strays.first() {
             let counted = if strays.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", strays.len()) };
             return Err(Error::new(
-                format!("The file holds {} that no SD 1.x model has, such as {first}", counted),
+                format!("The file holds {counted} that no SD 1.x model has, such as {first}"),
                 "It is of another kind: `triptych inspect` says what it looks like",
             )
             .at(file.path()));

@@ -166,7 +166,9 @@ impl Checkpoint {
         let mut order: Vec<&Entry> = self.entries.values().collect();
         order.sort_by_key(|entry| (entry.file, entry.start, entry.end));
         let mut hash = Sha256::new();
-        order.into_iter().for_each(|entry| hash.update(self.bytes(entry)));
+        for entry in order {
+            hash.update(self.bytes(entry));
+        }
         hex(&hash.finalize())
     }
 

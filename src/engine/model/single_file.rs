@@ -81,7 +81,7 @@ fn count(file: &Checkpoint, start: &str) -> usize {
         let start = format!("{start}{i}.");
         file.entries().range(start.clone()..).next().is_some_and(|(name, _)| name.starts_with(&start))
     };
-    (0..).take_while(has).count()
+    (0..file.entries().len()).take_while(has).count()
 }
 
 fn denoiser(file: &Checkpoint, layout: &Layout) -> unet::Config {

@@ -70,7 +70,7 @@ fn probabilities<B: Backend>(q: FloatTensor<B>, k_turned: FloatTensor<B>) -> Flo
 impl<B: Attend, C: CheckpointStrategy> Attend for Autodiff<B, C> {
     fn attend(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
         let nodes = [q.node(), k.node(), v.node()];
-        let inner = [q, k, v].map(|tensor| tensor.into_primitive());
+        let inner = [q, k, v].map(FloatTensor::<Self>::into_primitive);
         let [q, k, v] = inner.clone();
         let out = B::attend(q, k, v, rows);
         match AttendBackward.prepare::<C>(nodes).compute_bound().stateful() {

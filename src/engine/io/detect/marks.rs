@@ -17,8 +17,9 @@ pub fn tensors(file: &Checkpoint) -> Found {
     let method = ADAPTERS.iter().find(|(piece, _)| holds(piece)).map(|(_, method)| *method);
     if let Some(method) = difference.then_some("a full difference").or(method) {
         let widths = file.entries().iter();
-        let widths = widths.map(|(name, entry)| (name.as_str(), entry.shape.get(1).copied().unwrap_or(0)));
-        return Found::new(Kind::Adapter(method), adapter_family(widths));
+        let widths: Vec<_> =
+            widths.map(|(name, entry)| (name.as_str(), entry.shape.get(1).copied().unwrap_or(0))).collect();
+        return Found::new(Kind::Adapter(method), adapter_family(&widths));
     }
     if let Some(denoiser) = denoiser(file) {
         return denoiser;
@@ -49,7 +50,7 @@ const ADAPTERS: [(&str, &str); 10] = [
 ];
 
 /// The family an adapter was made for, from its keys in any spelling and the width that each layer reads.
-pub fn adapter_family<'a>(layers: impl Iterator<Item = (&'a str, usize)> + Clone) -> Option<Family> {
+pub fn adapter_family(layers: &[(&str, usize)]) -> Option<Family> {
     const MARKS: [(&str, Family); 11] = [
         ("double_blocks", Family::Flux),
         ("single_blocks", Family::Flux),
@@ -64,13 +65,13 @@ pub fn adapter_family<'a>(layers: impl Iterator<Item = (&'a str, usize)> + Clone
         ("lora_unet_middle_block", Family::Sdxl),
         ("lora_unet_output_blocks", Family::Sdxl),
     ];
-    let marked = MARKS.iter().find(|(mark, _)| layers.clone().any(|(name, _)| name.contains(mark)));
+    let marked = MARKS.iter().find(|(mark, _)| layers.iter().any(|(name, _)| name.contains(mark)));
     let reads_text = |name: &str| {
         ["attn2_to_k", "attn2.to_k", "attn2.processor.to_k"].iter().any(|part| name.contains(part))
             && !["up.weight", "lora_B.", "alpha"].iter().any(|side| name.contains(side))
     };
     marked.map(|(_, family)| *family).or_else(|| {
-        layers.clone().filter(|(name, _)| reads_text(name)).find_map(|(_, width)| Family::of_context(width))
+        layers.iter().filter(|(name, _)| reads_text(name)).find_map(|&(_, width)| Family::of_context(width))
     })
 }
 
@@ -143,6 +144,10 @@ mod tests {
     use crate::engine::io::detect::detect;
     use crate::engine::io::safetensors::{Tensor, save};
 
+    const CLIP: &str = "cond_stage_model.transformer.text_model.final_layer_norm.bias";
+    /// Names with shapes, and what a file of them is.
+    type Case<'a> = (&'a [(&'a str, &'a [usize])], &'a str);
+
     fn found(tensors: &[(&str, &[usize])]) -> Found {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
@@ -162,13 +167,12 @@ mod tests {
             let pairs: Vec<(&str, &[usize])> = names.into_iter().zip(shapes.iter().map(Vec::as_slice)).collect();
             found(&pairs).words()
         };
-        const CLIP: &str = "cond_stage_model.transformer.text_model.final_layer_norm.bias";
         assert_eq!(whole(768, CLIP, 4), "an SD 1.x checkpoint");
         assert_eq!(whole(32, CLIP, 4), "an SD 1.x checkpoint");
         assert!(whole(768, CLIP, 9).contains("takes 9 channels"));
         assert_eq!(whole(1024, "cond_stage_model.model.ln_final.bias", 4), "an SD 2.x checkpoint");
         assert_eq!(whole(2048, "conditioner.embedders.0.transformer.x.bias", 4), "an SDXL checkpoint");
-        let cases: [(&[(&str, &[usize])], &str); 20] = [
+        let cases: [Case<'_>; 20] = [
             (
                 &[("model.diffusion_model.joint_blocks.0.x", &[1])],
                 "a denoiser without text encoder and autoencoder for SD 3",
