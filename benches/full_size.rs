@@ -7,7 +7,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-#[path = "peak.rs"]
 mod peak;
 
 use std::time::Instant;

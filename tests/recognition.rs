@@ -128,13 +128,17 @@ fn what_is_no_adapter_is_refused_by_name() {
                     d,
                     "x.safetensors",
                     &[("transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight", &[4, 64])],
-                )
+                );
             },
             "This is a LoRA for Flux",
         ),
         (
             |d| {
-                save(d, "x.safetensors", &[("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", &[4, 64])])
+                save(
+                    d,
+                    "x.safetensors",
+                    &[("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", &[4, 64])],
+                );
             },
             "This is a LoRA for SDXL",
         ),
@@ -270,13 +274,16 @@ fn one_file_and_shards_are_the_same_model_as_the_folder() {
 }
 
 /// Every tensor that is missing, superfluous or misshapen is told at once, under the name that our tables give it.
+/// What is done to a file's tensors.
+type Fault = fn(&mut BTreeMap<String, Tensor>);
+
 #[test]
 fn a_single_file_with_faults_is_a_sentence() {
     let desk = Desk::new();
     desk.run(&format!("{TRAIN} --steps 1 --token <a> --out a.safetensors")).result();
     desk.run("merge a.safetensors:0 --into starter --out m.safetensors").result();
     let whole = desk.read("m.safetensors");
-    let cases: [(fn(&mut BTreeMap<String, Tensor>), &str); 4] = [
+    let cases: [(Fault, &str); 4] = [
         (|t| drop(t.remove("model.diffusion_model.time_embed.0.bias")), "time_embedding.linear_1.bias is missing"),
         (
             |t| drop(t.insert("model.diffusion_model.attic.bias".into(), Tensor::new(Dtype::F32, &[1], &[0.0]))),
@@ -290,7 +297,7 @@ fn a_single_file_with_faults_is_a_sentence() {
             |t| {
                 drop(
                     t.insert("first_stage_model.quant_conv.bias".into(), Tensor::new(Dtype::F32, &[8], &[f32::NAN; 8])),
-                )
+                );
             },
             "quant_conv.bias holds NaN or infinite numbers",
         ),

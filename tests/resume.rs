@@ -163,7 +163,9 @@ fn the_next_start_clears_what_a_killed_one_left_half_written() {
     let lock = std::fs::File::open(desk.path(alive)).unwrap();
     lock.lock().unwrap();
 
-    left.iter().for_each(|name| desk.write(name, "half"));
+    for name in &left {
+        desk.write(name, "half");
+    }
     assert_eq!(desk.half_written().len(), 4);
     let mut running = desk.start(&line);
     assert!(running.reaches(1));
@@ -171,7 +173,9 @@ fn the_next_start_clears_what_a_killed_one_left_half_written() {
     running.kill();
 
     desk.run(&line).result();
-    left.iter().for_each(|name| desk.write(name, "half"));
+    for name in &left {
+        desk.write(name, "half");
+    }
     assert_eq!(desk.run(&line).result()["steps"], 0, "it was finished");
     assert_eq!(desk.half_written(), [alive.to_owned()].into());
 }

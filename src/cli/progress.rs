@@ -76,14 +76,12 @@ impl Progress {
             }
             Event::Kept { step, path } => self.line(&format!("Kept step {step}: {}", path.display())),
             Event::Best { step, loss, .. } => {
-                self.line(&format!("Step {step} is the best so far: steady loss {loss:.4}"))
+                self.line(&format!("Step {step} is the best so far: steady loss {loss:.4}"));
             }
             Event::Sampled { path, .. } => self.line(&format!("Sample {}", path.display())),
-            // Said by what stays.
-            Event::Dropped { .. } => {}
             Event::Steady { loss, .. } => self.steady = Some(*loss),
-            // Too many numbers for a line.
-            Event::Spectrum(_) => {}
+            // Too many numbers for a line, and what is said by the files that stay.
+            Event::Spectrum(_) | Event::Dropped { .. } => {}
             Event::Progress { done, total } => {
                 self.bar.set_position(*done as u64);
                 if done == total {

@@ -64,7 +64,7 @@ pub struct Args {
     /// Fields that go together, by what is wanted or by the GPU's memory: quick, usual, thorough, 6gb, 8gb, 12gb, 24gb
     #[arg(long, value_name = "NAME", value_parser = presets::preset)]
     preset: Option<&'static Preset>,
-    /// A configuration of another program: sd-scripts (TOML), kohya_ss or OneTrainer (JSON). What does not map is named
+    /// A configuration of another program: sd-scripts (TOML), `kohya_ss` or `OneTrainer` (JSON). What does not map is named
     #[arg(long, value_name = "F")]
     import: Option<PathBuf>,
     /// Everything from a file: `concept = "robot"`, `rank = 4` and so on, one line for each flag and field; what is said

@@ -63,8 +63,11 @@ fn reached(window: &mut Harness<'_, App>) -> BTreeSet<String> {
         if !ids.insert(id) {
             return reached;
         }
-        let focused =
-            window.root().children_recursive().map(|node| node.accesskit_node()).find(|node| node.is_focused());
+        let focused = window
+            .root()
+            .children_recursive()
+            .map(|node| node.accesskit_node())
+            .find(egui_kittest::kittest::AccessKitNode::is_focused);
         reached.extend(focused.map(|node| named(node.role(), node.label())));
     }
     panic!("Tab does not come around: {reached:#?}");
@@ -76,7 +79,6 @@ fn all_are_reached(window: &mut Harness<'_, App>, what: &str) {
     let reached = reached(window);
     let missed: Vec<String> = controls(window).into_iter().filter(|control| !reached.contains(control)).collect();
     assert!(missed.is_empty(), "{what}: Tab reaches {} controls, and not {missed:#?}", reached.len());
-    println!("{what}: {} controls", reached.len());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The real window, driven by its labels on a project of its own, from an empty folder to a reopened one.
 
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
 mod keyboard;
 mod models;
 mod panels;

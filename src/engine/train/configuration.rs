@@ -87,12 +87,10 @@ pub fn whole() -> f32 {
     1.0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
 pub fn is_one(repeats: &usize) -> bool {
     *repeats == 1
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
 pub fn is_whole(weight: &f32) -> bool {
     weight.total_cmp(&whole()).is_eq()
 }

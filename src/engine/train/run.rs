@@ -86,17 +86,16 @@ impl Job<'_> {
         let Progress { losses, course } =
             Run::new(self, &config, &data, &fingerprint)?.train(&mut trainee, restored.unwrap_or_default(), watch)?;
 
-        match course.best().filter(|_| losses.len() < config.steps) {
+        if let Some((step, _)) = course.best().filter(|_| losses.len() < config.steps) {
             // Ended early: the best is the result.
-            Some((step, _)) => keep::keep(&self.out, step)?,
-            None => {
-                let file = self.file(&config, &trainee.averaged(), &fingerprint, config.steps)?;
-                if file.modules().is_empty() {
-                    let text = "No layer has learnt anything that the method keeps: the file holds the word alone";
-                    watch(Event::warning(text))?;
-                }
-                file.save(&self.out)?;
+            keep::keep(&self.out, step)?;
+        } else {
+            let file = self.file(&config, &trainee.averaged(), &fingerprint, config.steps)?;
+            if file.modules().is_empty() {
+                let text = "No layer has learnt anything that the method keeps: the file holds the word alone";
+                watch(Event::warning(text))?;
             }
+            file.save(&self.out)?;
         }
         checkpoint::remove(&self.out)?;
         watch(Event::Saved { path: self.out.clone() })?;

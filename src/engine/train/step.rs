@@ -332,6 +332,7 @@ impl Trainee {
     }
 
     /// What files and pictures are made of: itself, or its moving average.
+    #[must_use]
     pub fn averaged(&self) -> Self {
         let mut averaged = self.clone();
         if let Some(average) = averaged.average.take() {

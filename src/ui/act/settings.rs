@@ -98,7 +98,9 @@ impl App {
         if let Some(model) = configuration.model.filter(|model| *model != open) {
             left_out.push(format!("It is for the model {model}: open that in the library"));
         }
-        left_out.iter().for_each(|sentence| self.studio.log.warn(format!("{from}: {sentence}")));
+        for sentence in &left_out {
+            self.studio.log.warn(format!("{from}: {sentence}"));
+        }
         self.studio.project.training = form;
         self.studio.left_out = left_out;
         self.look_ahead();

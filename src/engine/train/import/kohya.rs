@@ -1,4 +1,4 @@
-//! sd-scripts' TOML (`--config_file`, `library/train_util.py`, `train_network.py`) and the JSON that kohya_ss saves
+//! sd-scripts' TOML (`--config_file`, `library/train_util.py`, `train_network.py`) and the JSON that `kohya_ss` saves
 //! (`kohya_gui/lora_gui.py`). They share most names; where they differ, the JSON has the older ones.
 
 use std::path::{Path, PathBuf};
@@ -58,9 +58,10 @@ pub fn import(mut from: Foreign) -> Imported {
     network(&mut from);
     rates(&mut from);
     length(&mut from);
-    from.copy("train_batch_size", "batch");
+    let batch = from.count("train_batch_size").unwrap_or(1);
+    from.set("batch", batch);
     from.copy("gradient_accumulation_steps", "accumulate");
-    from.copy("max_grad_norm", "clip");
+    from.copy_with_zero("max_grad_norm", "clip");
     from.copy("min_snr_gamma", "min_snr");
     from.copy("noise_offset", "noise_offset");
     from.copy("save_every_n_steps", "keep_every");
@@ -149,7 +150,7 @@ fn network(from: &mut Foreign) {
     // sd-scripts takes alpha 1 where none is said, we take the rank.
     let alpha = from.number("network_alpha").unwrap_or(1.0);
     from.set("alpha", alpha);
-    let mut conv = from.take("conv_dim").filter(|_| kind.contains("LoCon")).is_some();
+    let mut conv = from.take("conv_dim").is_some() && kind.contains("LoCon");
     from.ignore(&["conv_dim", "conv_alpha"]);
     from.copy("loraplus_lr_ratio", "up_rate_ratio");
     for argument in arguments(from, "network_args") {
@@ -213,8 +214,7 @@ fn rates(from: &mut Foreign) {
         }
     }
     match from.text("lr_scheduler").as_deref() {
-        None => {}
-        Some("constant" | "constant_with_warmup") => from.set("schedule", "constant"),
+        None | Some("constant" | "constant_with_warmup") => from.set("schedule", "constant"),
         Some("cosine") => from.set("schedule", "cosine"),
         Some("linear") => {
             from.set("schedule", "linear");
@@ -227,7 +227,7 @@ fn rates(from: &mut Foreign) {
     }
 }
 
-/// Steps, and the warm-up, which kohya_ss's `lr_warmup` gives in per cent of them.
+/// Steps, and the warm-up, which `kohya_ss`'s `lr_warmup` gives in per cent of them.
 fn length(from: &mut Foreign) {
     let said = from.count("max_train_steps");
     let epochs = from.count("max_train_epochs").or_else(|| from.count("epoch"));
@@ -258,7 +258,7 @@ fn length(from: &mut Foreign) {
     from.set("warmup", warmup.unwrap_or(0.0) as usize);
 }
 
-/// kohya_ss keeps the prompts themselves, one a line with options after ` --`; sd-scripts names a file of them.
+/// `kohya_ss` keeps the prompts themselves, one a line with options after ` --`; sd-scripts names a file of them.
 fn prompts(from: &mut Foreign) {
     let Some(text) = from.text("sample_prompts") else { return };
     let file = Path::new(&text);
@@ -277,11 +277,10 @@ fn prompts(from: &mut Foreign) {
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::adapter;
-    use crate::engine::session;
     use crate::engine::train::import::open;
+    use crate::engine::train::import::tests::assert_valid;
 
-    /// As kohya_ss saves its LoRA form, shortened; the pictures lie in `10_sks robot`.
+    /// As `kohya_ss` saves its LoRA form, shortened; the pictures lie in `10_sks robot`.
     #[test]
     fn the_form_of_kohya_ss_with_its_warm_up_in_per_cent_and_its_repeats() {
         let desk = tempfile::tempdir().unwrap();
@@ -331,7 +330,7 @@ mod tests {
         assert_eq!((configuration.seed, configuration.model.as_deref()), (Some(1234), Some("models/sd15")));
         assert_eq!((configuration.token.as_deref(), configuration.class.as_deref()), (Some("<sks>"), Some("robot")));
         assert_eq!(configuration.out.unwrap(), std::path::Path::new("out/robot.safetensors"));
-        session::settings(adapter::method("lora").unwrap(), &changes).unwrap();
+        assert_valid("lora", &changes);
         assert_eq!(imported.from, "kohya_ss");
         let left = imported.left_out.join("\n");
         assert!(left.contains("keep_tokens = 1") && left.contains("shuffle_caption"), "{left}");
@@ -347,7 +346,7 @@ mod tests {
                     network_dim = 32\nnetwork_args = [\"conv_dim=8\", \"loraplus_lr_ratio=16\"]\n\
                     network_train_unet_only = true\n[training]\noptimizer_type = \"Prodigy\"\nlearning_rate = 1.0\n\
                     optimizer_args = [\"weight_decay=0.05\", \"d_coef=2\"]\nlr_scheduler = \"cosine_with_restarts\"\n\
-                    max_train_steps = 800\nlr_warmup_steps = 0.05\nmax_grad_norm = 1.0\nloss_type = \"huber\"\n";
+                    max_train_steps = 800\nlr_warmup_steps = 0.05\nmax_grad_norm = 0\nloss_type = \"huber\"\n";
         std::fs::write(&path, text).unwrap();
         let imported = open(&path).unwrap();
         let changes = imported.configuration.changes().unwrap();
@@ -355,11 +354,12 @@ mod tests {
         assert_eq!(of("lr"), None, "Prodigy's rate of 1 is not ours");
         assert_eq!((of("steps"), of("warmup"), of("alpha")), (Some("800"), Some("40"), Some("1")));
         assert_eq!((of("up_rate_ratio"), of("decay"), of("loss")), (Some("16"), Some("0.05"), Some("huber")));
+        assert_eq!((of("clip"), of("batch")), (Some("0"), Some("1")));
         assert_eq!(of("targets"), Some("attention,feed_forward,projections,resnet,resample"));
         let left = imported.left_out.join("\n");
         for piece in ["Prodigy", "d_coef=2", "cosine_with_restarts", "conv_dim"] {
             assert!(left.contains(piece), "{piece}: {left}");
         }
-        session::settings(adapter::method("lora").unwrap(), &changes).unwrap();
+        assert_valid("lora", &changes);
     }
 }

@@ -1,4 +1,4 @@
-//! Configurations of other programs: sd-scripts and its window kohya_ss, OneTrainer. What maps is taken over; what does
+//! Configurations of other programs: sd-scripts and its window `kohya_ss`, OneTrainer. What maps is taken over; what does
 //! not is named, one line each.
 
 mod kohya;
@@ -99,13 +99,20 @@ impl Foreign {
     }
 
     fn flag(&mut self, key: &str) -> bool {
-        self.take(key).is_some_and(|value| value != Value::from("false") && value != Value::from("False"))
+        self.take(key).is_some()
     }
 
     /// Takes a number over as it is.
     fn copy(&mut self, key: &str, field: &str) {
         if let Some(x) = self.number(key) {
             self.set(field, x);
+        }
+    }
+
+    /// The same where nothing, or 0, is itself an answer.
+    fn copy_with_zero(&mut self, key: &str, field: &str) {
+        if let Some(value) = self.rest.remove(key) {
+            self.set(field, number(&value).unwrap_or(0.0));
         }
     }
 
@@ -168,6 +175,18 @@ fn side(value: &Value) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::adapter;
+    use crate::engine::field::Settings;
+    use crate::engine::train::config::FIELDS;
+
+    /// Every field is one of the method's or of training's, and takes its value.
+    pub(super) fn assert_valid(method: &str, changes: &[(String, String)]) {
+        let row = adapter::method(method).unwrap();
+        for (name, text) in changes {
+            let fields = if row.fields.iter().any(|field| field.name == name) { row.fields } else { FIELDS };
+            Settings::new(fields, [(name.as_str(), text.as_str())]).unwrap();
+        }
+    }
 
     #[test]
     fn numbers_come_as_forms_write_them() {

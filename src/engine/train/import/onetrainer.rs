@@ -33,7 +33,7 @@ pub fn import(mut from: Foreign) -> Imported {
     length(&mut from);
     rates(&mut from);
     losses(&mut from);
-    from.copy("clip_grad_norm", "clip");
+    from.copy_with_zero("clip_grad_norm", "clip");
     from.copy("offset_noise_weight", "noise_offset");
     match from.take("resolution").map(|value| (side(&value), value)) {
         Some((Some(side), _)) => from.set("resolution", side),
@@ -76,14 +76,11 @@ fn network(from: &mut Foreign) {
 
 /// One concept is one adapter here.
 fn concepts(from: &mut Foreign) {
-    let all = match from.take("concepts") {
-        Some(Value::Array(all)) => all,
-        _ => {
-            if let Some(file) = from.text("concept_file_name") {
-                from.miss(format!("The concepts are in {file}: choose the folder of pictures by hand"));
-            }
-            return;
+    let Some(Value::Array(all)) = from.take("concepts") else {
+        if let Some(file) = from.text("concept_file_name") {
+            from.miss(format!("The concepts are in {file}: choose the folder of pictures by hand"));
         }
+        return;
     };
     let is_taught = |concept: &&Value| concept["enabled"] != false && concept["type"] != "VALIDATION";
     let mut taught = all.iter().filter(is_taught).filter(|concept| concept["type"] != "PRIOR_PREDICTION");
@@ -196,9 +193,8 @@ fn every(from: &mut Foreign, key: &str, field: &str) {
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::adapter;
-    use crate::engine::session;
     use crate::engine::train::import::open;
+    use crate::engine::train::import::tests::assert_valid;
 
     /// As OneTrainer saves it, shortened.
     #[test]
@@ -248,7 +244,7 @@ mod tests {
         for (name, text) in expected {
             assert!(changes.iter().any(|(n, t)| (n.as_str(), t.as_str()) == (name, text)), "{name}: {changes:?}");
         }
-        session::settings(adapter::method("lora").unwrap(), &changes).unwrap();
+        assert_valid("lora", &changes);
         let left = imported.left_out.join("\n");
         for piece in ["elsewhere", "sample_after = 10 MINUTE", "masked_training", "perturbation_noise_weight = 0.1"] {
             assert!(left.contains(piece), "{piece}: {left}");

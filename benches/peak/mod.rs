@@ -16,12 +16,13 @@ impl Peak {
     pub fn watch() -> Self {
         let (largest, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (seen, stop) = (Arc::clone(&largest), Arc::clone(&over));
-        let watcher = std::thread::spawn(move || {
+        let look = move || {
             while !stop.load(Ordering::Relaxed) {
                 seen.fetch_max(anonymous(), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(3));
             }
-        });
+        };
+        let watcher = std::thread::Builder::new().name("peak".into()).spawn(look).unwrap();
         Self { largest, over, watcher }
     }
 
