@@ -45,7 +45,7 @@ const LATER: [&str; 23] = [
     "mask",
     "unmasked_weight",
     "mask_normalise",
-    "balance",
+    "concept_balance",
 ];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
@@ -187,7 +187,7 @@ impl Config {
             targets: settings.text("targets").to_owned(),
             vectors: settings.integer("vectors"),
             views: views(settings, model)?,
-            balance: if settings.text("balance") == "equal" { Balance::Equal } else { Balance::Pictures },
+            balance: if settings.text("concept_balance") == "equal" { Balance::Equal } else { Balance::Pictures },
             save_every: settings.integer("save_every"),
             save_minutes: settings.number("save_minutes"),
             keep_every: settings.integer("keep_every"),

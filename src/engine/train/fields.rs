@@ -357,7 +357,7 @@ pub const FIELDS: &[Field] = &[
         kind: Kind::Flag,
     },
     Field {
-        name: "balance",
+        name: "concept_balance",
         title: "Balance",
         help: "Where several concepts are taught together: pictures: each in step with its pictures, repeats counted. equal: each as often as the others",
         unit: "",
