@@ -34,7 +34,8 @@ fn a_concept_is_taught_mixed_seen_saved_and_found_again() {
     press(&mut window, "Save as adapter…");
     answer(&mut window, "Save the mix as", &folder.path().join("mix"));
     let mix = folder.path().join("mix.safetensors");
-    until(&mut window, "the mix", |_| mix.is_file());
+    // Until it is on the shelf: what comes there later would be the newest that undo knows.
+    until(&mut window, "the mix", |window| mix.is_file() && window.query_by_label("Adapter mix").is_some());
     press(&mut window, "Mute train");
     until(&mut window, "its silence", |window| !window.state().is_busy());
     press(&mut window, "Undo");

@@ -157,15 +157,10 @@ fn room<'a>(name: &str, size: [f32; 2], folder: &Path, drawn: bool) -> Harness<'
     room
 }
 
-/// Opens what is closed at first.
-fn open(room: &mut Harness<'_, Room>, name: &str) {
-    let labels: &[&str] = match name {
-        "library" => &["Concept clown", "Adapter robot"],
-        "merge" => &["Blocks of robot"],
-        _ => &[],
-    };
+/// Presses what shows the rest.
+fn press(room: &mut Harness<'_, Room>, labels: &[&str]) {
     for label in labels {
-        room.get_by_label(label).click();
+        room.get_by_label(label).click_accesskit();
         room.run_steps(4);
     }
 }
@@ -177,16 +172,16 @@ fn every_panel_in_use_looks_as_it_did() {
         println!("skipped: no adapter");
         return;
     }
-    for (name, size) in [
-        ("library", [272.0, 1150.0]),
-        ("train", [520.0, 480.0]),
-        ("merge", [520.0, 760.0]),
-        ("preview", [430.0, 520.0]),
-        ("spectrum", [1270.0, 210.0]),
+    for (name, size, pressed) in [
+        ("library", [272.0, 1150.0], &["Concept clown", "Adapter robot"][..]),
+        ("train", [520.0, 480.0], &[]),
+        ("merge", [520.0, 800.0], &["Blocks of robot"]),
+        ("preview", [430.0, 520.0], &[]),
+        ("spectrum", [1270.0, 210.0], &[]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut room = room(name, size, folder.path(), true);
-        open(&mut room, name);
+        press(&mut room, pressed);
         room.remove_cursor();
         room.run_steps(4);
         let image = room.render().expect("a driver was found, and the panel can be drawn");
@@ -197,16 +192,19 @@ fn every_panel_in_use_looks_as_it_did() {
 /// Half of 1280×720, as at 200 %, shared as the panels share it.
 #[test]
 fn nothing_is_cut_off_where_it_is_narrow() {
-    for (name, size) in [
-        ("library", [136.0, 220.0]),
-        ("train", [270.0, 220.0]),
-        ("merge", [270.0, 220.0]),
-        ("preview", [226.0, 220.0]),
-        ("spectrum", [630.0, 84.0]),
+    for (name, size, pressed) in [
+        ("library", [136.0, 220.0], &["Concept clown", "Adapter robot"][..]),
+        ("train", [270.0, 220.0], &[]),
+        ("train", [270.0, 220.0], &["Plan", "All settings"]),
+        ("train", [270.0, 220.0], &["Queue (0)"]),
+        ("merge", [270.0, 220.0], &["Blocks of robot"]),
+        ("preview", [226.0, 220.0], &[]),
+        ("preview", [226.0, 220.0], &["Grid"]),
+        ("spectrum", [630.0, 84.0], &[]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut room = room(name, size, folder.path(), false);
-        open(&mut room, name);
+        press(&mut room, pressed);
         let cut: Vec<String> = room
             .root()
             .children_recursive()
@@ -217,7 +215,7 @@ fn nothing_is_cut_off_where_it_is_narrow() {
             .filter(|node| node.rect().right() > size[0] + 0.5 || node.rect().left() < -0.5)
             .map(|node| format!("{:?} {:?} at {:?}", node.accesskit_node().label(), node.value(), node.rect()))
             .collect();
-        assert!(cut.is_empty(), "{name}: {cut:#?}");
+        assert!(cut.is_empty(), "{name} {pressed:?}: {cut:#?}");
     }
 }
 

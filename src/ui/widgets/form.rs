@@ -9,8 +9,8 @@ use crate::ui::theme;
 
 /// Width of a field's name in points.
 const NAME: f32 = 130.0;
-/// What stands beside the words of a choice: its frame and arrow, and the button that resets it.
-const BESIDE: f32 = 62.0;
+/// Width of the button that resets a field, and of the gap before it.
+const RESET: f32 = 34.0;
 
 /// Shows those of `fields` that `search` finds and writes what differs from its default to `changes`.
 pub fn form(ui: &mut Ui, fields: &[Field], changes: &mut BTreeMap<String, String>, search: &str) {
@@ -95,7 +95,7 @@ fn value(ui: &mut Ui, field: &Field, text: &mut String) -> egui::Response {
             Err(_) => ui.text_edit_singleline(text),
         },
         Kind::Choice(words) => {
-            let room = (ui.available_width() - BESIDE).clamp(40.0, 100.0);
+            let room = (ui.available_width() - RESET).clamp(40.0, 100.0);
             let combo = ComboBox::from_id_salt("value").selected_text(text.as_str()).truncate().width(room);
             combo
                 .show_ui(ui, |ui| {

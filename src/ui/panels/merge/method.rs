@@ -17,7 +17,7 @@ pub fn ui(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
             let label = ui.label("Merge method").on_hover_text("How the saved file is made; Preview always adds");
             let combo =
                 ComboBox::from_id_salt("method").selected_text(row.map_or("Choose one", |row| row.title)).truncate();
-            let combo = combo.width(170.0).show_ui(ui, |ui| {
+            let combo = combo.width(ui.available_width().clamp(60.0, 170.0)).show_ui(ui, |ui| {
                 for row in METHODS {
                     let choice = ui.selectable_value(&mut desk.method, row.name.into(), row.title);
                     choice.on_hover_text(row.help);
