@@ -198,8 +198,6 @@ fn nothing_is_cut_off_where_it_is_narrow() {
         ("train", [270.0, 220.0], &["Plan", "All settings"]),
         ("train", [270.0, 220.0], &["Queue (0)"]),
         ("merge", [270.0, 220.0], &["Blocks of robot"]),
-        ("preview", [226.0, 220.0], &[]),
-        ("preview", [226.0, 220.0], &["Grid"]),
         ("spectrum", [630.0, 84.0], &[]),
     ] {
         let folder = tempfile::tempdir().unwrap();

@@ -9,6 +9,8 @@ use crate::ui::theme;
 
 /// Width of a field's name in points.
 const NAME: f32 = 130.0;
+/// Width of the longest unit, and of the gap before it.
+const UNIT: f32 = 60.0;
 /// Width of the button that resets a field, and of the gap before it.
 const RESET: f32 = 34.0;
 
@@ -114,7 +116,11 @@ fn value(ui: &mut Ui, field: &Field, text: &mut String) -> egui::Response {
             }
             response
         }
-        Kind::Text => ui.add(egui::TextEdit::singleline(text).desired_width(180.0)),
+        Kind::Text => {
+            let unit = if field.unit.is_empty() { 0.0 } else { UNIT };
+            let room = (ui.available_width() - RESET - unit).clamp(40.0, 180.0);
+            ui.add(egui::TextEdit::singleline(text).desired_width(room))
+        }
     }
 }
 

@@ -98,13 +98,13 @@ fn a_concept_shows_its_sizes_masks_and_every_view() {
     window.get_by_label("Concept Robbie").click();
     window.run_steps(3);
     window.get_by_label("2 pictures of 64 × 64 pixels");
-    window.get_by_label("1 picture of 96 × 32 pixels");
+    window.get_by_label("1 picture of 80 × 48 pixels");
     window.get_by_label("Picture wide.png (with a mask)").click();
     window.run_steps(3);
-    window.get_by_label("As training will see it: the middle of the picture, 96 × 32 pixels");
+    window.get_by_label("As training will see it: the middle of the picture, 80 × 48 pixels");
     window.get_by_label("Next view").click();
     window.run_steps(3);
-    window.get_by_label("As training will see it: a changed version, 96 × 32 pixels");
+    window.get_by_label("As training will see it: a changed version, 80 × 48 pixels");
     window.get_by_label("2 of 3");
     let key = said.borrow().iter().rev().find_map(|command| match command {
         Command::Crop(key) => Some(key.clone()),
@@ -114,7 +114,7 @@ fn a_concept_shows_its_sizes_masks_and_every_view() {
     assert!(key.picture.path.ends_with("wide.png") && key.view.number == 1, "{key:?}");
     let crop = crops::make(&key, &egui::Context::default()).unwrap();
     let factor = key.factor;
-    assert_eq!((crop.seen.size(), crop.mask.unwrap().size()), ([96, 32], [96 / factor, 32 / factor]));
+    assert_eq!((crop.seen.size(), crop.mask.unwrap().size()), ([80, 48], [80 / factor, 48 / factor]));
 }
 
 #[test]

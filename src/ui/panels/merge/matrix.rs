@@ -27,7 +27,7 @@ pub fn ui(ui: &mut Ui, studio: &Studio) {
                 .map(|file| studio.adapter(file).map_or_else(String::new, |card| card.entry.name.clone()))
                 .collect();
             table(ui, &names, meeting);
-            sentences(ui, &names, meeting);
+            ui.scope(|ui| sentences(ui, &names, meeting));
         }
     }
 }
@@ -81,6 +81,9 @@ fn luminance(color: Color32) -> f32 {
 }
 
 fn sentences(ui: &mut Ui, names: &[String], meeting: &Meeting) {
+    // The strips above may be wider than what is seen of the panel.
+    let seen = ui.clip_rect().right() - ui.cursor().left() - ui.spacing().item_spacing.x;
+    ui.set_max_width(ui.available_width().min(seen));
     let palette = theme::palette(ui);
     if let Some(certificate) = &meeting.certificate {
         let (sign, color) = if certificate.disjoint { ("✔ ", palette.good) } else { ("⚠ ", palette.warning) };
