@@ -84,7 +84,7 @@ fn what_is_not_there_or_something_else_exits_1_with_a_sentence() {
         ("inspect robot/idle.png", "not a whole safetensors file", picture),
         (&format!("{SAMPLE} --out x.png --model nowhere"), "There is no model here", "nowhere"),
         (&format!("{SAMPLE} --out x.png --model {picture}"), "not a whole safetensors file", picture),
-        (&format!("{SAMPLE} --out x.png --model robot"), "Could not read", "robot/text_encoder/config.json"),
+        (&format!("{SAMPLE} --out x.png --model robot"), "This is not a model that is known here", "robot"),
         (&format!("{SAMPLE} --out x.png --adapter nowhere:0.5"), "Could not open", "nowhere"),
         (&format!("{SAMPLE} --out x.png --adapter robot"), "This is a folder", "robot"),
         (&format!("{SAMPLE} --out x.png --latents nowhere"), "Could not open", "nowhere"),

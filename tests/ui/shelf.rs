@@ -71,7 +71,7 @@ fn a_dropped_file_is_opened_as_what_it_is() {
     let settings = folder.path().join("settings.toml");
     std::fs::write(&settings, "rank = 4").unwrap();
     drop_file(&mut window, &settings);
-    until(&mut window, "what it is", |window| shows(window, "settings of a training"));
+    until(&mut window, "what it is", |window| shows(window, "Settings taken over"));
 
     let other = folder.path().join("other/triptych.toml");
     std::fs::create_dir(other.parent().unwrap()).unwrap();
