@@ -35,7 +35,7 @@ pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> std::io::
     Ok(())
 }
 
-/// As [`write`], for a folder that is not there yet: `write` makes and fills another beside it, which is then renamed.
+/// As [`write()`], for a folder that is not there yet: `write` makes and fills another beside it, which is then renamed.
 pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = prepare(path)?;
     let beside = tempfile::Builder::new()

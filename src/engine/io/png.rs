@@ -25,7 +25,7 @@ pub fn write(path: &Path, picture: &RgbImage, text: &BTreeMap<String, String>) -
     atomic::write(path, |out| out.write_all(&bytes))
 }
 
-/// The pixels of a picture that [`write`] wrote.
+/// The pixels of a picture that [`write()`] wrote.
 pub fn read(path: &Path) -> Result<RgbImage> {
     let picture = image::open(path).map_err(|e| {
         Error::new(format!("The picture cannot be read ({e})"), "Look whether the file is still there and whole")
