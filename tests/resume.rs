@@ -75,7 +75,7 @@ fn buckets_sizes_versions_masks_and_concepts_resume_in_the_same_bytes() {
     }
     desk.copy("assets/concepts/kenney_male_person", "man");
     let shown = "--set fit=bucket --set upscale=false --set resolutions=64,48 --set variations=3 --set jitter=0.2 \
-                 --concept man --class man --token <a> --token <b> --set balance=equal --set rotate=15 --set hue=20 --set saturation=0.2 --set mask=alpha --set held_out=1 --batch 2";
+                 --concept man --class man --token <a> --token <b> --set concept_balance=equal --set rotate=15 --set hue=20 --set saturation=0.2 --set mask=alpha --set held_out=1 --batch 2";
     let with = |out: &str| format!("{} {shown}", line(out).replace("--batch 1", "").replace("prior=0", "prior=1"));
     let whole = desk.run(&with("whole/killed.safetensors")).result();
     let killed = with("killed.safetensors");
