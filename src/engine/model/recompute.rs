@@ -7,7 +7,7 @@
 use burn::tensor::{Gradients, Tensor};
 
 use crate::engine::model::Mounts;
-use crate::engine::model::unet::{Unet, size};
+use crate::engine::model::unet::Unet;
 
 /// What a forward pass keeps for its backward pass.
 pub struct Passed {
@@ -36,17 +36,8 @@ pub fn forward(
 ) -> (Tensor<4>, Passed) {
     let sinusoids = unet.sinusoids(timesteps, &x.device());
     let time = unet.time(&sinusoids, mounts);
-    let (mut inputs, mut skips) = (Vec::new(), Vec::new());
-    let answer = unet.stretches().iter().fold(x, |x, stretch| {
-        let skip = if stretch.joins { skips.pop() } else { None };
-        let size = skips.last().map_or([0; 2], size);
-        inputs.push((x.clone(), skip.clone(), size));
-        let x = stretch.run(x, skip, size, &time, &context, mounts);
-        if stretch.leaves {
-            skips.push(x.clone());
-        }
-        x
-    });
+    let mut inputs = Vec::new();
+    let answer = unet.walk(x, &time, &context, mounts, |x, skip, size| inputs.push((x.clone(), skip.cloned(), size)));
     (answer, Passed { inputs, sinusoids, time, context })
 }
 

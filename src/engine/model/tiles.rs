@@ -2,49 +2,45 @@
 
 use burn::tensor::{Tensor, TensorData, s};
 
-/// Largest picture that goes through in one piece, in latent pixels: 768×768 in Stable Diffusion, whose decoder then
-/// takes about 2.5 GB.
+/// Largest picture that goes through in one piece, in latent pixels: 768×768 in Stable Diffusion. Its decoder takes 1 GB
+/// at 512×512.
 const WHOLE: usize = 96 * 96;
 /// Side of a tile in latent pixels, as in diffusers (`AutoencoderKL.tile_latent_min_size` at 512 pixels).
 const SIDE: usize = 64;
 /// What neighbours share, a quarter of a tile: over it one fades into the other.
 const SHARED: usize = SIDE / 4;
 
-/// `pass` over the whole of `x`, or over its tiles: `x` is `[b, c, h·from, w·from]`, the result `[b, c', h·to, w·to]`.
+/// `pass` over the whole of `x`, or over its tiles: `x` is `[b, c, h·from, w·from]`, the result
+/// `[b, channels, h·to, w·to]`.
 ///
 /// A tile is normalised by what it shows itself, so that tiles differ a little in tone; fading hides the seams.
-pub fn in_tiles(x: Tensor<4>, [from, to]: [usize; 2], pass: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
-    let [_, _, height, width] = x.dims();
+pub fn in_tiles(
+    x: Tensor<4>,
+    channels: usize,
+    [from, to]: [usize; 2],
+    pass: impl Fn(Tensor<4>) -> Tensor<4>,
+) -> Tensor<4> {
+    let [b, _, height, width] = x.dims();
     let (height, width) = (height / from, width / from);
     if height * width <= WHOLE {
         return pass(x);
     }
-    let mut canvas: Option<Tensor<4>> = None;
-    let (rows, columns) = (starts(height), starts(width));
-    for &top in &rows {
-        for &left in &columns {
-            let (h, w) = (SIDE.min(height), SIDE.min(width));
+    // The weights are summed as one more channel, to be divided out again.
+    let mut sum = Tensor::zeros([b, channels + 1, height * to, width * to], &x.device());
+    let (h, w) = (SIDE.min(height), SIDE.min(width));
+    for top in starts(height) {
+        for left in starts(width) {
             let tile = pass(x.clone().slice(s![.., .., top * from..(top + h) * from, left * from..(left + w) * from]));
             let weight = |at: usize, n: usize, all: usize| fade(at > 0, at + n < all, n * to, SHARED * to);
             let down = column(weight(top, h, height), &tile).reshape([1, 1, h * to, 1]);
             let across = column(weight(left, w, width), &tile).reshape([1, 1, 1, w * to]);
-            let [b, c, _, _] = tile.dims();
-            let sum =
-                canvas.take().unwrap_or_else(|| Tensor::zeros([b, c + 1, height * to, width * to], &tile.device()));
-            // The weights are summed as one more channel, to be divided out again.
             let weighted = Tensor::cat(vec![tile.clone(), tile.narrow(1, 0, 1).ones_like()], 1) * down * across;
             let place = s![.., .., top * to..(top + h) * to, left * to..(left + w) * to];
             let under = sum.clone().slice(place);
-            canvas = Some(sum.slice_assign(place, under + weighted));
+            sum = sum.slice_assign(place, under + weighted);
         }
     }
-    match canvas {
-        Some(canvas) => {
-            let channels = canvas.dims()[1] - 1;
-            canvas.clone().narrow(1, 0, channels) / canvas.narrow(1, channels, 1)
-        }
-        None => pass(x),
-    }
+    sum.clone().narrow(1, 0, channels) / sum.narrow(1, channels, 1)
 }
 
 /// Where tiles begin along a side.
@@ -95,7 +91,7 @@ mod tests {
             let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * h, 2 * w]);
             interpolate(x * 3.0, options)
         };
-        let (tiled, whole) = (in_tiles(x.clone(), [1, 2], twice), twice(x));
+        let (tiled, whole) = (in_tiles(x.clone(), 2, [1, 2], twice), twice(x));
         let apart = read((tiled - whole).abs().max().unsqueeze::<1>()).unwrap()[0];
         assert!(apart < 1e-5, "{apart}");
     }

@@ -10,8 +10,8 @@ use crate::engine::model::residual::Resnet;
 use crate::engine::model::{Hold, Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
-/// Most latent pixels of a picture. The scores of one attention already fill 34 GB here (8 heads, every pixel with every
-/// other, f32), and a failed allocation ends the program without a sentence.
+/// Most latent pixels of a picture: 1448×1448 in Stable Diffusion. Attention holds a band of its scores at a time, but its
+/// work still grows with the square, and a failed allocation of the rest ends the program without a sentence.
 pub const MOST_PIXELS: usize = 32_768;
 
 /// `unet/config.json`.
@@ -275,11 +275,27 @@ impl Unet {
     /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context [b, n, width]`.
     pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Tensor<3>, mounts: &Mounts) -> Tensor<4> {
         let time = self.time(&self.sinusoids(timesteps, &x.device()), mounts);
-        let mut skips = Vec::new();
+        self.walk(x, &time, context, mounts, |_, _, _| {})
+    }
+
+    /// From latents to answer. `meet` is told each stretch's input, its skip and the next skip's size before it runs.
+    pub fn walk(
+        &self,
+        x: Tensor<4>,
+        time: &Tensor<2>,
+        context: &Tensor<3>,
+        mounts: &Mounts,
+        mut meet: impl FnMut(&Tensor<4>, Option<&Tensor<4>>, [usize; 2]),
+    ) -> Tensor<4> {
+        let mut skips: Vec<Tensor<4>> = Vec::new();
         self.stretches().iter().fold(x, |x, stretch| {
             let skip = if stretch.joins { skips.pop() } else { None };
-            let size = skips.last().map_or([0; 2], size);
-            let x = stretch.run(x, skip, size, &time, context, mounts);
+            let size = skips.last().map_or([0; 2], |next| {
+                let [_, _, h, w] = next.dims();
+                [h, w]
+            });
+            meet(&x, skip.as_ref(), size);
+            let x = stretch.run(x, skip, size, time, context, mounts);
             if stretch.leaves {
                 skips.push(x.clone());
             }
@@ -366,12 +382,6 @@ impl Stretch<'_> {
             Work::Out(norm, groups, conv) => conv.forward(activation::silu(norm.group(x, *groups)), mounts),
         }
     }
-}
-
-/// `[height, width]`.
-pub fn size(x: &Tensor<4>) -> [usize; 2] {
-    let [_, _, h, w] = x.dims();
-    [h, w]
 }
 
 impl Stage {

@@ -116,7 +116,9 @@ impl Vae {
 
     /// Pixels → mean and log-variance of the latents, unscaled. A large picture goes in tiles.
     pub fn encode(&self, pixels: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let mut halves = in_tiles(pixels, [self.factor(), 1], |tile| self.moments(tile)).chunk(2, 1).into_iter();
+        let channels = 2 * self.config.latent_channels;
+        let moments = in_tiles(pixels, channels, [self.factor(), 1], |tile| self.moments(tile));
+        let mut halves = moments.chunk(2, 1).into_iter();
         match (halves.next(), halves.next()) {
             // diffusers clamps the log-variance.
             (Some(mean), Some(logvar)) => (mean, logvar.clamp(-30.0, 20.0)),
@@ -140,7 +142,7 @@ impl Vae {
 
     /// Unscaled latents → pixels, not clamped. A large picture goes in tiles.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        in_tiles(latents, [1, self.factor()], |tile| self.pixels(tile))
+        in_tiles(latents, self.config.out_channels, [1, self.factor()], |tile| self.pixels(tile))
     }
 
     fn pixels(&self, latents: Tensor<4>) -> Tensor<4> {
