@@ -18,7 +18,7 @@ use triptych::engine::session::{self, Lesson, Session, Training};
 
 /// Method and fields of each training.
 const TRAININGS: [(&str, &[&str]); 14] = [
-    ("orthogonal", &[]),
+    ("orthogonal", &["recompute=off"]),
     ("orthogonal", &["recompute=on"]),
     ("lora", &[]),
     ("lora", &["rank=64"]),
@@ -84,5 +84,5 @@ fn train(model: &str, method: &str, fields: &[String]) -> Value {
     let peak = Peak::watch();
     session.train(&model, &[concept], &training, &mut |_| Ok(())).unwrap();
     let measured = peak.read() - idle;
-    json!({ "predicted": estimate.total(), "measured": measured, "loaded": loaded, "parts": estimate.parts })
+    json!({ "predicted": estimate.total(), "measured": measured, "loaded": loaded, "parts": estimate })
 }

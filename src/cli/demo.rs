@@ -91,7 +91,7 @@ impl Similarity {
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut progress = Progress::new(shell.json);
-    let session = Session::open(shell.device, &mut progress.watch())?;
+    let session = shell.session(&mut progress)?;
     let model = session.model("starter")?;
     let judge = Judge::new(&model.device)?;
     let mut demo = Demo { args, session, model, judge, progress, seconds: BTreeMap::new(), rows: Vec::new() };

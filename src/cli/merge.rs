@@ -16,7 +16,7 @@ use crate::engine::io::names;
 use crate::engine::merge::{self, Method, Needs, Promise, Source, note};
 use crate::engine::model::StableDiffusion;
 use crate::engine::project::Desk;
-use crate::engine::session::{self, Combined, Merging, Pictured, Session};
+use crate::engine::session::{self, Combined, Merging, Pictured};
 use crate::engine::words::counted;
 use crate::engine::{Error, Result};
 
@@ -62,7 +62,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     // Only what looks at pictures needs a device and a model.
     let opened = match concepts.iter().any(Option::is_some) {
         true => {
-            let session = Session::open(shell.device, &mut progress.watch())?;
+            let session = shell.session(&mut progress)?;
             let model = session.model(&args.model)?;
             Some((session, model))
         }

@@ -26,6 +26,8 @@ use serde_json::{Value, json};
 use crate::engine::adapter::mount::Strength;
 use crate::engine::device::Choice;
 use crate::engine::error::Kind;
+use crate::engine::model::Precision;
+use crate::engine::session::Session;
 use crate::engine::{Error, Result};
 use crate::ui::{self, Start};
 
@@ -42,6 +44,10 @@ pub struct Cli {
     /// What computes: auto (a real GPU, else the CPU), cpu, gpu, or gpu:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: Choice,
+    /// What a model's weights are held as: auto (f16 where the file has f16 and the model is large, else f32), f32, or f16;
+    /// everything is computed in f32
+    #[arg(long, global = true, value_name = "PRECISION")]
+    precision: Option<Precision>,
     /// Print one JSON object as the result, and progress as one JSON object a line, on stdout
     #[arg(long, global = true)]
     json: bool,
@@ -77,13 +83,14 @@ enum Command {
 /// What every command is given besides its own arguments.
 struct Shell {
     device: Choice,
+    precision: Precision,
     json: bool,
 }
 
 impl Cli {
     pub fn run(self, began: Instant) -> ExitCode {
-        let shell = Shell { device: self.device, json: self.json };
-        let Some(command) = self.command else { return window(self.project, self.device, began) };
+        let shell = Shell { device: self.device, precision: self.precision.unwrap_or_default(), json: self.json };
+        let Some(command) = self.command else { return window(self.project, self.device, self.precision, began) };
         let result = match command {
             Command::Demo(args) => demo::run(&args, &shell),
             Command::Inspect(args) => inspect::run(&args, &shell),
@@ -114,9 +121,9 @@ impl Cli {
 }
 
 /// Opens the window.
-fn window(project: Option<PathBuf>, device: Choice, began: Instant) -> ExitCode {
+fn window(project: Option<PathBuf>, device: Choice, precision: Option<Precision>, began: Instant) -> ExitCode {
     let preferences = dirs::config_dir().map(|folder| folder.join("triptych").join("window.toml"));
-    match ui::run(Start { project, device, preferences, queue: None, began }) {
+    match ui::run(Start { project, device, precision, preferences, queue: None, began }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -126,6 +133,13 @@ fn window(project: Option<PathBuf>, device: Choice, began: Instant) -> ExitCode 
 }
 
 impl Shell {
+    /// Opens the device.
+    fn session(&self, progress: &mut Progress) -> Result<Session> {
+        let mut session = Session::open(self.device, &mut progress.watch())?;
+        session.precision = self.precision;
+        Ok(session)
+    }
+
     /// The result: as JSON, or in words.
     fn print(&self, result: &impl Serialize, words: impl FnOnce() -> String) -> Result<()> {
         if self.json {

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use crate::cli::{Progress, Shell, sentence, train};
 use crate::engine::Result;
 use crate::engine::queue::{self, Entry, Order, Queue, State};
-use crate::engine::session::Session;
 use crate::engine::words::counted;
 
 #[derive(clap::Args)]
@@ -123,7 +122,7 @@ fn line(entry: &Entry) -> String {
 
 fn teach(queue: &Queue, shell: &Shell) -> Result<ExitCode> {
     let mut progress = Progress::new(shell.json);
-    let session = Session::open(shell.device, &mut progress.watch())?;
+    let session = shell.session(&mut progress)?;
     let ran = queue.run(&session, &mut progress.watch())?;
     let failed: Vec<Value> =
         ran.failed.iter().map(|(id, error)| json!({ "id": id, "error": sentence(error) })).collect();

@@ -13,8 +13,8 @@ use crate::engine::io::png;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::parameters;
 use crate::engine::preview::{Pictures, Request, Start};
-use crate::engine::project::stem;
-use crate::engine::session::{Session, Used};
+use crate::engine::session::Used;
+use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]
@@ -61,7 +61,7 @@ pub struct Args {
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let mut progress = Progress::new(shell.json);
-    let session = Session::open(shell.device, &mut progress.watch())?;
+    let session = shell.session(&mut progress)?;
     let model = session.model(&args.model)?;
     let used = args
         .adapter
@@ -104,8 +104,7 @@ fn numbered(out: &Path, i: usize, count: usize) -> PathBuf {
     if count == 1 {
         return out.to_path_buf();
     }
-    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!("{stem}-{}.png", i + 1))
+    out.with_file_name(format!("{}-{}.png", stem(out), i + 1))
 }
 
 fn start(path: &Path) -> Result<Start> {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::cli::{Progress, Shell, field_value, ranks_in_words};
 use crate::engine::adapter::{self, Method};
-use crate::engine::session::{self, Session, Training};
+use crate::engine::session::{self, Training};
 use crate::engine::train::configuration::{Configuration, Together, one, whole};
 use crate::engine::train::import;
 use crate::engine::train::presets::{self, Preset};
@@ -147,6 +147,7 @@ impl Args {
         if concepts.is_empty() {
             return Err(missing("concept", "pictures"));
         }
+        session::check(&lessons)?;
         Ok(Asked {
             model: configuration.model.unwrap_or_else(|| MODEL.into()),
             concepts,
@@ -195,13 +196,14 @@ impl Args {
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     if args.print_config {
         let configuration = args.configuration()?;
-        shell.print(&json!({ "configuration": configuration }), || configuration.text().unwrap_or_default())?;
+        let text = configuration.text()?;
+        shell.print(&json!({ "configuration": configuration }), || text)?;
         return Ok(ExitCode::SUCCESS);
     }
     let Asked { model: model_name, concepts, training } = args.asked()?;
     let words: Vec<&str> = training.lessons.iter().map(|lesson| lesson.token.as_str()).collect();
     let mut progress = Progress::new(shell.json);
-    let session = Session::open(shell.device, &mut progress.watch())?;
+    let session = shell.session(&mut progress)?;
     let model = session.model(&model_name)?;
     let concepts = concepts.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
     let start = std::time::Instant::now();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 use crate::engine::event::{Event, Watch};
+use crate::engine::io::ldm::Network;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
 use crate::engine::io::{Dtype, Folder, atomic, names};
@@ -16,6 +17,12 @@ use crate::engine::merge::{Source, recipe};
 use crate::engine::model::{Part, StableDiffusion, sd};
 use crate::engine::{Error, Result};
 
+/// The networks of a model, the folder of each and what its weights are called there.
+const NETWORKS: [(Network, &str, [&str; 2]); 3] = [
+    (Network::Text, "text_encoder", sd::TEXT_WEIGHTS),
+    (Network::Unet, "unet", sd::WEIGHTS),
+    (Network::Vae, "vae", sd::WEIGHTS),
+];
 /// Endings of what describes a model; weights are written anew or left behind.
 const DESCRIPTIONS: [&str; 4] = ["json", "txt", "md", "model"];
 /// Where the words of the adapters go; other tools load them as textual inversions.
@@ -52,6 +59,7 @@ pub fn bake(
     }
     let sums = sums(model, sources, watch)?;
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
+    let file = is_file.then(|| single_file::tensors(from, model, &sums, watch)).transpose()?;
     atomic::write_folder(&folder, |new| {
         describe(&single_file::beside(from), new)?;
         if !is_file {
@@ -66,32 +74,37 @@ pub fn bake(
         }
         Ok(())
     })?;
-    if is_file {
-        let (tensors, metadata) = single_file::tensors(from, model, &sums)?;
-        safetensors::save(out, &tensors, &metadata)?;
-    }
-    Ok(())
+    let Some((tensors, metadata)) = file else { return Ok(()) };
+    watch(Event::Stage { name: "writing the model".into(), total: 1 })
+        .and_then(|()| safetensors::save(out, &tensors, &metadata))
+        // A folder that describes a file which is not there would stand in the way of the next try.
+        .inspect_err(|_| drop(fs::remove_dir_all(&folder)))
 }
 
 /// The three networks of a folder.
 fn weights(from: &Folder, sums: &Sums, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
-    let parts = [
-        ("text_encoder", sd::TEXT_WEIGHTS, Some(Part::Text)),
-        ("unet", sd::WEIGHTS, Some(Part::Unet)),
-        ("vae", sd::WEIGHTS, None),
-    ];
-    let total = parts.len();
+    let total = NETWORKS.len();
     watch(Event::Stage { name: "writing the model".into(), total })?;
-    for (i, (part, files, stored)) in parts.into_iter().enumerate() {
-        let file = network(from, part, files)?;
-        safetensors::save(&to.join(part).join(files[0]), &with_sums(&file, stored, sums)?, file.metadata())?;
+    for (i, (network, folder, files)) in NETWORKS.into_iter().enumerate() {
+        let file = from.checkpoint(folder, files)?;
+        let mut tensors = BTreeMap::new();
+        for stored in file.entries().keys() {
+            let sum = ours(network, stored).and_then(|ours| sums.get(&(network, ours)));
+            tensors.insert(stored.clone(), with_sum(&file, stored, sum)?);
+        }
+        safetensors::save(&to.join(folder).join(files[0]), &tensors, file.metadata())?;
         watch(Event::Progress { done: i + 1, total })?;
     }
     Ok(())
 }
 
-fn network(from: &Folder, part: &str, files: [&str; 2]) -> Result<Checkpoint> {
-    from.checkpoint(&files.map(|file| format!("{part}/{file}")).each_ref().map(String::as_str))
+/// Our name of what a folder's file holds; `None` for what is no weight.
+fn ours(network: Network, stored: &str) -> Option<String> {
+    match network {
+        Network::Text => names::text_encoder(stored),
+        Network::Vae => names::vae(stored),
+        Network::Unet => Some(stored.to_owned()),
+    }
 }
 
 /// What the file of each word is called: its letters, since a word may hold slashes and dots that lead out of the folder;
@@ -110,8 +123,8 @@ fn file_names<'a>(words: impl Iterator<Item = &'a String>) -> Vec<String> {
         .collect()
 }
 
-/// `Σ strength · ΔW` of each layer, and of its bias, under the names that the files give them.
-type Sums = BTreeMap<(Part, String), Vec<f32>>;
+/// `Σ strength · ΔW` of each layer, and of its bias, under our names.
+type Sums = BTreeMap<(Network, String), Vec<f32>>;
 
 fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> Result<Sums> {
     let table: BTreeMap<String, _> = model.layer_ids().map(|(_, layer)| (layer.module(), layer)).collect();
@@ -129,10 +142,11 @@ fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> R
                 )
                 .at(&file.path)
             })?;
+            let network = if layer.part == Part::Text { Network::Text } else { Network::Unet };
             let by = strength.of(module);
             let mut add = |ending: &str, values: &[f32]| {
                 let sum = sums
-                    .entry((layer.part, format!("{}.{ending}", layer.path)))
+                    .entry((network, format!("{}.{ending}", layer.path)))
                     .or_insert_with(|| vec![0.0; values.len()]);
                 sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += by * value);
             };
@@ -166,26 +180,19 @@ fn refuse_own(file: &LoraFile) -> Result<()> {
     .at(&file.path))
 }
 
-/// The tensors of a file, those that have a sum with it added.
-fn with_sums(file: &Checkpoint, part: Option<Part>, sums: &Sums) -> Result<BTreeMap<String, Tensor>> {
-    let mut tensors = BTreeMap::new();
-    for stored in file.entries().keys() {
-        let ours = match part {
-            Some(Part::Text) => names::text_encoder(stored),
-            _ => Some(stored.clone()),
-        };
-        let sum = part.zip(ours).and_then(|key| sums.get(&key));
-        tensors.insert(stored.clone(), with_sum(file, stored, sum)?);
-    }
-    Ok(tensors)
-}
-
 /// A stored tensor with `sum` added, in its own number format.
 fn with_sum(file: &Checkpoint, stored: &str, sum: Option<&Vec<f32>>) -> Result<Tensor> {
     let Some(sum) = sum else { return file.raw(stored) };
     let (entry, mut values) = (&file.entries()[stored], file.f32(stored)?);
     values.iter_mut().zip(sum).for_each(|(value, sum)| *value += sum);
-    Ok(Tensor::new(entry.dtype, &entry.shape, &values))
+    let tensor = Tensor::new(entry.dtype, &entry.shape, &values);
+    if !tensor.is_finite() {
+        return Err(Error::new(
+            format!("With the adapters added, {stored} holds numbers that {} cannot", entry.dtype),
+            "Lower the strengths of the adapters",
+        ));
+    }
+    Ok(tensor)
 }
 
 /// Copies what describes the model.
@@ -284,6 +291,20 @@ mod tests {
 
         let again = bake(&from, &model, &[source], &out, &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"));
+    }
+
+    #[test]
+    fn a_sum_that_the_format_cannot_hold_is_refused_and_leaves_nothing() {
+        let from = StableDiffusion::folder("starter");
+        let model = StableDiffusion::open(&from, &cpu()).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let source = Source { file: adapter(&model), strength: Strength::uniform(1e9) };
+        for name in ["folder", "file.safetensors"] {
+            let out = scratch.path().join(name);
+            let error = bake(&from, &model, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap_err();
+            assert!(error.what.contains("holds numbers that F16 cannot"), "{error}");
+        }
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 
     /// Into a file and back, and from that file into another: the names and numbers of the networks stay.

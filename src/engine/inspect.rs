@@ -172,10 +172,7 @@ fn adapter(path: &Path) -> Result<Report> {
     Ok(Report::Adapter {
         path: path.to_path_buf(),
         method: value(keys::METHOD),
-        family: {
-            let layers: Vec<_> = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
-            detect::adapter_family(&layers).map(Family::title)
-        },
+        family: file.family().map(Family::title),
         base: value(keys::BASE),
         basis: value(keys::BASIS),
         slot: value(keys::SLOT),

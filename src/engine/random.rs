@@ -38,7 +38,7 @@ impl Philox {
 
     /// `n` of them from the `first` on: a part of a larger draw.
     pub fn normal_from(&self, offset: u32, first: usize, n: usize) -> Vec<f32> {
-        (index32(first)..index32(first + n)).map(|i| self.normal_f64(offset, i) as f32).collect()
+        (index32(first)..index32(first.saturating_add(n))).map(|i| self.normal_f64(offset, i) as f32).collect()
     }
 
     /// One standard normal value (Box–Muller, the sine branch, as cuRAND returns it first).

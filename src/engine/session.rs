@@ -1,5 +1,8 @@
 //! The one door that command line and window go through: devices, models, adapters, jobs.
 
+mod lesson;
+mod preflight;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,28 +20,29 @@ use crate::engine::io::lora_file::LoraFile;
 use crate::engine::merge::meeting::{Meeting, meeting};
 use crate::engine::merge::note::Note;
 use crate::engine::merge::{self, Inputs, Needs, Source, recipe};
-use crate::engine::model::StableDiffusion;
 use crate::engine::model::tokenizer::Word;
+use crate::engine::model::{Precision, StableDiffusion};
 use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
-use crate::engine::train::config::{self, Config};
-use crate::engine::train::configuration::{Configuration, Together};
-use crate::engine::train::estimate::Estimate;
+use crate::engine::train::config;
 use crate::engine::train::evidence::{self, Evidence};
 use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::run::Trained;
-use crate::engine::train::{self, Wishes, checkpoint};
-use crate::engine::{Error, Result};
+use crate::engine::train::{self, Wishes};
+use crate::engine::{Error, Result, words};
 
-/// The word of a concept where none is chosen.
-const TOKEN: &str = "<sks>";
+pub use lesson::{Lesson, check, lessons};
+pub use preflight::{Preflight, estimate};
+
 /// Caption of a concept without caption files where the model's README gives no template.
 const DEFAULT_TEMPLATE: &str = "a photo of {token} {class}";
 
 /// An open device and a folder for what can be computed again.
 pub struct Session {
     pub device: Opened,
+    /// What models that it opens from now on are held as.
+    pub precision: Precision,
     choice: device::Choice,
     cache: Option<PathBuf>,
 }
@@ -48,38 +52,6 @@ pub struct Session {
 pub struct Used {
     pub file: Arc<LoraFile>,
     pub strength: Strength,
-}
-
-/// What is asked of one concept of a training.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Lesson {
-    pub token: String,
-    /// That of the concept's folder if left out.
-    pub class_word: Option<String>,
-    /// How often each picture is shown for once of another concept's.
-    pub repeats: usize,
-    /// Of its loss.
-    pub weight: f32,
-}
-
-/// The folders of pictures that a configuration names, with what is asked of each.
-pub fn lessons(configuration: &Configuration) -> Vec<(PathBuf, Lesson)> {
-    let Configuration { concept, token, class, repeats, weight, together, .. } = configuration.clone();
-    let usual = Lesson::new(token.unwrap_or_else(|| TOKEN.into()), class);
-    let (repeats, weight) = (repeats.unwrap_or(usual.repeats), weight.unwrap_or(usual.weight));
-    let first = concept.map(|concept| (concept, Lesson { repeats, weight, ..usual }));
-    let others = together.into_iter().map(|other| {
-        let Together { concept, token, class, repeats, weight } = other;
-        (concept, Lesson { token, class_word: class, repeats, weight })
-    });
-    first.into_iter().chain(others).collect()
-}
-
-impl Lesson {
-    /// With one share.
-    pub fn new(token: impl Into<String>, class_word: Option<String>) -> Self {
-        Self { token: token.into(), class_word, repeats: 1, weight: 1.0 }
-    }
 }
 
 /// What a training is asked to do; what is left open is chosen.
@@ -148,21 +120,21 @@ impl Session {
             }
         }
         watch(Event::note(format!("Device: {}", device.reason)))?;
-        Ok(Self { device, choice, cache })
+        Ok(Self { device, precision: Precision::default(), choice, cache })
     }
 
     /// `starter`, a folder in diffusers layout, or a single file. A GPU that gets one of the model's own layers wrong is named, and
     /// the model runs on the CPU unless the GPU was asked for by name.
     pub fn model(&self, name: &str) -> Result<StableDiffusion> {
         let folder = StableDiffusion::folder(name);
-        let model = StableDiffusion::open(&folder, &self.device.device)?;
+        let model = StableDiffusion::open_as(&folder, &self.device.device, self.precision)?;
         let Some(driver) = &self.device.driver else { return Ok(model) };
         let tested = self_test::cached(&self.device.device, driver, &model.layer_shapes(), self.cache.as_deref());
         match (tested, self.choice) {
             (Ok(()), _) => Ok(model),
             (Err(fault), device::Choice::Auto) => {
                 tracing::warn!("{} computes wrongly ({fault}); the CPU is used instead", self.device.name);
-                StableDiffusion::open(&folder, &device::cpu())
+                StableDiffusion::open_as(&folder, &device::cpu(), self.precision)
             }
             (Err(fault), _) => {
                 tracing::warn!("{} computes wrongly ({fault}); compare with --device cpu", self.device.name);
@@ -214,8 +186,11 @@ impl Session {
         watch: &mut Watch<'_>,
     ) -> Result<Trained> {
         let (method_settings, settings) = self::settings(training.method, &training.changes)?;
-        // A wrong setting is told before a slot is taken for it.
-        Config::new(&settings, training.method, model)?;
+        // A wrong setting, and a training that does not fit, are told before a slot is taken for them.
+        let preflight = Preflight::of(model, training.method, &training.changes, &training.out)?;
+        if let Some(refusal) = preflight.refusal {
+            return Err(refusal);
+        }
         let subjects = subjects(concepts, &training.lessons)?;
         if subjects.iter().any(|subject| subject.trigger.class_word.is_empty()) {
             watch(Event::warning(
@@ -240,8 +215,8 @@ impl Session {
             watch(Event::note(format!("Slot {slot}{of} in {}", path.display())))?;
             before = Some((path, old));
         }
-        let needed = estimate(model, training.method, &training.changes)?.total() as f64;
-        watch(Event::note(format!("Memory: about {:.1} GB", (needed / 1e9).max(0.1))))?;
+        let [memory, disk] = [preflight.estimate.total(), preflight.estimate.disk].map(words::bytes);
+        watch(Event::note(format!("Memory: about {memory}; on the disk at most {disk}")))?;
         let block = context.block;
         let job = Job {
             model,
@@ -265,8 +240,8 @@ impl Session {
                 Some(old) => {
                     Project::claim(&path, block, &training.out, &old.token, Some(old.number), usize::MAX).map(drop)
                 }
-                // A saved state and kept steps need their slot again; without them, nothing was taught.
-                None if checkpoint::folder(&training.out).is_dir() || !train::kept(&training.out).is_empty() => Ok(()),
+                // A saved state, kept steps and the best so far need their slot again; without them, nothing was taught.
+                None if train::has_left(&training.out) => Ok(()),
                 None => Project::release(&path, block, &training.out).map(drop),
             };
         }
@@ -329,30 +304,13 @@ fn subjects<'a>(concepts: &'a [Concept], lessons: &[Lesson]) -> Result<Vec<Subje
         let what = format!("There are {} concepts to teach and {} words for them", concepts.len(), lessons.len());
         return Err(Error::usage(what, "Give each concept a token of its own"));
     }
-    let mut subjects: Vec<Subject<'_>> = Vec::new();
-    for (concept, Lesson { token, class_word, repeats, weight }) in concepts.iter().zip(lessons) {
-        let class_word = class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
-        let trigger = Trigger::new(token, &class_word)?;
-        if subjects.iter().any(|other| other.trigger.token == *token) {
-            let what = format!("Two of the concepts have the token {token}");
-            return Err(Error::usage(what, "Give each concept a token of its own"));
-        }
-        if *repeats == 0 || !weight.is_finite() || *weight < 0.0 {
-            let what = format!("{token} cannot have {repeats} repeats at weight {weight}");
-            return Err(Error::usage(what, "Repeats are at least 1, and a weight is 0 or more"));
-        }
-        subjects.push(Subject { concept, trigger, repeats: *repeats, weight: *weight });
-    }
-    Ok(subjects)
-}
-
-/// Predicted memory of a training with these fields.
-pub fn estimate(model: &StableDiffusion, method: &'static Method, changes: &[(String, String)]) -> Result<Estimate> {
-    let (method_settings, settings) = self::settings(method, changes)?;
-    let config = Config::new(&settings, method, model)?;
-    let context = adapter::Context { seed: 0, slot: 0, block: default_block(model) };
-    let adapter = (method.build)(&method_settings, &context)?;
-    Estimate::of(model, method, adapter.as_ref(), &config)
+    check(lessons)?;
+    let subject = |(concept, lesson): (&'a Concept, &Lesson)| {
+        let class_word = lesson.class_word.clone().or_else(|| concept.class_word.clone()).unwrap_or_default();
+        let trigger = Trigger::new(&lesson.token, &class_word)?;
+        Ok(Subject { concept, trigger, repeats: lesson.repeats, weight: lesson.weight })
+    };
+    concepts.iter().zip(lessons).map(subject).collect()
 }
 
 /// How the model's captions read.

@@ -1,4 +1,6 @@
-//! Numbers as people read them, in the window and on the command line.
+//! Numbers and names as people read them, in the window and on the command line.
+
+use std::path::Path;
 
 /// `8 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn duration(seconds: f64) -> String {
@@ -24,6 +26,11 @@ pub fn bytes(bytes: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.1} MB", x / 1e6),
         _ => format!("{:.1} GB", x / 1e9),
     }
+}
+
+/// A file's name without its ending: what it is called where nobody gave it another name.
+pub fn stem(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

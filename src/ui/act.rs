@@ -78,12 +78,17 @@ impl App {
                 self.touch();
                 self.open_cards();
             }
-            Command::OpenModel(_) | Command::SetDevice(_) if self.studio.is_training() => {
+            Command::OpenModel(_) | Command::SetDevice(_) | Command::SetPrecision(_) if self.studio.is_training() => {
                 self.studio.log.warn("A training is running: stop it first");
             }
             Command::OpenModel(name) => {
                 self.studio.project.model = name;
                 self.touch();
+                self.open_device();
+            }
+            Command::SetPrecision(precision) => {
+                self.studio.preferences.precision = precision;
+                self.save_preferences();
                 self.open_device();
             }
             Command::SetDevice(choice) => {

@@ -8,6 +8,7 @@ use eframe::CreationContext;
 use egui_tiles::{Container, Linear, LinearDir, Tile, TileId, Tiles, Tree};
 
 use crate::engine::device::{self, Choice, WgpuSetup};
+use crate::engine::model::Precision;
 use crate::engine::project::Project;
 use crate::ui::command::Command;
 use crate::ui::panel::{PANELS, Panel};
@@ -25,6 +26,8 @@ pub struct Start {
     /// `None` opens the last project, or the starter's.
     pub project: Option<PathBuf>,
     pub device: Choice,
+    /// What models are held as, where it is not to be what the preferences say.
+    pub precision: Option<Precision>,
     /// Where looks and recent projects are kept.
     pub preferences: Option<PathBuf>,
     /// `None` is the queue that `triptych queue` uses.
@@ -63,8 +66,9 @@ impl App {
         if let Some(state) = &cc.wgpu_render_state {
             gpu_paint::install(&cc.egui_ctx, state);
         }
-        let Start { project, device, preferences, queue, began } = start;
-        let looks = preferences.as_deref().map(Preferences::open).unwrap_or_default();
+        let Start { project, device, precision, preferences, queue, began } = start;
+        let mut looks = preferences.as_deref().map(Preferences::open).unwrap_or_default();
+        looks.precision = precision.unwrap_or(looks.precision);
         let (post, reports) = Post::new(&cc.egui_ctx);
         let last = || looks.recent.iter().find(|path| path.is_file()).cloned();
         let path = project.or_else(last).map_or_else(first_start::place, Ok);

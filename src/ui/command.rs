@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::engine::device::Choice;
+use crate::engine::model::Precision;
 use crate::engine::project::{ConceptEntry, Desk, PreviewForm, TrainingForm};
 use crate::ui::crops;
 use crate::ui::grid::Plan;
@@ -60,6 +61,7 @@ pub enum Command {
 
     OpenModel(String),
     SetDevice(Choice),
+    SetPrecision(Precision),
 
     /// What the form asks for; one that was stopped goes on.
     Train,

@@ -74,7 +74,11 @@ mod tests {
         assert!(matches!(command(file("recipe.toml")), Ok(Command::OpenRecipe(_))));
         std::fs::write(file("settings.toml"), "rank = 4\nsteps = 50").unwrap();
         assert!(matches!(command(file("settings.toml")), Ok(Command::OpenSettings(_))));
-        for (text, word) in [("block = 3\n[fader", "cannot be read"), ("rank = ", "cannot be read")] {
+        // Empty, it changes nothing; a key that nobody knows is told when it is opened.
+        std::fs::write(file("empty.toml"), "").unwrap();
+        assert!(matches!(command(file("empty.toml")), Ok(Command::OpenSettings(_))));
+        let order = "state = \"waiting\"\ntoken = \"<a>\"\nmethod = \"lora\"\nout = \"/a.safetensors\"";
+        for (text, word) in [(order, "queue"), ("block = 3\n[fader", "cannot be read"), ("rank = ", "cannot be read")] {
             std::fs::write(file("x.toml"), text).unwrap();
             let error = command(file("x.toml")).unwrap_err();
             assert!(error.what.contains(word) && !error.advice.is_empty(), "{text}: {error}");

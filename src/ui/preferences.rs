@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::io::atomic;
+use crate::engine::model::Precision;
 use crate::engine::{Error, Result};
 
 const MOST_RECENT: usize = 8;
@@ -19,6 +20,8 @@ pub struct Preferences {
     pub zoom: f32,
     pub recent: Vec<PathBuf>,
     pub hints_read: BTreeSet<String>,
+    /// What models are held as.
+    pub precision: Precision,
     /// Measured, by device, model, method and shape of a step.
     pub step_seconds: BTreeMap<String, f64>,
 }
@@ -30,6 +33,7 @@ impl Default for Preferences {
             zoom: 1.0,
             recent: Vec::new(),
             hints_read: BTreeSet::new(),
+            precision: Precision::default(),
             step_seconds: BTreeMap::new(),
         }
     }

@@ -32,14 +32,11 @@ impl Studio {
         let (mut concepts, mut lessons) = (Vec::new(), Vec::new());
         for Together { concept, repeats, weight } in std::iter::once(&first).chain(&form.together) {
             let entry = entry(concept)?;
-            if concepts.iter().any(|other: &ConceptEntry| other.token == entry.token) {
-                let what = format!("Two of the concepts have the token {}", entry.token);
-                return Err(Error::usage(what, "Give each a token of its own in the library"));
-            }
             let class_word = Some(entry.class.clone()).filter(|class| !class.is_empty());
             lessons.push(Lesson { token: entry.token.clone(), class_word, repeats: *repeats, weight: *weight });
             concepts.push(entry);
         }
+        session::check(&lessons)?;
         let method = adapter::method(&form.method)?;
         let mut changes: Vec<_> = form.changes.clone().into_iter().collect();
         let (_, settings) = session::settings(method, &changes)?;

@@ -57,7 +57,12 @@ impl Desk {
         let (method_settings, settings) = session::settings(method, &changes).unwrap();
         Job {
             model: &self.model,
-            subjects: vec![Subject::new(&self.concept, Trigger::new("<sks>", "cat").unwrap())],
+            subjects: vec![Subject {
+                concept: &self.concept,
+                trigger: Trigger::new("<sks>", "cat").unwrap(),
+                repeats: 1,
+                weight: 1.0,
+            }],
             template: "a photo of {token} {class}".into(),
             method,
             method_settings,

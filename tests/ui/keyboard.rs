@@ -84,25 +84,7 @@ fn all_are_reached(window: &mut Harness<'_, App>, what: &str) {
 #[test]
 fn tab_reaches_every_control_of_every_panel() {
     let folder = tempfile::tempdir().unwrap();
-    let mut window = window(folder.path());
-    teach(&mut window);
-    all_are_reached(&mut window, "Training");
-    press(&mut window, "Plan");
-    use_control(&mut window, "All settings");
-    all_are_reached(&mut window, "Plan");
-    let queue = named_from(&window, "Queue (");
-    press(&mut window, &queue);
-    all_are_reached(&mut window, "Queue");
-    for kind in ["Concept ", "Adapter "] {
-        let card = named_from(&window, kind);
-        use_control(&mut window, &card);
-    }
-    press(&mut window, "Merge panel");
-    let blocks = named_from(&window, "Blocks of ");
-    use_control(&mut window, &blocks);
-    all_are_reached(&mut window, "Library and Merge");
-    press(&mut window, "Grid");
-    all_are_reached(&mut window, "Grid");
+    tour(&mut window(folder.path()), all_are_reached);
 }
 
 #[test]

@@ -29,6 +29,7 @@ fn start(folder: &Path) -> Start {
     Start {
         project: Some(folder.join("triptych.toml")),
         device: Choice::Cpu,
+        precision: None,
         preferences: Some(folder.join("window.toml")),
         queue: Some(folder.join("queue")),
         began: Instant::now(),
@@ -110,4 +111,28 @@ fn teach(window: &mut Harness<'_, App>) {
     press(window, "Train");
     until(window, "the training's end", |window| shows(window, "it is on the mixing desk now"));
     until(window, "the pictures", |window| !window.state().is_busy());
+}
+
+/// Every panel with everything in it unfolded, each handed to `look` with its name.
+fn tour(window: &mut Harness<'_, App>, look: fn(&mut Harness<'_, App>, &str)) {
+    teach(window);
+    look(window, "Training");
+    press(window, "Plan");
+    use_control(window, "All settings");
+    look(window, "Plan");
+    use_control(window, "Add to queue");
+    let queue = named_from(window, "Queue (");
+    press(window, &queue);
+    until(window, "the order", |window| shows(window, "waits"));
+    look(window, "Queue");
+    for kind in ["Concept ", "Adapter "] {
+        let card = named_from(window, kind);
+        use_control(window, &card);
+    }
+    press(window, "Merge panel");
+    let blocks = named_from(window, "Blocks of ");
+    use_control(window, &blocks);
+    look(window, "Library and Merge");
+    press(window, "Grid");
+    look(window, "Grid");
 }

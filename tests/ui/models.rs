@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use egui::DroppedFile;
+use egui::accesskit::Role;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
 use triptych::engine::io::safetensors::{Dtype, Tensor, save};
@@ -66,4 +67,10 @@ fn a_single_file_is_dropped_and_chosen_and_other_files_are_told() {
     answer(&mut window, "Open a model file", &place("agate.safetensors"));
     until(&mut window, "the chosen model", |window| window.query_by_label("agate").is_some());
     assert!(window.query_by_label("Open model folder…").is_some());
+
+    assert!(shows(&window, "· f32"));
+    press(&mut window, "Computes on: CPU");
+    window.get_by_role_and_label(Role::RadioButton, "f16").click();
+    window.run_steps(2);
+    until(&mut window, "weights that are held as f16", |window| shows(window, "· f16"));
 }

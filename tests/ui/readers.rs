@@ -33,26 +33,7 @@ fn all_are_told(window: &mut Harness<'_, App>, what: &str) {
 fn every_control_says_what_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let mut window = window(folder.path());
-    teach(&mut window);
-    all_are_told(&mut window, "Training");
-    press(&mut window, "Plan");
-    use_control(&mut window, "All settings");
-    all_are_told(&mut window, "Plan");
-    use_control(&mut window, "Add to queue");
-    let queue = named_from(&window, "Queue (");
-    press(&mut window, &queue);
-    until(&mut window, "the order", |window| shows(window, "waits"));
-    all_are_told(&mut window, "Queue");
-    for kind in ["Concept ", "Adapter "] {
-        let card = named_from(&window, kind);
-        use_control(&mut window, &card);
-    }
-    press(&mut window, "Merge panel");
-    let blocks = named_from(&window, "Blocks of ");
-    use_control(&mut window, &blocks);
-    all_are_told(&mut window, "Library and Merge");
-    press(&mut window, "Grid");
-    all_are_told(&mut window, "Grid");
+    tour(&mut window, all_are_told);
     for menu in ["Project", "View", "Computes on: "] {
         let name = named_from(&window, menu);
         press(&mut window, &name);

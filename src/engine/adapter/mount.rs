@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::engine::adapter::{self, Adapter, Context};
 use crate::engine::field::Settings;
-use crate::engine::io::detect::{self, Family};
+use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
@@ -47,9 +47,8 @@ impl Strength {
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
     let table: BTreeMap<String, LayerId> = model.layer_ids().map(|(id, layer)| (layer.module(), id)).collect();
-    let layers: Vec<_> = file.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
-    let family = detect::adapter_family(&layers).filter(|family| *family != Family::Sd1);
     let refused = |why: String| {
+        let family = file.family().filter(|family| *family != Family::Sd1);
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(
             format!("The adapter was made for another model than {}{family}: {why}", model.name),

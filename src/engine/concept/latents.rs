@@ -1,6 +1,7 @@
 //! Pictures as the denoiser sees them, kept on disk so that a second training starts at once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
@@ -21,19 +22,24 @@ pub fn latents(
     cache: Option<&Path>,
     tell: &mut impl FnMut() -> Result<()>,
 ) -> Result<Tensor<4>> {
-    let mut all = Vec::new();
+    let (mut all, mut hashes) = (Vec::new(), BTreeMap::new());
     for (path, view) in views {
-        all.push(one(model, path, view, cache)?);
+        // A picture has many views, and is read whole for its hash.
+        let hash = match hashes.entry(*path) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(concept::content_hash(path)?),
+        };
+        all.push(one(model, path, hash, view, cache)?);
         tell()?;
     }
     Ok(Tensor::cat(all, 0))
 }
 
-fn one(model: &StableDiffusion, path: &Path, view: &View, cache: Option<&Path>) -> Result<Tensor<4>> {
+fn one(model: &StableDiffusion, path: &Path, hash: &str, view: &View, cache: Option<&Path>) -> Result<Tensor<4>> {
     let [width, height] = view.size.map(|side| side / model.vae.factor());
     let shape = [1, model.vae.config.latent_channels, height, width];
     // Whatever a view is made of is in the key: none is ever mistaken for another.
-    let text = format!("{} {view:?} {} {:?}", concept::content_hash(path)?, model.vae_hash, model.device);
+    let text = format!("{hash} {view:?} {} {:?}", model.vae_hash, model.device);
     let key = safetensors::hex(&Sha256::digest(text.as_bytes()));
     let kept = cache.map(|folder| folder.join(format!("{}.safetensors", &key[..32])));
     if let Some(file) = kept.as_deref().filter(|file| file.is_file())

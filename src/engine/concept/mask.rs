@@ -8,6 +8,7 @@ use image::{GrayImage, Rgb, RgbImage};
 use super::picture::decode;
 use super::{Picture, View};
 use crate::engine::Result;
+use crate::engine::words::stem;
 
 /// Where masks come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ const ENDING: &str = ".mask";
 
 /// The masks a picture could have; the first that is there counts.
 pub(super) fn beside(picture: &Path) -> [PathBuf; 2] {
-    let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = stem(picture);
     [LABEL, ENDING].map(|ending| picture.with_file_name(format!("{stem}{ending}.png")))
 }
 

@@ -1,4 +1,4 @@
-//! Stored numbers → f32, on all cores, in one pass that also tells whether they are numbers.
+//! Stored numbers → f32 or f16, on all cores, in one pass that also tells whether they are numbers.
 
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
@@ -13,8 +13,8 @@ const BLOCK: usize = 512;
 
 /// Values of a tensor, row-major.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Numbers {
-    pub values: Vec<f32>,
+pub struct Numbers<T = f32> {
+    pub values: Vec<T>,
     /// Whether none of them is NaN or infinite.
     pub finite: bool,
 }
@@ -30,11 +30,24 @@ pub fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Numbers> {
         Dtype::I32 => |bytes, out| each(bytes, out, |b| i32::from_le_bytes(b) as f32),
         _ => return None,
     };
-    let width = dtype.bitsize() / 8;
-    let mut values = vec![0.0; bytes.len() / width];
-    let share = |(out, bytes): (&mut [f32], &[u8])| {
+    Some(in_shares(bytes, dtype.bitsize() / 8, decode, f32::is_finite))
+}
+
+/// `bytes` of f16 as they are.
+pub fn f16s(bytes: &[u8]) -> Numbers<f16> {
+    in_shares(bytes, size_of::<f16>(), |bytes, out| each(bytes, out, f16::from_le_bytes), f16::is_finite)
+}
+
+fn in_shares<T: Copy + Default + Send>(
+    bytes: &[u8],
+    width: usize,
+    decode: fn(&[u8], &mut [T]),
+    is_finite: impl Fn(T) -> bool + Sync,
+) -> Numbers<T> {
+    let mut values = vec![T::default(); bytes.len() / width];
+    let share = |(out, bytes): (&mut [T], &[u8])| {
         decode(bytes, out);
-        out.iter().fold(true, |finite, x| finite & x.is_finite())
+        out.iter().fold(true, |finite, &x| finite & is_finite(x))
     };
     let finite = match values.len() > SHARE {
         true => {
@@ -42,10 +55,10 @@ pub fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Numbers> {
         }
         false => share((&mut values, bytes)),
     };
-    Some(Numbers { values, finite })
+    Numbers { values, finite }
 }
 
-fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+fn each<const N: usize, T>(bytes: &[u8], out: &mut [T], value: impl Fn([u8; N]) -> T) {
     out.iter_mut().zip(bytes.as_chunks().0).for_each(|(out, &bytes)| *out = value(bytes));
 }
 
@@ -78,6 +91,9 @@ mod tests {
         };
         let f16s = numbers(Dtype::F16, &bytes).unwrap();
         assert!(same(&f16s.values, &|b| f16::from_bits(b).to_f32()) && !f16s.finite);
+        let kept = super::f16s(&bytes);
+        assert!(kept.values.iter().map(|x| x.to_bits()).eq(bits.iter().copied()) && !kept.finite);
+        assert!(super::f16s(&bytes[..2 * 0x7c00]).finite, "all below infinity");
         let bf16s = numbers(Dtype::BF16, &bytes).unwrap();
         assert!(same(&bf16s.values, &|b| bf16::from_bits(b).to_f32()) && !bf16s.finite);
     }

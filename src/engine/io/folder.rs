@@ -62,8 +62,10 @@ impl Folder {
         })
     }
 
-    /// The first of `names` that exists, opened; else the shards of the first whose `.index.json` exists.
-    pub fn checkpoint(&self, names: &[&str]) -> Result<Checkpoint> {
+    /// The weights of a network: the first of `files` in the folder `part`; else the shards of the first whose
+    /// `.index.json` exists.
+    pub fn checkpoint(&self, part: &str, files: [&str; 2]) -> Result<Checkpoint> {
+        let names = files.map(|file| format!("{part}/{file}"));
         let found = match self {
             Self::Disk(path) => {
                 let one = names.iter().map(|name| path.join(name)).find(|file| file.is_file());
@@ -76,7 +78,7 @@ impl Folder {
                 .find_map(|name| dir.get_file(name))
                 .map(|file| Checkpoint::embedded(&self.path().join(file.path()), file.contents())),
         };
-        found.unwrap_or_else(|| match names.iter().find_map(|name| self.pickle_beside(name)) {
+        found.unwrap_or_else(|| match self.pickle_in(part) {
             Some(file) => Err(pickle::refusal().at(file)),
             None => Err(Error::new(
                 format!("None of {} is there", names.join(", ")),
@@ -86,10 +88,10 @@ impl Folder {
         })
     }
 
-    /// A pickle in the folder where the file `name` should be.
-    fn pickle_beside(&self, name: &str) -> Option<PathBuf> {
+    /// A pickle in one of its folders.
+    fn pickle_in(&self, part: &str) -> Option<PathBuf> {
         let Self::Disk(path) = self else { return None };
-        let files = std::fs::read_dir(path.join(name).parent()?).ok()?;
+        let files = std::fs::read_dir(path.join(part)).ok()?;
         files.filter_map(|file| Some(file.ok()?.path())).filter(|file| pickle::is_named_so(file)).min()
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use crate::engine::io::atomic::folder_of;
 use crate::engine::{Error, Result};
 
 /// The lock that belongs to a file or a job.
@@ -38,9 +39,7 @@ pub fn beside(path: &Path) -> PathBuf {
 fn open(path: &Path) -> Result<(PathBuf, File)> {
     let path = beside(path);
     let failed = |e: std::io::Error| Error::io("lock", &path, &e);
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-    }
+    std::fs::create_dir_all(folder_of(&path)).map_err(failed)?;
     let file = File::create(&path).map_err(failed)?;
     Ok((path, file))
 }

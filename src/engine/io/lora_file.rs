@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
+use crate::engine::io::detect::Family;
 use crate::engine::io::names::{self, Role};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::engine::io::{detect, metadata};
@@ -122,7 +123,10 @@ pub struct LoraFile {
 }
 
 impl LoraFile {
+    /// A file, or the folder that PEFT saves one in.
     pub fn open(path: &Path) -> Result<Self> {
+        let inside = path.join(detect::PEFT_FILE);
+        let path = if inside.is_file() { &inside } else { path };
         let file = Checkpoint::open(path)?;
         let mut parts: BTreeMap<String, BTreeMap<Role, &String>> = BTreeMap::new();
         let (mut tokens, mut own) = (BTreeMap::new(), BTreeMap::<String, BTreeMap<String, Matrix>>::new());
@@ -172,6 +176,12 @@ impl LoraFile {
         let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         let metadata = file.metadata().clone();
         Ok(Self { path: path.to_path_buf(), layers, differences, own, tokens, metadata, dtype })
+    }
+
+    /// The family of models it was made for, where its layers tell.
+    pub fn family(&self) -> Option<Family> {
+        let layers: Vec<_> = self.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
+        detect::adapter_family(&layers)
     }
 
     /// The tensors as they are written.

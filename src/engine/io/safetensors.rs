@@ -195,15 +195,13 @@ impl Checkpoint {
     }
 
     /// The values as f16, row-major: as they are stored, or rounded (to infinity, beyond f16's range).
-    pub fn f16(&self, name: &str) -> Result<Vec<f16>> {
+    pub fn f16(&self, name: &str) -> Result<Numbers<f16>> {
         let entry = self.entry(name)?;
-        match entry.dtype {
-            Dtype::F16 => {
-                let bytes = self.bytes(entry);
-                Ok(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect())
-            }
-            _ => Ok(self.f32(name)?.into_iter().map(f16::from_f32).collect()),
+        if entry.dtype == Dtype::F16 {
+            return Ok(decode::f16s(self.bytes(entry)));
         }
+        let values: Vec<f16> = self.f32(name)?.into_iter().map(f16::from_f32).collect();
+        Ok(Numbers { finite: values.iter().all(|x| x.is_finite()), values })
     }
 
     /// The values of a tensor as f32, row-major.

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::engine::io::Checkpoint;
+use crate::engine::io::atomic::folder_of;
 use crate::engine::{Error, Result};
 
 #[derive(Deserialize)]
@@ -20,7 +21,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     let index: Index = serde_json::from_str(&text)
         .map_err(|e| Error::new(format!("The list of shards cannot be read: {e}"), "Fetch the model again").at(path))?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let shard = |name: &&String| {
         // A list that leads out of its folder is none that a tool wrote.
         if Path::new(name.as_str()).file_name().is_none_or(|bare| bare != name.as_str()) {

@@ -131,7 +131,7 @@ pub fn upsample(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
 
 /// Scores that attention keeps for the backward pass; beyond, it computes them again. 16 MB: more than any layer of the
 /// starter has at a batch of eight, a thirtieth of what one picture of 512×512 takes in Stable Diffusion's first level.
-const MOST_SCORES: usize = 1 << 22;
+pub const MOST_SCORES: usize = 1 << 22;
 
 /// `softmax(q·kᵀ/√d + mask)·v` on `heads` heads; `q [b, n, c]`, `k, v [b, m, c]`, `mask [1, 1, n, m]`.
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Option<Tensor<4>>) -> Tensor<3> {

@@ -94,8 +94,7 @@ impl<'a> Loader<'a> {
             return stand_in();
         }
         let read = match held {
-            Dtype::F16 => self.checkpoint.f16(stored).map(|values| {
-                let finite = values.iter().all(|x| x.is_finite());
+            Dtype::F16 => self.checkpoint.f16(stored).map(|Numbers { values, finite }| {
                 finite.then(|| Tensor::from_data(TensorData::new(values, shape), (device, DType::F16)))
             }),
             _ => self.checkpoint.numbers(stored).map(|Numbers { values, finite }| {
@@ -136,7 +135,10 @@ impl Scope<'_> {
 
     /// As matrices of this model are held: in f32 or f16.
     pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
-        self.loader.tensor(&self.join(&name), shape, self.loader.hold.matrices)
+        let name = self.join(&name);
+        let entry = self.loader.stored.get(&name).and_then(|stored| self.loader.checkpoint.entries().get(stored));
+        let held = self.loader.hold.matrix(entry.map_or(Dtype::F32, |entry| entry.dtype));
+        self.loader.tensor(&name, shape, held)
     }
 
     /// Whether any tensor lies below `name`.

@@ -20,6 +20,6 @@ pub mod vae;
 
 pub use layer::{Layer, LayerId, Part, Table, Weight};
 pub use mount::{Branch, Change, Mounts, Site};
-pub use precision::{Hold, Precision};
+pub use precision::{Hold, Matrices, Precision};
 pub use sd::StableDiffusion;
 pub use signal::Signal;

@@ -32,14 +32,11 @@ impl Parts {
                 return single_file::open(path);
             }
         }
-        let part = |name: &str, weights: [&str; 2]| {
-            folder.checkpoint(&weights.map(|file| format!("{name}/{file}")).each_ref().map(String::as_str))
-        };
         let schedule = "scheduler/scheduler_config.json";
         Ok(Self {
-            text: (folder.json("text_encoder/config.json")?, part("text_encoder", TEXT_WEIGHTS)?),
-            unet: (folder.json("unet/config.json")?, part("unet", WEIGHTS)?),
-            vae: (folder.json("vae/config.json")?, part("vae", WEIGHTS)?),
+            text: (folder.json("text_encoder/config.json")?, folder.checkpoint("text_encoder", TEXT_WEIGHTS)?),
+            unet: (folder.json("unet/config.json")?, folder.checkpoint("unet", WEIGHTS)?),
+            vae: (folder.json("vae/config.json")?, folder.checkpoint("vae", WEIGHTS)?),
             schedule: if folder.has(schedule) { folder.json(schedule)? } else { ScheduleConfig::default() },
             beside: folder.clone(),
             is_single: false,

@@ -30,8 +30,9 @@ pub fn open(path: &Path) -> Result<Parts> {
     let layout = Layout::of(&file);
     let networks = layout.networks(&file)?;
     let beside = Folder::Disk(path.with_extension(""));
-    let channels = denoiser(&networks.unet, &layout).block_out_channels;
-    if channels != SD15 && !beside.has("unet/config.json") {
+    let read_off = denoiser(&networks.unet, &layout);
+    let channels = &read_off.block_out_channels;
+    if *channels != SD15 && !beside.has("unet/config.json") {
         tracing::warn!(
             "{} has other sizes than SD 1.5 and does not say how many heads its attention has: {} are assumed. If its \
              pictures are wrong, put its unet/config.json and vae/config.json into the folder {}",
@@ -42,7 +43,7 @@ pub fn open(path: &Path) -> Result<Parts> {
     }
     Ok(Parts {
         text: (config(&beside, "text_encoder/config.json", || text(&networks.text))?, networks.text),
-        unet: (config(&beside, "unet/config.json", || denoiser(&networks.unet, &layout))?, networks.unet),
+        unet: (config(&beside, "unet/config.json", || read_off)?, networks.unet),
         vae: (config(&beside, "vae/config.json", || autoencoder(&networks.vae))?, networks.vae),
         schedule: config(&beside, "scheduler/scheduler_config.json", || schedule(&file))?,
         beside,

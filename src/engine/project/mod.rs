@@ -18,6 +18,7 @@ pub use slots::Slot;
 use crate::engine::io::atomic;
 use crate::engine::io::lock::Lock;
 use crate::engine::preview::Request;
+use crate::engine::words;
 use crate::engine::{Error, Result};
 
 /// Of the file's layout. A newer file than this program knows is refused rather than cut down.
@@ -73,7 +74,7 @@ pub struct AdapterEntry {
 impl AdapterEntry {
     /// Of a file that nobody has named yet: it is called what the file is.
     pub fn of(file: PathBuf) -> Self {
-        Self { name: stem(&file), file, concept: None }
+        Self { name: words::stem(&file), file, concept: None }
     }
 }
 
@@ -160,13 +161,6 @@ pub fn beside(out: &Path) -> PathBuf {
 }
 
 impl Project {
-    /// Whether a TOML file is a project, and not a training's configuration or a recipe. What cannot be read is taken
-    /// for one, whose reader tells why.
-    pub fn is_one(path: &Path) -> bool {
-        let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
-        table.is_none_or(|table| table.contains_key("block"))
-    }
-
     pub fn new(block: usize) -> Self {
         Self {
             version: VERSION,
@@ -252,11 +246,6 @@ impl Project {
             .map_err(|e| Error::new(format!("The project cannot be written ({e})"), "Report this").at(path))?;
         atomic::write(path, |out| out.write_all(text.as_bytes()))
     }
-}
-
-/// A file's name without its ending: what it is called where nobody gave it another name.
-pub fn stem(file: &Path) -> String {
-    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// As a project at `project` names `file`: relative where it lies beneath it.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Project;
+use crate::engine::io::atomic::folder_of;
 use crate::engine::io::lock::Lock;
 use crate::engine::{Error, Result};
 
@@ -105,7 +106,7 @@ impl Project {
 }
 
 pub(super) fn relative(file: &Path, project: &Path) -> PathBuf {
-    let folder = project.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(project);
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let (file, folder) = (absolute(file), absolute(folder));
     file.strip_prefix(&folder).map_or_else(|_| file.clone(), Path::to_path_buf)

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::io::lock::{self, Lock};
 use crate::engine::train::checkpoint;
+use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 
 pub use claim::Claim;
@@ -202,7 +203,7 @@ impl Queue {
             if !ids.insert(id.to_lowercase()) {
                 let what = format!("Another order in the queue is called {id} too");
                 *order = Err(Error::new(what, "Rename one of the two files").at(&*path));
-                *id = name::stem(path);
+                *id = stem(path);
             }
             if let Ok(order) = order
                 && order.state == State::Running

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
+use crate::engine::words::stem;
+
 /// Between two numbers, so that an order can be put between others without renaming them.
 pub const GAP: u32 = 10;
 
 /// Numbers from here on are taken for part of a name, such as a date's.
 const NUMBERS: u32 = 1_000_000;
-
-pub fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-}
 
 /// Number and id; a name without a number is all id.
 pub fn parse(path: &Path) -> (Option<u32>, String) {

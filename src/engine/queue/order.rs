@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::concept::Trigger;
 use crate::engine::io::{Folder, atomic};
 use crate::engine::model::StableDiffusion;
 use crate::engine::session::{self, Lesson, Training};
@@ -78,10 +77,10 @@ impl Order {
             Folder::Embedded { .. } => model.to_owned(),
             Folder::Disk(path) => absolute(&path)?.display().to_string(),
         };
-        let pairs = concepts.iter().zip(&training.lessons).map(|(concept, lesson)| {
-            let Lesson { token, class_word, repeats, weight } = lesson.clone();
-            Ok(Together { concept: absolute(concept)?, token, class: class_word, repeats, weight })
-        });
+        let pairs = concepts
+            .iter()
+            .zip(&training.lessons)
+            .map(|(concept, lesson)| Ok(lesson.clone().about(absolute(concept)?)));
         let mut together = pairs.collect::<Result<Vec<_>>>()?;
         if together.is_empty() || concepts.len() != training.lessons.len() {
             return Err(Error::usage("Each concept needs a token", "Give as many tokens as concepts"));
@@ -116,9 +115,7 @@ impl Order {
         let changes = field::changes(&self.set)?;
         session::settings(method, &changes)?;
         let lessons = self.lessons();
-        for Lesson { token, class_word, .. } in &lessons {
-            Trigger::new(token, class_word.as_deref().unwrap_or_default())?;
-        }
+        session::check(&lessons)?;
         let model = match StableDiffusion::folder(&self.model) {
             Folder::Embedded { .. } => None,
             Folder::Disk(path) => Some(path),
@@ -152,10 +149,7 @@ impl Order {
     /// What is asked of each of them.
     fn lessons(&self) -> Vec<Lesson> {
         let Self { token, class, repeats, weight, .. } = self.clone();
-        let others = self.together.iter().cloned().map(|other| {
-            let Together { token, class, repeats, weight, .. } = other;
-            Lesson { token, class_word: class, repeats, weight }
-        });
+        let others = self.together.iter().cloned().map(|other| Lesson::of(other).1);
         std::iter::once(Lesson { token, class_word: class, repeats, weight }).chain(others).collect()
     }
 

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::device::read;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
+use crate::engine::train::beside;
 use crate::engine::train::course::Course;
 use crate::engine::train::optimizer::Moments;
 use crate::engine::train::step::Trainee;
@@ -23,9 +24,7 @@ pub struct Progress {
 
 /// The folder that holds the state of the run that will write `out`.
 pub fn folder(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".state");
-    name.into()
+    beside(out, ".state")
 }
 
 fn file(out: &Path) -> PathBuf {

@@ -239,11 +239,9 @@ impl Config {
         self.keep_best || self.patience.is_some()
     }
 
-    /// What the samples on the way show: captions as a folder of pictures would have them, `None` for the model's usual.
-    pub fn sample_prompts(&self) -> Vec<Option<&str>> {
-        let texts: Vec<_> =
-            self.sample_prompts.split(';').map(str::trim).filter(|text| !text.is_empty()).map(Some).collect();
-        if texts.is_empty() { vec![None] } else { texts }
+    /// What the samples on the way show: captions as a folder of pictures would have them; none for the model's usual.
+    pub fn sample_prompts(&self) -> Vec<&str> {
+        self.sample_prompts.split(';').map(str::trim).filter(|text| !text.is_empty()).collect()
     }
 
     /// Prompts whose answers are kept, in the shape of the model's captions, with how often each is drawn.
@@ -308,7 +306,7 @@ fn resolutions(settings: &Settings, model: &StableDiffusion) -> Result<Vec<usize
     let step = side_step(model);
     let wrong = |name: &str, side: &str, advice: String| Error::usage(format!("{name} cannot be “{side}”"), advice);
     let checked = |name: &str, side: usize| match side {
-        side if (side / model.vae.factor()).pow(2) > MOST_PIXELS => {
+        side if side / model.vae.factor() > MOST_PIXELS.isqrt() => {
             let most = MOST_PIXELS.isqrt() * model.vae.factor() / step * step;
             Err(wrong(name, &side.to_string(), format!("It can be at most {most} for this model")))
         }

@@ -29,7 +29,7 @@ use crate::engine::{Error, Result, field};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Configuration {
-    /// `starter`, or a folder in diffusers layout.
+    /// `starter`, a folder in diffusers layout, or a single file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Folder of pictures.

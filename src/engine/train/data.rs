@@ -213,7 +213,7 @@ impl Lesson {
     fn items(&self, subject: &Subject<'_>) -> Vec<Vec<usize>> {
         let of = |group: &Group| {
             let rows = group.rows.iter().enumerate().filter(|(_, row)| !self.held_out.contains(&row.picture));
-            let repeats = |picture: usize| subject.concept.images[picture].repeats * subject.repeats;
+            let repeats = |picture: usize| subject.concept.images[picture].repeats.saturating_mul(subject.repeats);
             rows.flat_map(|(at, row)| std::iter::repeat_n(at, repeats(row.picture))).collect()
         };
         self.groups.iter().map(of).collect()

@@ -47,12 +47,7 @@ pub struct Subject<'a> {
     pub weight: f32,
 }
 
-impl<'a> Subject<'a> {
-    /// With nothing said of its share.
-    pub fn new(concept: &'a Concept, trigger: Trigger) -> Self {
-        Self { concept, trigger, repeats: 1, weight: 1.0 }
-    }
-
+impl Subject<'_> {
     /// How its pictures' captions are read; `words` are those of the whole run.
     pub fn captions<'c>(&'c self, template: &'c str, words: &'c [Word]) -> Captions<'c> {
         Captions { template, trigger: Some(&self.trigger), words, class_word: &self.trigger.class_word }
@@ -79,6 +74,7 @@ impl Job<'_> {
             };
             contents.map(about).collect()
         };
+        let of_each = self.subjects.iter().map(|subject| pictures(subject.concept)).collect::<Result<Vec<_>>>()?;
         let first = &self.subjects[0];
         let mut inputs = json!({
             "base": [&self.model.hash, &self.model.vae_hash, &self.model.text_hash],
@@ -92,15 +88,15 @@ impl Job<'_> {
             "token": first.trigger.token,
             "class": first.trigger.class_word,
             "template": self.template,
-            "pictures": pictures(first.concept)?,
+            "pictures": of_each[0],
         });
         // One concept alone has no share: its runs are what they were before there could be several.
         if self.subjects.len() > 1 {
-            let about = |subject: &Subject<'_>| {
-                let Subject { concept, trigger, repeats, weight } = subject;
-                Ok(json!([trigger.token, trigger.class_word, repeats, weight, pictures(concept)?]))
+            let about = |(subject, pictures): (&Subject<'_>, &Vec<serde_json::Value>)| {
+                let Subject { trigger, repeats, weight, .. } = subject;
+                json!([trigger.token, trigger.class_word, repeats, weight, pictures])
             };
-            inputs["together"] = self.subjects.iter().map(about).collect::<Result<Vec<_>>>()?.into();
+            inputs["together"] = self.subjects.iter().zip(&of_each).map(about).collect();
         }
         Ok(safetensors::hex(&Sha256::digest(inputs.to_string().as_bytes())))
     }

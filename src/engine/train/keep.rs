@@ -5,13 +5,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::engine::io::atomic;
+use crate::engine::train::beside;
 use crate::engine::{Error, Result};
 
 /// The folder that holds the kept steps of the run that writes `out`.
 pub fn folder(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".steps");
-    name.into()
+    beside(out, ".steps")
 }
 
 /// The file of one step: `OUT.steps/000080.safetensors`.

@@ -1,5 +1,7 @@
 //! From a concept to an adapter file.
 
+use std::path::{Path, PathBuf};
+
 pub mod accumulate;
 pub mod average;
 pub mod checkpoint;
@@ -31,3 +33,15 @@ mod wishes;
 
 pub use keep::{best, keep, kept};
 pub use wishes::{Wished, Wishes};
+
+/// `OUT.state`, `OUT.steps`, `OUT.samples`: what a run that writes `out` keeps beside it.
+fn beside(out: &Path, ending: &str) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Whether a run that did not end has left what can still become the adapter: a saved state, kept steps, a best one.
+pub fn has_left(out: &Path) -> bool {
+    checkpoint::folder(out).is_dir() || !kept(out).is_empty() || !best(out).is_empty()
+}

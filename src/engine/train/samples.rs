@@ -9,9 +9,11 @@ use crate::engine::event::{Event, Watch};
 use crate::engine::io::png;
 use crate::engine::model::tokenizer::Word;
 use crate::engine::preview::{self, Mounted, Request, Token};
+use crate::engine::train::beside;
 use crate::engine::train::config::Config;
 use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::step::Trainee;
+use crate::engine::words::stem;
 use crate::engine::{Error, Result, parameters};
 
 /// Steps of the sampler: enough to judge by.
@@ -19,9 +21,7 @@ const STEPS: usize = 12;
 
 /// The folder that holds the samples of the run that writes `out`.
 pub fn folder(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".samples");
-    name.into()
+    beside(out, ".samples")
 }
 
 /// A picture for each prompt.
@@ -31,7 +31,7 @@ pub fn make(job: &Job<'_>, config: &Config, trainee: &Trainee, step: usize, watc
         vectors: token.value.clone(),
     });
     let mounted = Mounted { mounts: trainee.at_rest(), tokens: tokens.collect() };
-    let adapter = job.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let adapter = stem(&job.out);
     for (i, prompt) in prompts(job, config).into_iter().enumerate() {
         let request = Request {
             prompt,
@@ -62,11 +62,11 @@ fn prompts(job: &Job<'_>, config: &Config) -> Vec<String> {
     let caption = |text, subject: &Subject<'_>| concept::caption(text, &job.template, &subject.trigger);
     let about = |text: &str| job.subjects.iter().find(|subject| text.contains(&subject.trigger.token));
     let texts = config.sample_prompts();
-    if texts == [None] {
+    if texts.is_empty() {
         return job.subjects.iter().map(|subject| caption(None, subject)).collect();
     }
-    let subject = |text: Option<&str>| text.and_then(about).or(job.subjects.first());
-    texts.into_iter().filter_map(|text| Some(caption(text, subject(text)?))).collect()
+    let subject = |text: &str| about(text).or(job.subjects.first());
+    texts.into_iter().filter_map(|text| Some(caption(Some(text), subject(text)?))).collect()
 }
 
 /// Forgets the samples of an earlier run; what is not there is fine.

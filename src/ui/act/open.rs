@@ -20,7 +20,8 @@ impl App {
         studio.opened = Loading::Waiting;
         self.opening += 1;
         let opening = self.opening;
-        let (choice, name) = (studio.device, model_name(&studio.project.model, &studio.path));
+        let (choice, precision) = (studio.device, studio.preferences.precision);
+        let name = model_name(&studio.project.model, &studio.path);
         // A device is handed over once; after that it is there already.
         let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();
         let shared = (choice == device::Choice::Auto).then(|| self.shared.clone()).flatten();
@@ -36,10 +37,11 @@ impl App {
                 }
                 None => shared,
             };
-            let session = match shared {
+            let mut session = match shared {
                 Some(device) => Session::on(device, choice, &mut watch)?,
                 None => Session::open(choice, &mut watch)?,
             };
+            session.precision = precision;
             let model = session.model(&name)?;
             Ok(Opened { session: session.into(), model: model.into() })
         };

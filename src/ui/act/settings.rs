@@ -26,10 +26,7 @@ impl App {
         let (concepts, training) = self.studio.asked()?;
         let form = &self.studio.project.training;
         let folders = concepts.iter().map(|concept| self.studio.placed(&concept.folder));
-        let mut all = folders.zip(training.lessons).map(|(concept, lesson)| {
-            let Lesson { token, class_word, repeats, weight } = lesson;
-            configuration::Together { concept, token, class: class_word, repeats, weight }
-        });
+        let mut all = folders.zip(training.lessons).map(|(concept, lesson)| lesson.about(concept));
         let first = all.next();
         let mut configuration = Configuration {
             model: Some(model_name(&self.studio.project.model, &self.studio.path)),

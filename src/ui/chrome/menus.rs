@@ -4,12 +4,23 @@ use egui::ViewportCommand;
 
 use super::keys::{QUIT, SAVE};
 use crate::engine::device::Choice;
+use crate::engine::model::Precision;
 use crate::ui::cards::Loading;
 use crate::ui::command::{Answer, Command, Question};
 use crate::ui::studio::Studio;
 use crate::ui::widgets::called::called;
 
 const PROJECT_FILE: &str = "toml";
+/// Everything is computed in f32, whatever weights are held as.
+const PRECISIONS: [(Precision, &str, &str); 3] = [
+    (
+        Precision::Auto,
+        "Automatic",
+        "f16 where the file has f16 and the model is large, otherwise f32: nothing is rounded",
+    ),
+    (Precision::F32, "f32", "Four bytes for each weight"),
+    (Precision::F16, "f16", "Two bytes for each weight, rounded where the file has more"),
+];
 
 /// A button with a sign that it opens a menu; its name is without.
 pub fn menu(ui: &mut egui::Ui, name: &str, show: impl FnOnce(&mut egui::Ui)) -> egui::Response {
@@ -76,6 +87,14 @@ pub fn device(ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
             let button = egui::RadioButton::new(studio.device == choice, text(choice));
             if ui.add_enabled(!studio.is_training(), button).clicked() {
                 out.push(Command::SetDevice(choice));
+            }
+        }
+        ui.separator();
+        ui.weak("Weights are held as");
+        for (precision, title, help) in PRECISIONS {
+            let button = egui::RadioButton::new(studio.preferences.precision == precision, title);
+            if ui.add_enabled(!studio.is_training(), button).on_hover_text(help).clicked() {
+                out.push(Command::SetPrecision(precision));
             }
         }
     });

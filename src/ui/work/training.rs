@@ -7,6 +7,7 @@ use crate::engine::event::Event;
 use crate::engine::queue::Claim;
 use crate::engine::session::Training;
 use crate::engine::train::{Wishes, checkpoint};
+use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 use crate::ui::work::{Opened, Post, Report, guarded};
 
@@ -118,7 +119,7 @@ fn keep_earlier(out: &Path) -> Result<()> {
         return Ok(());
     }
     let folder = out.with_file_name("earlier");
-    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = stem(out);
     let free = (1..=MOST_EARLIER).map(|n| folder.join(format!("{stem}-{n}.safetensors"))).find(|path| !path.exists());
     let Some(free) = free else { return Ok(()) };
     std::fs::create_dir_all(&folder)

@@ -1,24 +1,23 @@
 //! sd-scripts' TOML (`--config_file`, `library/train_util.py`, `train_network.py`) and the JSON that `kohya_ss` saves
 //! (`kohya_gui/lora_gui.py`). They share most names; where they differ, the JSON has the older ones.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Foreign, Imported, number, side};
-use crate::engine::concept;
+use super::{Foreign, Imported, number, sides, token};
+use crate::engine::train::configuration::Together;
 
 /// What says where things lie, how fast it goes and what is logged.
 const WITHOUT_EFFECT: &[&str] = &[
     "LoRA_type",
     "accelerate_config_file",
-    "bucket_reso_steps",
     "cache_latents",
     "cache_latents_to_disk",
     "caption_extension",
     "dynamo_backend",
     "dynamo_mode",
-    "enable_bucket",
     "epoch",
     "extra_accelerate_launch_args",
     "full_bf16",
@@ -29,13 +28,11 @@ const WITHOUT_EFFECT: &[&str] = &[
     "log_with",
     "logging_dir",
     "lowram",
-    "max_bucket_reso",
     "max_data_loader_n_workers",
     "max_token_length",
     "max_train_epochs",
     "max_train_steps",
     "mem_eff_attn",
-    "min_bucket_reso",
     "mixed_precision",
     "model_list",
     "network_module",
@@ -72,19 +69,20 @@ pub fn import(mut from: Foreign) -> Imported {
     match from.text("loss_type").as_deref() {
         None | Some("l2") => {}
         Some("l1") => from.set("loss", "absolute"),
-        Some("huber") => from.set("loss", "huber"),
+        Some("huber") => {
+            from.set("loss", "huber");
+            let (c, schedule) = (from.number("huber_c"), from.text("huber_schedule"));
+            if c.is_some_and(|c| (c - 0.1).abs() > 1e-9) || schedule.as_deref() != Some("constant") {
+                from.miss("huber_c and huber_schedule: the constant 0.1 is used");
+            }
+        }
         Some(other) => from.miss(format!("loss_type = {other} has no counterpart: square is used")),
     }
     from.imported.configuration.seed = from.number("seed").filter(|seed| *seed >= 0.0).map(|seed| seed as u64);
     let flip = from.flag("flip_aug");
     from.set("flip", flip);
-    for key in ["resolution", "max_resolution"] {
-        match from.take(key).map(|value| (side(&value), value)) {
-            Some((Some(side), _)) => from.set("resolution", side),
-            Some((None, value)) => from.miss(format!("{key} = {value}: pictures are square here")),
-            None => {}
-        }
-    }
+    frames(&mut from);
+    masks(&mut from);
     if let Some(precision) = from.text("save_precision") {
         match precision.as_str() {
             "fp16" => from.set("dtype", "f16"),
@@ -112,21 +110,69 @@ fn model_and_pictures(from: &mut Foreign) {
     from.imported.configuration.out = out;
     let Some(folder) = from.rest.get("train_data_dir").and_then(Value::as_str).map(PathBuf::from) else { return };
     // `10_sks robot`: ten repeats, the word, the class. The pictures' own reader knows the repeats.
-    let mut named = subfolders(&folder).into_iter().filter_map(|name| {
+    let named = subfolders(&folder).into_iter().filter_map(|name| {
         let (repeats, rest) = name.split_once('_')?;
         repeats.parse::<usize>().ok()?;
-        let (token, class) = rest.split_once(' ').unwrap_or((rest, ""));
-        Some((token.to_owned(), class.trim().to_owned()))
+        let (word, class) = rest.split_once(' ').unwrap_or((rest, ""));
+        let class = Some(class.trim().to_owned()).filter(|class| !class.is_empty());
+        Some(Together { concept: folder.join(&name), token: token(word), class, repeats: 1, weight: 1.0 })
     });
-    if let Some((token, class)) = named.next() {
-        let token = if token.starts_with('<') { token } else { format!("<{token}>") };
-        from.imported.configuration.token = Some(token);
-        from.imported.configuration.class = Some(class).filter(|class| !class.is_empty());
-        if named.next().is_some() {
-            from.miss("train_data_dir holds several concepts: they are learnt as one; better teach each by itself");
+    let mut concepts: Vec<Together> = named.collect();
+    let words: BTreeSet<&String> = concepts.iter().map(|concept| &concept.token).collect();
+    // Folders of one word are one concept, and its reader looks into them all.
+    let are_several = words.len() > 1 && words.len() == concepts.len();
+    if words.len() > 1 && !are_several {
+        from.miss("train_data_dir holds several concepts, some of the same word: they are learnt as one");
+    }
+    let configuration = &mut from.imported.configuration;
+    configuration.concept = Some(folder);
+    if concepts.is_empty() {
+        return;
+    }
+    let first = concepts.remove(0);
+    (configuration.token, configuration.class) = (Some(first.token), first.class);
+    if are_several {
+        (configuration.concept, configuration.together) = (Some(first.concept), concepts);
+    }
+}
+
+/// Sizes and shapes of the pictures.
+fn frames(from: &mut Foreign) {
+    let buckets = from.flag("enable_bucket");
+    from.set("fit", if buckets { "bucket" } else { "crop" });
+    if from.flag("bucket_no_upscale") {
+        from.set("upscale", false);
+    }
+    let usual = [("bucket_reso_steps", [64, 64]), ("min_bucket_reso", [256, 256]), ("max_bucket_reso", [1024, 2048])];
+    for (key, usual) in usual {
+        if let Some(side) = from.count(key).filter(|side| buckets && !usual.contains(side)) {
+            from.miss(format!("{key} = {side}: buckets here reach from half the resolution to twice of it"));
         }
     }
-    from.imported.configuration.concept = Some(folder);
+    for key in ["resolution", "max_resolution"] {
+        let Some(value) = from.take(key) else { continue };
+        match sides(&value)[..] {
+            [side] => from.set("resolution", side),
+            [width, height] if width == height => from.set("resolution", width),
+            // Of a frame that is not square, buckets keep the area.
+            [width, height] if buckets => from.set("resolution", width.saturating_mul(height).isqrt() / 64 * 64),
+            _ => from.miss(format!("{key} = {value}: without buckets, pictures are square here")),
+        }
+    }
+}
+
+/// Outside of its masks, sd-scripts counts nothing.
+fn masks(from: &mut Foreign) {
+    let (alpha, masked) = (from.flag("alpha_mask"), from.flag("masked_loss"));
+    if !alpha && !masked {
+        return;
+    }
+    from.set("mask", if alpha { "alpha" } else { "file" });
+    from.set("unmasked_weight", 0);
+    from.set("mask_normalise", false);
+    if !alpha {
+        from.miss("masked_loss: put each mask beside its picture, as NAME-masklabel.png");
+    }
 }
 
 fn subfolders(folder: &Path) -> Vec<String> {
@@ -196,55 +242,25 @@ fn rates(from: &mut Foreign) {
         Some(value) => number(&value),
         None => None,
     };
-    if ["", "adamw", "adamw8bit", "pagedadamw", "pagedadamw8bit"].contains(&optimizer.to_lowercase().as_str()) {
-        if let Some(rate) = unet.or(whole) {
-            from.set("lr", rate);
-        }
-        if let Some(rate) = text.or(whole) {
-            from.set("text_lr", rate);
-        }
-    } else {
-        // A rate of 1, as Prodigy has it, would tear an AdamW apart.
-        from.miss(format!("The optimiser {optimizer}: AdamW is used, at rates chosen by the method"));
-    }
+    from.rates(&optimizer, unet.or(whole), text.or(whole));
     for argument in arguments(from, "optimizer_args") {
         match argument.split_once('=') {
             Some(("weight_decay", decay)) => from.set("decay", decay),
             _ => from.miss(format!("optimizer_args {argument} has no counterpart")),
         }
     }
-    match from.text("lr_scheduler").as_deref() {
-        None | Some("constant" | "constant_with_warmup") => from.set("schedule", "constant"),
-        Some("cosine") => from.set("schedule", "cosine"),
-        Some("linear") => {
-            from.set("schedule", "linear");
-            from.miss("lr_scheduler = linear stays full for the first half of the steps here");
-        }
-        Some(other) => {
-            from.set("schedule", "cosine");
-            from.miss(format!("lr_scheduler = {other}: cosine is used"));
-        }
-    }
+    from.schedule("lr_scheduler");
 }
 
 /// Steps, and the warm-up, which `kohya_ss`'s `lr_warmup` gives in per cent of them.
 fn length(from: &mut Foreign) {
     let said = from.count("max_train_steps");
     let epochs = from.count("max_train_epochs").or_else(|| from.count("epoch"));
-    let at_once = from.rest.get("train_batch_size").and_then(number).unwrap_or(1.0).max(1.0)
-        * from.rest.get("gradient_accumulation_steps").and_then(number).unwrap_or(1.0).max(1.0);
-    let shown = || {
-        let concept = concept::open(from.imported.configuration.concept.as_deref()?).ok()?;
-        Some(concept.images.iter().map(|picture| picture.repeats).sum::<usize>())
-    };
+    let [batch, accumulate] = ["train_batch_size", "gradient_accumulation_steps"]
+        .map(|key| from.rest.get(key).and_then(number).map_or(1, |n| n.max(1.0) as usize));
     // Epochs count where no steps are said, and in sd-scripts even then.
     let by_epochs = epochs.filter(|_| said.is_none() || from.imported.from == "sd-scripts");
-    let counted = by_epochs.and_then(|epochs| Some(epochs * (shown()? as f64 / at_once).ceil() as usize));
-    if by_epochs.is_some() && counted.is_none() {
-        let epochs = by_epochs.unwrap_or(0);
-        from.miss(format!("{epochs} epochs: the pictures cannot be counted here; set steps by hand"));
-    }
-    let steps = counted.or(said);
+    let steps = by_epochs.and_then(|epochs| from.epochs(epochs, batch.saturating_mul(accumulate))).or(said);
     if let Some(steps) = steps {
         from.set("steps", steps);
     }
@@ -277,6 +293,7 @@ fn prompts(from: &mut Foreign) {
 
 #[cfg(test)]
 mod tests {
+    use crate::engine::train::configuration::Configuration;
     use crate::engine::train::import::open;
     use crate::engine::train::import::tests::assert_valid;
 
@@ -298,6 +315,7 @@ mod tests {
             "min_snr_gamma": 5, "noise_offset": 0.05, "seed": "1234", "flip_aug": false, "max_resolution": "512,512",
             "save_precision": "fp16", "mixed_precision": "bf16", "keep_tokens": 1, "shuffle_caption": true,
             "sample_every_n_steps": 50, "sample_prompts": "sks robot --w 512\n# off\na photo --s 20", "xformers": "xformers",
+            "enable_bucket": true, "bucket_no_upscale": true, "max_bucket_reso": 2048, "alpha_mask": true,
         });
         let path = desk.path().join("kohya.json");
         std::fs::write(&path, form.to_string()).unwrap();
@@ -315,6 +333,10 @@ mod tests {
             ("min_snr", "5"),
             ("noise_offset", "0.05"),
             ("batch", "2"),
+            ("fit", "bucket"),
+            ("upscale", "false"),
+            ("mask", "alpha"),
+            ("unmasked_weight", "0"),
             ("resolution", "512"),
             ("dtype", "f16"),
             ("flip", "false"),
@@ -337,6 +359,26 @@ mod tests {
         assert_eq!(imported.left_out.len(), 2, "{left}");
     }
 
+    #[test]
+    fn folders_of_several_words_are_concepts_that_are_taught_together() {
+        let desk = tempfile::tempdir().unwrap();
+        for name in ["5_hut house", "10_sks robot"] {
+            std::fs::create_dir_all(desk.path().join(name)).unwrap();
+            image::RgbImage::new(8, 8).save(desk.path().join(name).join("a.png")).unwrap();
+        }
+        let path = desk.path().join("kohya.json");
+        let form = serde_json::json!({
+            "LoRA_type": "Standard", "train_data_dir": desk.path(), "epoch": 2, "max_resolution": "640,768",
+        });
+        std::fs::write(&path, form.to_string()).unwrap();
+        let Configuration { concept, token, together, fields, .. } = open(&path).unwrap().configuration;
+        assert_eq!((concept, token.as_deref()), (Some(desk.path().join("10_sks robot")), Some("<sks>")));
+        assert_eq!((&together[0].concept, &*together[0].token), (&desk.path().join("5_hut house"), "<hut>"));
+        assert_eq!(together[0].class.as_deref(), Some("house"));
+        assert_eq!(fields["steps"].as_integer(), Some(30), "two epochs of ten and five");
+        assert!(!fields.contains_key("resolution"), "not square, and without buckets");
+    }
+
     /// As a user of sd-scripts writes it, with sections.
     #[test]
     fn the_file_of_sd_scripts_and_an_optimiser_that_is_not_ours() {
@@ -357,7 +399,7 @@ mod tests {
         assert_eq!((of("clip"), of("batch")), (Some("0"), Some("1")));
         assert_eq!(of("targets"), Some("attention,feed_forward,projections,resnet,resample"));
         let left = imported.left_out.join("\n");
-        for piece in ["Prodigy", "d_coef=2", "cosine_with_restarts", "conv_dim"] {
+        for piece in ["Prodigy", "d_coef=2", "cosine_with_restarts", "conv_dim", "huber_schedule"] {
             assert!(left.contains(piece), "{piece}: {left}");
         }
         assert_valid("lora", &changes);

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::engine::concept;
 use crate::engine::train::configuration::Configuration;
 use crate::engine::{Error, Result};
 
@@ -129,6 +130,55 @@ impl Foreign {
         self.rest.retain(|key, _| !keys.contains(&key.as_str()));
     }
 
+    /// Takes the schedule of learning rates over.
+    fn schedule(&mut self, key: &str) {
+        let said = self.text(key);
+        match said.as_deref().map(str::to_lowercase).as_deref() {
+            None | Some("constant" | "constant_with_warmup") => self.set("schedule", "constant"),
+            Some("cosine") => self.set("schedule", "cosine"),
+            Some("linear") => {
+                self.set("schedule", "linear");
+                self.miss(format!("{key} = linear stays full for the first half of the steps here"));
+            }
+            Some(other) => {
+                self.set("schedule", "cosine");
+                self.miss(format!("{key} = {other}: cosine is used"));
+            }
+        }
+    }
+
+    /// Takes learning rates over, where they are those of an AdamW. Others, such as Prodigy's of 1, would tear it apart.
+    fn rates(&mut self, optimizer: &str, unet: Option<f64>, text: Option<f64>) {
+        let name = optimizer.to_lowercase().replace('_', "");
+        if !["", "adamw", "adamw8bit", "adamwadv", "pagedadamw", "pagedadamw8bit"].contains(&&*name) {
+            return self.miss(format!("The optimiser {optimizer}: AdamW is used, at rates chosen by the method"));
+        }
+        for (field, rate) in [("lr", unet), ("text_lr", text)] {
+            if let Some(rate) = rate {
+                self.set(field, rate);
+            }
+        }
+    }
+
+    /// Steps of so many epochs at `at_once` pictures a step; where the pictures cannot be counted, that is said.
+    fn epochs(&mut self, epochs: usize, at_once: usize) -> Option<usize> {
+        let Configuration { concept, repeats, together, .. } = &self.imported.configuration;
+        let first = concept.iter().map(|folder| (folder, repeats.unwrap_or(1)));
+        let folders = first.chain(together.iter().map(|other| (&other.concept, other.repeats)));
+        let shown = folders
+            .map(|(folder, repeats)| {
+                let images = concept::open(folder).ok()?.images;
+                let once: usize = images.iter().map(|picture| picture.repeats).sum();
+                once.checked_mul(repeats)
+            })
+            .try_fold(0_usize, |sum, shown| sum.checked_add(shown?))
+            .filter(|shown| *shown > 0);
+        if shown.is_none() {
+            self.miss(format!("{epochs} epochs: the pictures cannot be counted here; set steps by hand"));
+        }
+        Some(epochs.saturating_mul(shown?.div_ceil(at_once.max(1))))
+    }
+
     /// Names everything that is left and says something.
     fn finish(mut self) -> Imported {
         for (key, value) in std::mem::take(&mut self.rest) {
@@ -161,15 +211,20 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// `512`, `"512,768"`, `[512, 512]`: the side, where it is a square's.
-fn side(value: &Value) -> Option<usize> {
-    let numbers: Vec<f64> = match value {
-        Value::Array(list) => list.iter().filter_map(number).collect(),
-        Value::String(text) => text.split([',', 'x']).filter_map(|part| part.trim().parse().ok()).collect(),
-        value => number(value).into_iter().collect(),
+/// `512`, `"512,768"`, `[512, 512]`: its whole numbers; none where it is written otherwise.
+fn sides(value: &Value) -> Vec<usize> {
+    let numbers: Option<Vec<f64>> = match value {
+        Value::Array(list) => list.iter().map(number).collect(),
+        Value::String(text) => text.split(',').map(|part| part.trim().parse().ok()).collect(),
+        value => number(value).map(|side| vec![side]),
     };
-    let first = *numbers.first()?;
-    numbers.iter().all(|n| (n - first).abs() < 0.5).then_some(first as usize)
+    numbers.unwrap_or_default().into_iter().map(|side| side as usize).collect()
+}
+
+/// A word for a concept, from what another program calls it.
+fn token(name: &str) -> String {
+    let name: String = name.chars().map(|c| if c.is_whitespace() { '-' } else { c }).collect();
+    if name.starts_with('<') && name.ends_with('>') { name } else { format!("<{name}>") }
 }
 
 #[cfg(test)]
@@ -191,9 +246,9 @@ mod tests {
     #[test]
     fn numbers_come_as_forms_write_them() {
         assert_eq!(number(&"1e-4".into()), Some(1e-4));
-        assert_eq!(side(&"512,512".into()), Some(512));
-        assert_eq!(side(&"512,768".into()), None);
-        assert_eq!(side(&serde_json::json!([640, 640])), Some(640));
+        assert_eq!(sides(&"512,768".into()), [512, 768]);
+        assert_eq!(sides(&serde_json::json!([640, 640])), [640, 640]);
+        assert!(sides(&"512x768".into()).is_empty());
         assert!(!says_something(&"None".into()) && says_something(&"adamw".into()));
     }
 

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use super::{Foreign, Imported, number, says_something, side};
-use crate::engine::concept;
+use super::{Foreign, Imported, number, says_something, sides, token};
+use crate::engine::train::configuration::Together;
 
 /// Named where they say something.
 const MISSED: &[&str] = &[
@@ -17,11 +17,11 @@ const MISSED: &[&str] = &[
     "layer_filter",
     "log_cosh_strength",
     "lora_model_name",
-    "masked_training",
     "min_noising_strength",
     "multi_gpu",
     "perturbation_noise_weight",
     "rescale_noise_scheduler_to_zero_terminal_snr",
+    "unmasked_probability",
     "vb_loss_strength",
 ];
 
@@ -35,11 +35,8 @@ pub fn import(mut from: Foreign) -> Imported {
     losses(&mut from);
     from.copy_with_zero("clip_grad_norm", "clip");
     from.copy("offset_noise_weight", "noise_offset");
-    match from.take("resolution").map(|value| (side(&value), value)) {
-        Some((Some(side), _)) => from.set("resolution", side),
-        Some((None, value)) => from.miss(format!("resolution = {value}: one square size is used here")),
-        None => {}
-    }
+    frames(&mut from);
+    masks(&mut from);
     if from.text("ema").is_some_and(|ema| ema != "OFF") {
         let decay = from.number("ema_decay").unwrap_or(0.999);
         // What is nearer to 1 than the field allows would average over more steps than a run here has.
@@ -74,7 +71,32 @@ fn network(from: &mut Foreign) {
     from.copy("lora_alpha", "alpha");
 }
 
-/// One concept is one adapter here.
+/// Sizes and shapes of the pictures.
+fn frames(from: &mut Foreign) {
+    let buckets = from.flag("aspect_ratio_bucketing");
+    from.set("fit", if buckets { "bucket" } else { "crop" });
+    let Some(value) = from.take("resolution") else { return };
+    match &sides(&value)[..] {
+        [] => from.miss(format!("resolution = {value}: sides of squares are used here")),
+        [side] => from.set("resolution", side),
+        several => {
+            let sides: Vec<String> = several.iter().map(usize::to_string).collect();
+            from.set("resolutions", sides.join(","));
+        }
+    }
+}
+
+fn masks(from: &mut Foreign) {
+    if from.flag("masked_training") {
+        from.set("mask", "file");
+        from.copy_with_zero("unmasked_weight", "unmasked_weight");
+        let normalised = from.flag("normalize_masked_area_loss");
+        from.set("mask_normalise", normalised);
+    } else {
+        from.ignore(&["unmasked_probability"]);
+    }
+}
+
 fn concepts(from: &mut Foreign) {
     let Some(Value::Array(all)) = from.take("concepts") else {
         if let Some(file) = from.text("concept_file_name") {
@@ -83,19 +105,42 @@ fn concepts(from: &mut Foreign) {
         return;
     };
     let is_taught = |concept: &&Value| concept["enabled"] != false && concept["type"] != "VALIDATION";
-    let mut taught = all.iter().filter(is_taught).filter(|concept| concept["type"] != "PRIOR_PREDICTION");
+    let taught = all.iter().filter(is_taught).filter(|concept| concept["type"] != "PRIOR_PREDICTION");
     // Its concepts of the base model's own answers are what prior preservation is here.
     if !all.iter().filter(is_taught).any(|concept| concept["type"] == "PRIOR_PREDICTION") {
         from.set("prior", 0);
     }
-    let Some(first) = taught.next() else { return };
-    from.imported.configuration.concept = first["path"].as_str().map(Into::into);
-    let flips = ["enable_random_flip", "enable_fixed_flip"].iter().any(|key| first["image"][*key] == true);
+    let flips = ["enable_random_flip", "enable_fixed_flip"];
+    let flips = taught.clone().any(|concept| flips.iter().any(|key| concept["image"][*key] == true));
     from.set("flip", flips);
-    let names: Vec<&str> = taught.filter_map(|concept| concept["path"].as_str()).collect();
-    if !names.is_empty() {
-        from.miss(format!("Further concepts become adapters of their own: {}", names.join(", ")));
+    let mut concepts: Vec<Together> = taught.enumerate().filter_map(|(i, said)| concept(i, said)).collect();
+    if concepts.is_empty() {
+        return;
     }
+    let first = concepts.remove(0);
+    let configuration = &mut from.imported.configuration;
+    configuration.concept = Some(first.concept);
+    configuration.repeats = Some(first.repeats).filter(|repeats| *repeats > 1);
+    configuration.weight = Some(first.weight).filter(|weight| weight.total_cmp(&1.0).is_ne());
+    if concepts.is_empty() {
+        return;
+    }
+    configuration.token = Some(first.token);
+    configuration.together = concepts;
+    from.miss("Each concept has a word of its own here: its name in OneTrainer; see that the captions use it");
+}
+
+/// `balancing` is how often its pictures are shown, where it counts repeats.
+fn concept(place: usize, said: &Value) -> Option<Together> {
+    let name = said["name"].as_str().map(str::trim).filter(|name| !name.is_empty());
+    let repeats = number(&said["balancing"]).filter(|_| said["balancing_strategy"] != "SAMPLES");
+    Some(Together {
+        concept: said["path"].as_str()?.into(),
+        token: token(name.unwrap_or(&format!("concept-{}", place + 1))),
+        class: None,
+        repeats: repeats.map_or(1, |repeats| repeats.round().max(1.0) as usize),
+        weight: number(&said["loss_weight"]).map_or(1.0, |weight| weight as f32),
+    })
 }
 
 fn length(from: &mut Foreign) {
@@ -103,16 +148,9 @@ fn length(from: &mut Foreign) {
     from.set("batch", batch);
     from.set("accumulate", accumulate);
     let epochs = from.count("epochs").unwrap_or(1);
-    let shown = from
-        .imported
-        .configuration
-        .concept
-        .as_deref()
-        .and_then(|folder| Some(concept::open(folder).ok()?.images.len()));
-    let steps = shown.map(|pictures| epochs * pictures.div_ceil(batch * accumulate));
-    match steps {
-        Some(steps) => from.set("steps", steps),
-        None => from.miss(format!("{epochs} epochs: the pictures cannot be counted here; set steps by hand")),
+    let steps = from.epochs(epochs, batch.saturating_mul(accumulate));
+    if let Some(steps) = steps {
+        from.set("steps", steps);
     }
     // Up to 1 it is a share of the steps.
     let warmup = from.number("learning_rate_warmup_steps").unwrap_or(0.0);
@@ -133,33 +171,12 @@ fn rates(from: &mut Foreign) {
         targets.push("text");
     }
     from.set("targets", targets.join(","));
-    if ["ADAMW", "ADAMW_8BIT", "ADAMW_ADV"].contains(&name.as_str()) {
-        let rate = |part: &Value| number(&part["learning_rate"]).filter(|rate| *rate > 0.0).or(whole);
-        if let Some(rate) = rate(&unet) {
-            from.set("lr", rate);
-        }
-        if let Some(rate) = rate(&text).filter(|_| text["train"] == true) {
-            from.set("text_lr", rate);
-        }
-        if let Some(decay) = number(&optimizer["weight_decay"]) {
-            from.set("decay", decay);
-        }
-    } else {
-        // A rate of 1, as Prodigy has it, would tear an AdamW apart.
-        from.miss(format!("The optimiser {name}: AdamW is used, at rates chosen by the method"));
+    let rate = |part: &Value| number(&part["learning_rate"]).filter(|rate| *rate > 0.0).or(whole);
+    from.rates(&name, rate(&unet), rate(&text).filter(|_| text["train"] == true));
+    if let Some(decay) = number(&optimizer["weight_decay"]) {
+        from.set("decay", decay);
     }
-    match from.text("learning_rate_scheduler").as_deref() {
-        None | Some("CONSTANT") => from.set("schedule", "constant"),
-        Some("COSINE") => from.set("schedule", "cosine"),
-        Some("LINEAR") => {
-            from.set("schedule", "linear");
-            from.miss("learning_rate_scheduler = LINEAR stays full for the first half of the steps here");
-        }
-        Some(other) => {
-            from.set("schedule", "cosine");
-            from.miss(format!("learning_rate_scheduler = {other}: cosine is used"));
-        }
-    }
+    from.schedule("learning_rate_scheduler");
 }
 
 fn losses(from: &mut Foreign) {
@@ -193,6 +210,9 @@ fn every(from: &mut Foreign, key: &str, field: &str) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
+    use crate::engine::train::configuration::{Configuration, Together};
     use crate::engine::train::import::open;
     use crate::engine::train::import::tests::assert_valid;
 
@@ -203,24 +223,32 @@ mod tests {
         for name in ["a.png", "b.png", "c.png", "d.png", "e.png"] {
             image::RgbImage::new(8, 8).save(desk.path().join(name)).unwrap();
         }
+        let house = tempfile::tempdir().unwrap();
+        image::RgbImage::new(8, 8).save(house.path().join("a.png")).unwrap();
         let config = serde_json::json!({
             "__version": 12, "training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "base_model_name": "sd15",
             "output_model_destination": "models/lora.safetensors", "output_dtype": "BFLOAT_16", "peft_type": "LORA",
             "concepts": [
                 { "name": "robot", "path": desk.path(), "enabled": true, "type": "STANDARD",
                   "image": { "enable_random_flip": true } },
-                { "name": "other", "path": "elsewhere", "enabled": true, "type": "STANDARD" },
+                { "name": "a house", "path": house.path(), "enabled": true, "type": "STANDARD", "balancing": 3.0,
+                  "balancing_strategy": "REPEATS", "loss_weight": 0.5 },
             ],
             "learning_rate": 0.0003, "learning_rate_scheduler": "COSINE", "learning_rate_warmup_steps": 0.2,
             "epochs": 20, "batch_size": 2, "gradient_accumulation_steps": 2, "ema": "GPU", "ema_decay": 0.99,
-            "resolution": "512", "mse_strength": 0.0, "mae_strength": 0.0, "huber_strength": 1.0, "huber_delta": 1.0,
+            "mse_strength": 0.0, "mae_strength": 0.0, "huber_strength": 1.0, "huber_delta": 1.0,
             "loss_weight_fn": "DEBIASED_ESTIMATION", "loss_weight_strength": 5.0, "clip_grad_norm": 1.0,
             "unet": { "train": true, "learning_rate": null }, "text_encoder": { "train": true, "learning_rate": 5e-5 },
             "lora_rank": 16, "lora_alpha": 1.0, "lora_decompose": false, "optimizer": { "optimizer": "ADAMW",
             "weight_decay": 0.01 }, "sample_after": 10, "sample_after_unit": "MINUTE", "save_every": 100,
-            "save_every_unit": "STEP", "masked_training": true, "lokr_dim": 10000, "oft_block_size": 32,
-            "offset_noise_weight": 0.0, "perturbation_noise_weight": 0.1, "dataloader_threads": 2,
+            "save_every_unit": "STEP", "lokr_dim": 10000, "oft_block_size": 32, "dataloader_threads": 2,
         });
+        let pictures = serde_json::json!({
+            "resolution": "512,768", "aspect_ratio_bucketing": true, "masked_training": true, "unmasked_weight": 0.2,
+            "unmasked_probability": 0.1, "offset_noise_weight": 0.0, "perturbation_noise_weight": 0.1,
+        });
+        let config =
+            Value::Object([config, pictures].into_iter().flat_map(|part| part.as_object().cloned().unwrap()).collect());
         let path = desk.path().join("config.json");
         std::fs::write(&path, config.to_string()).unwrap();
         let imported = open(&path).unwrap();
@@ -240,13 +268,23 @@ mod tests {
             ("flip", "true"),
             ("prior", "0"),
             ("targets", "attention,feed_forward,projections,text"),
+            ("fit", "bucket"),
+            ("resolutions", "512,768"),
+            ("mask", "file"),
+            ("unmasked_weight", "0.2"),
+            ("mask_normalise", "false"),
         ];
+        let Configuration { token, together, .. } = &imported.configuration;
+        let said =
+            Together { concept: house.path().into(), token: "<a-house>".into(), class: None, repeats: 3, weight: 0.5 };
+        assert_eq!((token.as_deref(), &together[..]), (Some("<robot>"), &[said][..]));
         for (name, text) in expected {
             assert!(changes.iter().any(|(n, t)| (n.as_str(), t.as_str()) == (name, text)), "{name}: {changes:?}");
         }
         assert_valid("lora", &changes);
         let left = imported.left_out.join("\n");
-        for piece in ["elsewhere", "sample_after = 10 MINUTE", "masked_training", "perturbation_noise_weight = 0.1"] {
+        for piece in ["own here", "sample_after = 10 MINUTE", "unmasked_probability", "perturbation_noise_weight = 0.1"]
+        {
             assert!(left.contains(piece), "{piece}: {left}");
         }
         assert_eq!((imported.from, imported.left_out.len()), ("OneTrainer", 4), "{left}");

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use egui::{DragValue, RichText, ScrollArea, Slider, SliderOrientation, Ui, vec2};
 
 use crate::engine::io::names;
-use crate::engine::project::{Desk, FURTHEST, Fader, stem};
+use crate::engine::project::{Desk, FURTHEST, Fader};
+use crate::engine::words::stem;
 use crate::ui::cards::{AdapterContent, Loading};
 use crate::ui::command::Command;
 use crate::ui::studio::Studio;

@@ -4,6 +4,7 @@ use egui::{ComboBox, RichText, ScrollArea, Ui};
 
 use crate::engine::adapter::{self, METHODS};
 use crate::engine::project::TrainingForm;
+use crate::engine::session::Preflight as Fit;
 use crate::engine::train::config;
 use crate::engine::train::presets::{self, Preset};
 use crate::engine::words;
@@ -186,19 +187,18 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     let palette = theme::palette(ui);
     let refusal = studio.preflight.as_ref().and_then(crate::ui::preflight::Preflight::refusal);
     if let Some(preflight) = &studio.preflight {
-        if let Ok(memory) = &preflight.memory {
-            let parts = memory
-                .parts
-                .iter()
-                .map(|(name, bytes)| format!("{name}: {}", words::bytes(*bytes)))
-                .collect::<Vec<_>>()
-                .join("\n");
-            let free = preflight.free.map_or(String::new(), |free| format!(" of {} free", words::bytes(free)));
+        if let Ok(Fit { estimate, room, .. }) = &preflight.fit {
+            let part = |(name, bytes): (&str, u64)| format!("{name}: {}", words::bytes(bytes));
+            let free = |bytes: Option<u64>| bytes.map_or(String::new(), |b| format!(" ({} free)", words::bytes(b)));
+            let mut parts = estimate.parts().map(part).to_vec();
+            parts.push(format!("on the disk, at most: {}{}", words::bytes(estimate.disk), free(room.disk)));
+            let free = free(room.memory);
             let time = match preflight.step_seconds {
                 Some(seconds) => format!("about {}", words::duration(seconds * preflight.steps as f64)),
                 None => "the time is known after the first steps".into(),
             };
-            ui.weak(format!("About {}{free}, {time}", words::bytes(memory.total()))).on_hover_text(parts);
+            ui.weak(format!("About {} of memory{free}, {time}", words::bytes(estimate.total())))
+                .on_hover_text(parts.join("\n"));
         }
     } else if let Some(error) = studio.opened.failed() {
         ui.colored_label(palette.error, error.to_string());
