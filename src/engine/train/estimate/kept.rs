@@ -1,7 +1,7 @@
 //! What a pass keeps until its gradients are known: the numbers that burn's backward operations ask for, layer by layer.
 //!
 //! A norm keeps its centred input, SiLU its input and its factor, a convolution its input, a matrix product both factors
-//! that a gradient flows through. A layer with an adapter keeps its input for it.
+//! that a gradient flows through. A layer whose adapter trains its read side keeps its input for that.
 
 use crate::engine::model::blocks::MOST_SCORES;
 use crate::engine::model::{Layer, Part, StableDiffusion};
@@ -23,10 +23,11 @@ impl<'a> Pass<'a> {
         Self { model, pictures, levels: levels.map(|level| halved(w, level) * halved(h, level)).collect() }
     }
 
-    /// Numbers at a layer, with the norm before it and the activation or the products behind it.
-    pub fn kept(&self, layer: &Layer, has_adapter: bool) -> usize {
+    /// Numbers at a layer, with the norm before it and the activation or the products behind it. `reads`: an adapter there
+    /// needs the input again.
+    pub fn kept(&self, layer: &Layer, reads: bool) -> usize {
         let [input, out] = self.numbers(layer);
-        let own = if has_adapter { input } else { 0 };
+        let own = if reads { input } else { 0 };
         match layer.path.rsplit('.').next() {
             Some("conv1" | "conv2" | "conv_out") => 4 * input,
             // Of the resamplers.

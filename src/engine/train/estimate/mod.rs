@@ -19,6 +19,11 @@ pub use room::Room;
 use kept::{Pass, stretch};
 
 const F32: usize = 4;
+/// What the program works with beside all that: the vocabulary, and buffers in which products and convolutions are laid
+/// out anew.
+const WORKING: u64 = 15_000_000;
+/// Runs before any text is read: no gradient flows there unless it is adapted itself.
+const FIRST: [&str; 3] = ["conv_in", "time_embedding.", "down_blocks.0.resnets.0."];
 
 /// Bytes by what they are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,7 +57,7 @@ impl Estimate {
             weights: weights(model),
             adapters: bytes(averages * trained),
             optimiser: bytes(passing * trained),
-            activations: bytes(Activations::new(model, method, config, &targets).numbers()),
+            activations: bytes(Activations::new(model, method, adapter, config, &targets).numbers()),
             sampling: bytes(pictures(model, config)),
             disk: disk::bytes(model, method, adapter, config, &targets, trained),
         })
@@ -60,7 +65,7 @@ impl Estimate {
 
     /// Everything that is in memory at the worst moment: pictures are made between steps, not during one.
     pub fn total(&self) -> u64 {
-        self.weights + self.adapters + (self.optimiser + self.activations).max(self.sampling)
+        WORKING + self.weights + self.adapters + (self.optimiser + self.activations).max(self.sampling)
     }
 
     /// Memory by part, in words.
@@ -78,6 +83,9 @@ impl Estimate {
 struct Activations<'a> {
     model: &'a StableDiffusion,
     adapted: BTreeSet<LayerId>,
+    /// Whether an adapter's read side is trained, so that it needs its input again. A slot's is not.
+    reads: bool,
+    starts_late: bool,
     /// Whether the method makes a weight of a layer's size.
     is_dense: bool,
     recompute: bool,
@@ -86,12 +94,21 @@ struct Activations<'a> {
 }
 
 impl<'a> Activations<'a> {
-    fn new(model: &'a StableDiffusion, method: &Method, config: &Config, targets: &[LayerId]) -> Self {
+    fn new(
+        model: &'a StableDiffusion,
+        method: &Method,
+        adapter: &dyn Adapter,
+        config: &Config,
+        targets: &[LayerId],
+    ) -> Self {
         let pictures = config.batch + if config.prior > 0.0 { config.prior_batch } else { 0 };
         let size = config.views.largest();
         Self {
             model,
             adapted: targets.iter().copied().collect(),
+            reads: adapter.basis().is_none(),
+            starts_late: model.unet.config.down_block_types[0].starts_with("Cross")
+                && !targets.iter().any(|&id| is_first(model.layer(id))),
             is_dense: method.file == FileKind::Difference,
             recompute: config.recompute,
             pass: Pass::new(model, pictures, size),
@@ -119,13 +136,20 @@ impl<'a> Activations<'a> {
     }
 
     fn at(&self, pass: &Pass<'_>, id: LayerId, layer: &Layer) -> usize {
+        if self.starts_late && is_first(layer) {
+            return 0;
+        }
         let has_adapter = self.adapted.contains(&id);
         let weight = layer.out * layer.input();
         // To let a gradient through, a weight that is held in f16 stays as it was widened.
         let widened = if self.model.weight(id).oi.dtype() == DType::F16 { weight } else { 0 };
         let dense = if has_adapter && self.is_dense { 3 * weight } else { 0 };
-        pass.kept(layer, has_adapter) + widened + dense
+        pass.kept(layer, has_adapter && self.reads) + widened + dense
     }
+}
+
+fn is_first(layer: &Layer) -> bool {
+    layer.part == Part::Unet && FIRST.iter().any(|first| layer.path.starts_with(first))
 }
 
 /// Bytes of all that is loaded. Norms are left out: they are thousandths.
