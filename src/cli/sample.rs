@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Progress, Shell};
+use crate::cli::{AdapterArg, Progress, Shell, field_value};
 use crate::engine::device::read;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::png;
@@ -45,6 +45,9 @@ pub struct Args {
     /// Width and height in pixels; the model's own if left out
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<[usize; 2]>,
+    /// Change a field of sampling (`triptych methods samplers` lists them); may be repeated
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
+    set: Vec<(String, String)>,
     /// How many pictures; several become F-1.png, F-2.png …
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -78,6 +81,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         seed: args.seed,
         size: args.size,
         count: args.count,
+        changes: args.set.iter().cloned().collect(),
         start: args.latents.as_deref().map(start).transpose()?,
     };
     let begun = std::time::Instant::now();
