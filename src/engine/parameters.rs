@@ -42,15 +42,17 @@ const NAMES: [(&str, &str); 3] =
 const NOISE_SCHEDULE: &str = "Noise Schedule";
 /// What A1111 calls the two noise schedules.
 const SCHEDULES: [(&str, &str); 2] = [("on", "Zero Terminal SNR"), ("off", "Default")];
+const DENOISING: &str = "Denoising strength";
 
 /// The settings after the model's name: those that are not as usual, and which generator drew the noise.
 fn further(request: &Request) -> Vec<(&'static str, String)> {
+    let strength = request.init.as_ref().map(|init| (DENOISING, init.strength.to_string()));
     let field = |(field, name): (&str, &'static str)| {
         let value = request.changes.get(field)?;
         let schedule = SCHEDULES.iter().find(|(word, _)| name == NOISE_SCHEDULE && word == value);
         Some((name, schedule.map_or_else(|| value.clone(), |(_, title)| (*title).to_owned())))
     };
-    NAMES.into_iter().filter_map(field).chain([("RNG", "NV".to_owned())]).collect()
+    strength.into_iter().chain(NAMES.into_iter().filter_map(field)).chain([("RNG", "NV".to_owned())]).collect()
 }
 
 /// What such a text asks for, as far as this program can do it; `None` where there are no settings in it. The strengths of
@@ -114,6 +116,7 @@ fn without_marks(prompt: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::preview::Init;
 
     #[test]
     fn what_is_written_reads_back() {
@@ -133,6 +136,14 @@ mod tests {
         let text = text(&request, [64, 96], 0, "starter", &[("robot".into(), 0.5), ("head".into(), -1.0)]);
         let again = read(&text[png::PARAMETERS]).unwrap();
         assert_eq!(format!("{again:?}"), format!("{request:?}"));
+    }
+
+    #[test]
+    fn what_a_picture_began_with_is_told() {
+        let picture = image::RgbImage::new(8, 8).into();
+        let init = Init { file: "a.png".into(), picture, strength: 0.4, mask: None };
+        let text = text(&Request { init: Some(init), ..Request::default() }, [8, 8], 0, "starter", &[]);
+        assert!(text[png::PARAMETERS].ends_with("Model: starter, Denoising strength: 0.4, RNG: NV"), "{text:?}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! From prompt to picture.
 
 mod fields;
+mod init;
+mod mask;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,7 +20,11 @@ use crate::engine::model::{Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::{Error, Result};
 
+use init::Original;
+
 pub use fields::FIELDS;
+pub use init::{Init, STRENGTH};
+pub use mask::Mask;
 
 /// Latent pixels that one pass of the network takes at most; more pictures go one batch after the other.
 const BATCH_PIXELS: usize = 8192;
@@ -40,6 +46,8 @@ pub struct Request {
     pub count: usize,
     /// Of [`FIELDS`], those that differ from their defaults.
     pub changes: BTreeMap<String, String>,
+    /// A picture to start from, resized and cut to `size`.
+    pub init: Option<Init>,
     /// Unit noise `[n, 4, h, w]` to start from instead of the seed's.
     pub start: Option<Start>,
 }
@@ -62,6 +70,7 @@ impl Default for Request {
             size: None,
             count: 1,
             changes: BTreeMap::new(),
+            init: None,
             start: None,
         }
     }
@@ -124,10 +133,15 @@ pub fn sample(
     let ways = fields::Ways::of(request)?;
     let schedule = ways.schedule(&model.schedule)?;
     let steps = row.steps(&schedule, ways.spacing, request.steps)?;
+    let steps = match &request.init {
+        Some(init) => steps.last(init.steps(request.steps)?),
+        None => steps,
+    };
     if ways.spacing.is_some() && row.keeps_spacing() {
         watch(Event::warning(format!("{} keeps its own spacing: what was chosen has no say", row.title)))?;
     }
     let shape = latent_shape(model, request)?;
+    let original = request.init.as_ref().map(|init| Original::of(init, model, [shape[2], shape[3]])).transpose()?;
     let words: Vec<Word> = mounted.tokens.iter().map(|token| token.word.clone()).collect();
     for text in [&request.prompt, &request.negative] {
         for word in tokenizer::undefined_words(text, &words) {
@@ -157,13 +171,16 @@ pub fn sample(
             context: &context,
             request,
             rescale: ways.rescale,
+            original: original.as_ref(),
             first,
             total,
             passed: first / chunk * passes,
+            start: noise(model, request, first, count, shape),
             watch,
         };
-        let start = noise(model, request, first, count, shape);
-        latents.push(row.sample(&steps, start, None, &mut run)?);
+        let start = run.start.clone();
+        let picture = original.as_ref().map(|original| original.latents.clone().expand(start.dims()));
+        latents.push(row.sample(&steps, start, picture, &mut run)?);
     }
     let latents = Tensor::cat(latents, 0);
     // One picture at a time: the decoder's activations are the largest of all.
@@ -177,6 +194,10 @@ pub fn sample(
             "Lower the adapters' strengths or the guidance, or use --device cpu",
         ));
     }
+    let pixels = match &original {
+        Some(original) => original.paste(pixels),
+        None => pixels,
+    };
     Ok(Pictures { latents, pixels })
 }
 
@@ -224,11 +245,14 @@ struct Run<'a, 'w> {
     request: &'a Request,
     /// φ of [`guidance::rescaled`].
     rescale: f64,
+    original: Option<&'a Original>,
     /// Number of the batch's first picture.
     first: usize,
     /// Network passes in all, and so far.
     total: usize,
     passed: usize,
+    /// The unit noise it began with.
+    start: Tensor<4>,
     watch: &'a mut Watch<'w>,
 }
 
@@ -281,7 +305,10 @@ impl Denoiser for Run<'_, '_> {
         Tensor::from_data(TensorData::new(values, [n, c, h, w]), &x.device())
     }
 
-    fn done(&mut self, _: usize, x: Tensor<4>) -> Result<Tensor<4>> {
-        Ok(x)
+    fn done(&mut self, i: usize, x: Tensor<4>) -> Result<Tensor<4>> {
+        let Some(original) = self.original else { return Ok(x) };
+        // What is kept is finished when the run is, whatever noise the model leaves at its end.
+        let sigma = if i < self.steps.timesteps.len() { self.steps.sigmas[i] } else { 0.0 };
+        Ok(original.keep(x, &self.start, sigma))
     }
 }
