@@ -87,6 +87,11 @@ fn tab_reaches_every_control_of_every_panel() {
     let mut window = window(folder.path());
     teach(&mut window);
     all_are_reached(&mut window, "Training");
+    use_control(&mut window, "Start from a picture");
+    use_control(&mut window, "Use this picture");
+    until(&mut window, "the picture to start from", |window| window.query_by_label("Mask over the picture").is_some());
+    use_control(&mut window, "Advanced");
+    all_are_reached(&mut window, "Start from a picture");
     press(&mut window, "Plan");
     use_control(&mut window, "All settings");
     all_are_reached(&mut window, "Plan");
