@@ -166,7 +166,8 @@ impl From<Request> for PreviewForm {
 impl PreviewForm {
     /// One picture of it, which starts from `picture` where the form names one.
     pub fn request(&self, picture: Option<Arc<RgbImage>>) -> Request {
-        let Self { prompt, negative, sampler, steps, cfg, seed, size, changes, init, strength, mask, .. } = self.clone();
+        let Self { prompt, negative, sampler, steps, cfg, seed, size, changes, init, strength, mask, .. } =
+            self.clone();
         let init = init.zip(picture).map(|(file, picture)| Init { file, picture, strength, mask });
         Request { prompt, negative, sampler, steps, cfg, seed, size, changes, init, ..Request::default() }
     }
