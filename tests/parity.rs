@@ -12,10 +12,11 @@ use reference::{Reference, assert_close, training};
 use triptych::engine::Result;
 use triptych::engine::adapter::mount::{Strength, mount};
 use triptych::engine::diffusion::sampler::{Denoiser, sampler};
-use triptych::engine::diffusion::schedule::Steps;
-use triptych::engine::diffusion::{Prediction, Schedule, guidance, loss};
+use triptych::engine::diffusion::schedule::{Spacing, Steps};
+use triptych::engine::diffusion::{Schedule, guidance, loss};
 use triptych::engine::io::Folder;
 use triptych::engine::io::lora_file::LoraFile;
+use triptych::engine::model::sd::ScheduleConfig;
 use triptych::engine::model::tokenizer::Tokenizer;
 use triptych::engine::model::{Mounts, StableDiffusion};
 
@@ -123,27 +124,50 @@ fn vae_decode() {
 
 #[test]
 fn sampler_ddim() {
-    sample("ddim", "ddim", Prediction::Epsilon);
+    sample("ddim", "ddim", None, |_| {});
 }
 
 #[test]
 fn sampler_ddim_v() {
-    sample("ddim", "ddim_v", Prediction::V);
+    sample("ddim", "ddim_v", None, |config| config.prediction_type = "v_prediction".into());
+}
+
+#[test]
+fn sampler_ddim_v_at_zero_terminal_snr() {
+    sample("ddim", "ddim_zsnr_v", Some(Spacing::Trailing), |config| {
+        config.prediction_type = "v_prediction".into();
+        config.rescale_betas_zero_snr = true;
+    });
 }
 
 #[test]
 fn sampler_euler() {
-    sample("euler", "euler", Prediction::Epsilon);
+    sample("euler", "euler", None, |_| {});
+}
+
+#[test]
+fn sampler_euler_trailing() {
+    sample("euler", "euler_trailing", Some(Spacing::Trailing), |_| {});
+}
+
+#[test]
+fn sampler_heun() {
+    sample("heun", "heun", None, |_| {});
 }
 
 #[test]
 fn sampler_dpmpp_2m() {
-    sample("dpmpp_2m", "dpmpp_2m", Prediction::Epsilon);
+    sample("dpmpp_2m", "dpmpp_2m", None, |_| {});
 }
 
 #[test]
 fn sampler_dpmpp_2m_karras() {
-    sample("dpmpp_2m_karras", "dpmpp_2m_karras", Prediction::Epsilon);
+    sample("dpmpp_2m_karras", "dpmpp_2m_karras", None, |_| {});
+}
+
+#[test]
+fn sampler_unipc() {
+    sample("unipc", "unipc", None, |_| {});
 }
 
 fn context(model: &StableDiffusion, r: &Reference) -> Tensor<3> {
@@ -151,23 +175,29 @@ fn context(model: &StableDiffusion, r: &Reference) -> Tensor<3> {
     model.condition(&prompts, &[], &Mounts::none())
 }
 
-fn sample(name: &str, part: &str, prediction: Prediction) {
+fn sample(name: &str, part: &str, spacing: Option<Spacing>, change: impl Fn(&mut ScheduleConfig)) {
     let (model, r) = (reference::model(), Reference::open("sd_reference"));
     let expected = r.tensor::<4>(&format!("sample.{part}.out"));
-    let mut schedule = Schedule::new(&model.schedule).unwrap();
-    schedule.prediction = prediction;
+    let mut config = model.schedule.clone();
+    config.prediction_type = "epsilon".into();
+    change(&mut config);
+    let schedule = Schedule::new(&config).unwrap();
     let row = sampler(name).unwrap();
-    let steps = schedule.steps(row.spacing, r.number("steps") as usize).unwrap();
-    let timesteps: Vec<f32> = steps.timesteps.iter().map(|&t| t as f32).collect();
-    assert_eq!(timesteps, r.f32(&format!("sample.{part}.timesteps")));
+    let steps = row.steps(&schedule, spacing, r.number("steps") as usize).unwrap();
     let mut denoiser = Guided {
         model: &model,
         schedule: &schedule,
         steps: &steps,
         context: r.rows("text.last_hidden_state", &[1, 0]),
         scale: r.number("cfg"),
+        timesteps: Vec::new(),
     };
-    let out = row.sample(&steps, r.tensor("sample.latents"), &mut denoiser).unwrap();
+    let out = row.sample(&steps, r.tensor("sample.latents"), None, &mut denoiser).unwrap();
+    assert_eq!(
+        denoiser.timesteps,
+        r.f32(&format!("sample.{part}.timesteps")),
+        "every pass of the network, in its order"
+    );
     assert_close(part, out, expected, SAMPLE);
 }
 
@@ -177,11 +207,14 @@ struct Guided<'a> {
     steps: &'a Steps,
     context: Tensor<3>,
     scale: f64,
+    /// Those of the passes so far.
+    timesteps: Vec<f32>,
 }
 
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Tensor<4>, i: usize) -> Result<Tensor<4>> {
         let (sigma, t) = (self.steps.sigmas[i], self.steps.timesteps[i] as f32);
+        self.timesteps.push(t);
         let input = guidance::network_input(x.clone(), sigma);
         let out = self.model.unet.forward(
             Tensor::cat(vec![input.clone(), input], 0),
@@ -197,8 +230,8 @@ impl Denoiser for Guided<'_> {
         unreachable!("deterministic samplers draw no noise")
     }
 
-    fn done(&mut self, _: usize, _: &Tensor<4>) -> Result<()> {
-        Ok(())
+    fn done(&mut self, _: usize, x: Tensor<4>) -> Result<Tensor<4>> {
+        Ok(x)
     }
 }
 

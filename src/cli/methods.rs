@@ -11,7 +11,7 @@ use crate::engine::adapter::target;
 use crate::engine::diffusion::SAMPLERS;
 use crate::engine::field::Field;
 use crate::engine::train::config;
-use crate::engine::{Result, adapter, merge};
+use crate::engine::{Result, adapter, merge, preview};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -85,6 +85,11 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         heading(&mut text, "Samplers (sample --sampler NAME)");
         for row in SAMPLERS {
             entry(&mut text, row.name, row.title, row.help, row.paper);
+        }
+        result.insert("sampling".into(), json!(preview::FIELDS));
+        heading(&mut text, "Fields of every sampler (sample --set field=value)");
+        for field in preview::FIELDS {
+            field_line(&mut text, field);
         }
     }
     shell.print(&result, || text)?;

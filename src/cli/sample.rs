@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Progress, Shell};
+use crate::cli::{AdapterArg, Progress, Shell, field_value};
 use crate::engine::device::read;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::png;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::parameters;
-use crate::engine::preview::{Pictures, Request, Start};
+use crate::engine::preview::{Init, Pictures, Request, STRENGTH, Start};
 use crate::engine::session::Used;
 use crate::engine::words::stem;
 use crate::engine::{Error, Result};
@@ -45,6 +45,18 @@ pub struct Args {
     /// Width and height in pixels; the model's own if left out
     #[arg(long, value_name = "WxH", value_parser = size)]
     size: Option<[usize; 2]>,
+    /// Change a field of sampling (`triptych methods samplers` lists them); may be repeated
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
+    set: Vec<(String, String)>,
+    /// Picture to start from instead of noise alone, resized and cut to the size
+    #[arg(long, value_name = "F.png")]
+    init: Option<PathBuf>,
+    /// How far that picture may change: 0 as it is, 1 something else. Of the steps, this share is taken
+    #[arg(long, default_value_t = STRENGTH)]
+    strength: f64,
+    /// What of that picture is repainted: white. Outside, every pixel stays as it is
+    #[arg(long, value_name = "F.png")]
+    mask: Option<PathBuf>,
     /// How many pictures; several become F-1.png, F-2.png …
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -60,6 +72,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
+    // Before anything is opened: a missing picture is told at once.
+    let init = init(args)?;
     let mut progress = Progress::new(shell.json);
     let session = shell.session(&mut progress)?;
     let model = session.model(&args.model)?;
@@ -78,6 +92,8 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         seed: args.seed,
         size: args.size,
         count: args.count,
+        changes: args.set.iter().cloned().collect(),
+        init,
         start: args.latents.as_deref().map(start).transpose()?,
     };
     let begun = std::time::Instant::now();
@@ -105,6 +121,16 @@ fn numbered(out: &Path, i: usize, count: usize) -> PathBuf {
         return out.to_path_buf();
     }
     out.with_file_name(format!("{}-{}.png", stem(out), i + 1))
+}
+
+fn init(args: &Args) -> Result<Option<Init>> {
+    match (&args.init, &args.mask) {
+        (Some(file), mask) => Init::open(file, args.strength, mask.as_deref()).map(Some),
+        (None, Some(_)) => {
+            Err(Error::usage("A mask needs a picture that it belongs to", "Name the picture to start from with --init"))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 fn start(path: &Path) -> Result<Start> {

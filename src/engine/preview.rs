@@ -1,5 +1,12 @@
 //! From prompt to picture.
 
+mod fields;
+mod init;
+mod mask;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData};
 
 use crate::engine::device::read;
@@ -12,6 +19,12 @@ use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::model::{Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::{Error, Result};
+
+use init::Original;
+
+pub use fields::FIELDS;
+pub use init::{Init, STRENGTH};
+pub use mask::Mask;
 
 /// Latent pixels that one pass of the network takes at most; more pictures go one batch after the other.
 const BATCH_PIXELS: usize = 8192;
@@ -31,6 +44,10 @@ pub struct Request {
     /// `[width, height]` in pixels; `None` is the model's own.
     pub size: Option<[usize; 2]>,
     pub count: usize,
+    /// Of [`FIELDS`], those that differ from their defaults.
+    pub changes: BTreeMap<String, String>,
+    /// A picture to start from, resized and cut to `size`.
+    pub init: Option<Init>,
     /// Unit noise `[n, 4, h, w]` to start from instead of the seed's.
     pub start: Option<Start>,
 }
@@ -52,6 +69,8 @@ impl Default for Request {
             seed: 0,
             size: None,
             count: 1,
+            changes: BTreeMap::new(),
+            init: None,
             start: None,
         }
     }
@@ -111,9 +130,18 @@ pub fn sample(
         ));
     }
     let row = sampler::sampler(&request.sampler)?;
-    let schedule = Schedule::new(&model.schedule)?;
-    let steps = schedule.steps(row.spacing, request.steps)?;
+    let ways = fields::Ways::of(request)?;
+    let schedule = ways.schedule(&model.schedule)?;
+    let steps = row.steps(&schedule, ways.spacing, request.steps)?;
+    let steps = match &request.init {
+        Some(init) => steps.last(init.steps(request.steps)?),
+        None => steps,
+    };
+    if ways.spacing.is_some() && row.keeps_spacing() {
+        watch(Event::warning(format!("{} keeps its own spacing: what was chosen has no say", row.title)))?;
+    }
     let shape = latent_shape(model, request)?;
+    let original = request.init.as_ref().map(|init| Original::of(init, model, [shape[2], shape[3]])).transpose()?;
     let words: Vec<Word> = mounted.tokens.iter().map(|token| token.word.clone()).collect();
     for text in [&request.prompt, &request.negative] {
         for word in tokenizer::undefined_words(text, &words) {
@@ -129,7 +157,9 @@ pub fn sample(
 
     let [n, _, h, w] = shape;
     let chunk = (BATCH_PIXELS / (h * w)).clamp(1, n);
-    watch(Event::Stage { name: "sampling".into(), total: n.div_ceil(chunk) * request.steps })?;
+    let passes = row.passes(steps.timesteps.len());
+    let total = n.div_ceil(chunk) * passes;
+    watch(Event::Stage { name: "sampling".into(), total })?;
     let mut latents = Vec::new();
     for first in (0..n).step_by(chunk) {
         let count = chunk.min(n - first);
@@ -140,13 +170,17 @@ pub fn sample(
             steps: &steps,
             context: &context,
             request,
+            rescale: ways.rescale,
+            original: original.as_ref(),
             first,
-            total: n.div_ceil(chunk) * request.steps,
-            before: first / chunk * request.steps,
+            total,
+            passed: first / chunk * passes,
+            start: noise(model, request, first, count, shape),
             watch,
         };
-        let noise = run.start(count, shape);
-        latents.push(row.sample(&steps, noise, &mut run)?);
+        let start = run.start.clone();
+        let picture = original.as_ref().map(|original| original.latents.clone().expand(start.dims()));
+        latents.push(row.sample(&steps, start, picture, &mut run)?);
     }
     let latents = Tensor::cat(latents, 0);
     // One picture at a time: the decoder's activations are the largest of all.
@@ -160,6 +194,10 @@ pub fn sample(
             "Lower the adapters' strengths or the guidance, or use --device cpu",
         ));
     }
+    let pixels = match &original {
+        Some(original) => original.paste(pixels),
+        None => pixels,
+    };
     Ok(Pictures { latents, pixels })
 }
 
@@ -205,30 +243,33 @@ struct Run<'a, 'w> {
     /// Negative, then positive: `[2, n, width]`.
     context: &'a Tensor<3>,
     request: &'a Request,
+    /// φ of [`guidance::rescaled`].
+    rescale: f64,
+    original: Option<&'a Original>,
     /// Number of the batch's first picture.
     first: usize,
-    /// Network passes in all and before this batch.
+    /// Network passes in all, and so far.
     total: usize,
-    before: usize,
+    passed: usize,
+    /// The unit noise it began with.
+    start: Tensor<4>,
     watch: &'a mut Watch<'w>,
 }
 
-impl Run<'_, '_> {
-    fn start(&self, count: usize, [_, c, h, w]: [usize; 4]) -> Tensor<4> {
-        let size = c * h * w;
-        let values = match &self.request.start {
-            Some(start) => start.values[self.first * size..(self.first + count) * size].to_vec(),
-            None => self.unit_noise(0, count, size),
-        };
-        Tensor::from_data(TensorData::new(values, [count, c, h, w]), &self.model.device)
-    }
+/// Unit noise of `count` pictures from the `first` on.
+fn noise(model: &StableDiffusion, request: &Request, first: usize, count: usize, shape: [usize; 4]) -> Tensor<4> {
+    let [_, c, h, w] = shape;
+    let size = c * h * w;
+    let values = match &request.start {
+        Some(start) => start.values[first * size..(first + count) * size].to_vec(),
+        None => unit_noise(request.seed, 0, first..first + count, size),
+    };
+    Tensor::from_data(TensorData::new(values, [count, c, h, w]), &model.device)
+}
 
-    /// Draw `offset` of each picture's own seed, as A1111 and stable-diffusion.cpp number them.
-    fn unit_noise(&self, offset: u32, count: usize, size: usize) -> Vec<f32> {
-        (self.first..self.first + count)
-            .flat_map(|i| Philox::new(self.request.seed.wrapping_add(i as u64)).normal(offset, size))
-            .collect()
-    }
+/// Draw `offset` of each picture's own seed, as A1111 and stable-diffusion.cpp number them.
+fn unit_noise(seed: u64, offset: u32, pictures: Range<usize>, size: usize) -> Vec<f32> {
+    pictures.flat_map(|i| Philox::new(seed.wrapping_add(i as u64)).normal(offset, size)).collect()
 }
 
 impl Denoiser for Run<'_, '_> {
@@ -248,18 +289,26 @@ impl Denoiser for Run<'_, '_> {
         } else {
             let both =
                 forward(Tensor::cat(vec![input.clone(), input], 0), Tensor::cat(vec![context(0), context(1)], 0));
-            guidance::guided(both.clone().narrow(0, 0, n), both.narrow(0, n, n), self.request.cfg)
+            let with = both.clone().narrow(0, n, n);
+            let guided = guidance::guided(both.narrow(0, 0, n), with.clone(), self.request.cfg);
+            if self.rescale > 0.0 { guidance::rescaled(guided, &with, self.rescale) } else { guided }
         };
+        self.passed += 1;
+        (self.watch)(Event::Progress { done: self.passed, total: self.total })?;
         Ok(guidance::denoised(x.clone(), out, sigma, self.schedule.prediction))
     }
 
     fn noise(&mut self, x: &Tensor<4>, i: usize) -> Tensor<4> {
         let [n, c, h, w] = x.dims();
         let offset = u32::try_from(i + 1).unwrap_or(u32::MAX);
-        Tensor::from_data(TensorData::new(self.unit_noise(offset, n, c * h * w), [n, c, h, w]), &x.device())
+        let values = unit_noise(self.request.seed, offset, self.first..self.first + n, c * h * w);
+        Tensor::from_data(TensorData::new(values, [n, c, h, w]), &x.device())
     }
 
-    fn done(&mut self, i: usize, _: &Tensor<4>) -> Result<()> {
-        (self.watch)(Event::Progress { done: self.before + i, total: self.total })
+    fn done(&mut self, i: usize, x: Tensor<4>) -> Result<Tensor<4>> {
+        let Some(original) = self.original else { return Ok(x) };
+        // What is kept is finished when the run is, whatever noise the model leaves at its end.
+        let sigma = if i < self.steps.timesteps.len() { self.steps.sigmas[i] } else { 0.0 };
+        Ok(original.keep(x, &self.start, sigma))
     }
 }

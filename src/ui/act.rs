@@ -1,5 +1,6 @@
 //! What happens on a command: one arm for each, and the work of each subject in a file of its own.
 
+mod beginning;
 mod change;
 mod follow;
 mod hear;
@@ -110,6 +111,8 @@ impl App {
             Command::SaveGrid(path) => self.save_grid(path),
             Command::SavePicture(path) => self.save_picture(path),
             Command::OpenPrompt(path) => self.open_prompt(path),
+            Command::StartFrom(path) => self.start_from(&path),
+            Command::StartFromPicture => self.start_from_picture(),
             Command::CopyPicture => {
                 if let Some(picture) = &self.studio.preview.picture {
                     let size = [picture.image.width() as usize, picture.image.height() as usize];

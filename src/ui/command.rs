@@ -99,6 +99,10 @@ pub enum Command {
     CopyPicture,
     /// The prompt and settings of a saved picture.
     OpenPrompt(PathBuf),
+    /// Makes this the picture that the preview starts from.
+    StartFrom(PathBuf),
+    /// Keeps the preview's picture beside the project, and starts from it.
+    StartFromPicture,
     /// Which spectrum is looked at: an adapter of the project, or `None` for the training.
     LookAt(Option<PathBuf>),
 

@@ -1,11 +1,11 @@
-//! What is dropped onto the window, by its content: pictures, an adapter, a model, a project, a recipe, a picture with its
-//! prompt, or something that has its place elsewhere.
+//! What is dropped onto the window, by its content: pictures, an adapter, a model, a project, a recipe, a picture with
+//! its prompt or one to start from, or something that has its place elsewhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::engine::io::detect::{self, Kind};
-use crate::engine::io::pickle;
-use crate::engine::{Error, Result};
+use crate::engine::io::{pickle, png};
+use crate::engine::{Error, Result, parameters};
 use crate::ui::command::Command;
 
 /// What is done with what lies at `path`.
@@ -15,13 +15,19 @@ pub fn command(path: PathBuf) -> Result<Command> {
         _ if path.is_dir() || ending == "safetensors" || pickle::is_named_so(&path) => found(path),
         "toml" => text(path),
         "json" => Ok(Command::OpenSettings(path)),
-        "png" => Ok(Command::OpenPrompt(path)),
+        "png" if has_prompt(&path)? => Ok(Command::OpenPrompt(path)),
+        "png" | "jpg" | "jpeg" | "webp" => Ok(Command::StartFrom(path)),
         _ => Err(Error::new(
-            "This is neither a folder of pictures, nor an adapter or a model (.safetensors), nor a project or a recipe (.toml), nor a PNG",
+            "This is neither a folder of pictures, nor an adapter or a model (.safetensors), nor a project or a recipe (.toml), nor a picture (PNG, JPEG, WebP)",
             "Drop the folder that holds the pictures",
         )
         .at(path)),
     }
+}
+
+/// Whether a picture tells what made it, rather than being one to start from.
+fn has_prompt(path: &Path) -> Result<bool> {
+    Ok(png::read_text(path)?.get(png::PARAMETERS).is_some_and(|text| parameters::read(text).is_some()))
 }
 
 /// Something else than was meant is told without losing the model that is open.
@@ -84,5 +90,15 @@ mod tests {
             assert!(error.what.contains(word) && !error.advice.is_empty(), "{text}: {error}");
         }
         assert!(command(file("none.toml")).is_err());
+        let picture = image::RgbImage::new(4, 4);
+        for (prompt, asked) in [(None, false), (Some("a cat\nSteps: 5, Seed: 1"), true)] {
+            let text = prompt.map(|text| (png::PARAMETERS.to_owned(), text.to_owned()));
+            png::write(&file("a.png"), &picture, &text.into_iter().collect()).unwrap();
+            let found = command(file("a.png")).unwrap();
+            assert_eq!(matches!(found, Command::OpenPrompt(_)), asked, "{found:?}");
+            assert_eq!(matches!(found, Command::StartFrom(_)), !asked, "{found:?}");
+        }
+        std::fs::write(file("b.png"), "none").unwrap();
+        assert!(command(file("b.png")).is_err());
     }
 }

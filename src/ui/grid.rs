@@ -21,6 +21,8 @@ pub enum Axis {
     Steps,
     Guidance,
     Sampler,
+    /// How far the picture to start from may change.
+    Change,
     /// Of the adapter with this name in this file.
     Strength {
         name: String,
@@ -55,6 +57,7 @@ impl Axis {
             Self::Steps => "Steps".into(),
             Self::Guidance => "Guidance".into(),
             Self::Sampler => "Sampler".into(),
+            Self::Change => "Strength of change".into(),
             Self::Strength { name, .. } => format!("Strength of {name}"),
         }
     }
@@ -67,6 +70,7 @@ impl Axis {
             Self::Steps => "5, 10, 20",
             Self::Guidance => "1, 2, 4, 7",
             Self::Sampler => "ddim, euler, dpmpp_2m",
+            Self::Change => "0.2, 0.4, 0.6, 0.8",
             Self::Strength { .. } => "0, 0.5, 1, 1.5",
         }
     }
@@ -88,6 +92,16 @@ impl Axis {
                 value.clone_into(&mut request.sampler);
                 crate::engine::diffusion::sampler::sampler(value)?;
             }
+            Self::Change => match &mut request.init {
+                Some(init) => {
+                    let strength = value.parse().ok().filter(|x| (0.0..=1.0).contains(x));
+                    init.strength = strength.ok_or_else(wrong)?;
+                }
+                None => {
+                    let what = "There is no picture whose change could be varied";
+                    return Err(Error::usage(what, "Choose one under Picture, at “Start from a picture”"));
+                }
+            },
             Self::Strength { file, .. } => {
                 let strength: f32 = value.parse().ok().ok_or_else(wrong)?;
                 for (_, heard) in mix.iter_mut().filter(|(adapter, _)| adapter.path == *file) {
@@ -160,6 +174,7 @@ impl Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::preview::Init;
 
     #[test]
     fn a_plan_varies_both_sides() {
@@ -170,6 +185,20 @@ mod tests {
         assert_eq!(labels[0], ["1", "2"]);
         let made: Vec<_> = cells.iter().map(|(r, _)| (r.seed, r.prompt.as_str())).collect();
         assert_eq!(made, [(1, "cat"), (2, "cat"), (1, "cat blue"), (2, "cat blue")]);
+    }
+
+    #[test]
+    fn the_change_of_a_picture_is_varied_where_there_is_one() {
+        let plan = Plan { axes: [Axis::Change, Axis::Seed], values: ["0.25, 1".into(), "1".into()] };
+        assert!(plan.cells(&Request::default(), &Mix::new()).unwrap_err().what.contains("no picture"));
+        let picture = RgbImage::new(8, 8).into();
+        let init = Init { file: "a.png".into(), picture, strength: 0.5, mask: None };
+        let base = Request { init: Some(init), ..Request::default() };
+        let (_, cells) = plan.cells(&base, &Mix::new()).unwrap();
+        let found: Vec<_> = cells.iter().filter_map(|(request, _)| Some(request.init.as_ref()?.strength)).collect();
+        assert_eq!(found, [0.25, 1.0]);
+        let wrong = Plan { values: ["1.5".into(), "1".into()], ..plan };
+        assert!(wrong.cells(&base, &Mix::new()).is_err());
     }
 
     #[test]

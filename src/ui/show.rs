@@ -33,12 +33,11 @@ impl Studio {
 impl App {
     /// The picture of the mix as it is now, and what it is held against.
     pub(super) fn paint(&mut self) {
+        let Some(request) = self.asked() else { return };
         let Loading::Ready(with) = &self.studio.opened else { return };
-        let mut request = self.studio.project.preview.request();
         if request.prompt.is_empty() {
             return;
         }
-        request.count = 1;
         let order = |tag, mix| Order { tag, with: with.clone(), mix, request: request.clone() };
         let mut orders = vec![order(Tag::Mixed, self.studio.mix())];
         match &self.studio.preview.against {
@@ -114,8 +113,7 @@ impl App {
     }
 
     pub(super) fn start_grid(&mut self, plan: &Plan) {
-        let Some(with) = self.studio.opened.ready().cloned() else { return };
-        let base = self.studio.project.preview.request();
+        let (Some(base), Some(with)) = (self.asked(), self.studio.opened.ready().cloned()) else { return };
         match plan.cells(&base, &self.studio.mix()) {
             Ok((labels, cells)) => {
                 self.studio.preview.grids += 1;

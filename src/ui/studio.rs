@@ -71,6 +71,8 @@ pub struct View {
     pub picture: Option<Picture>,
     /// What was asked for when `picture` was made.
     pub request: Option<Request>,
+    /// What the next one starts from.
+    pub beginning: Option<Beginning>,
     /// What it is held against.
     pub other: Option<Picture>,
     pub against: Option<Against>,
@@ -80,6 +82,13 @@ pub struct View {
     pub error: Option<Error>,
     pub is_painting: bool,
     pub history: Vec<(Request, Picture)>,
+}
+
+/// The picture that the preview starts from.
+pub struct Beginning {
+    /// Where it lies.
+    pub path: PathBuf,
+    pub content: Loading<Picture>,
 }
 
 /// What the preview is held against.

@@ -10,6 +10,7 @@ mod overlap;
 mod project;
 mod queue;
 mod sample;
+mod start;
 mod train;
 mod training;
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use triptych::engine::diffusion::SAMPLERS;
 use triptych::engine::train::config;
-use triptych::engine::{adapter, merge};
+use triptych::engine::{adapter, merge, preview};
 
 use crate::command::Desk;
 
@@ -26,7 +26,8 @@ fn methods_lists_every_row_and_every_field() {
         assert_eq!(all["merges"][i]["fields"], json!(fields), "{name}");
     }
     assert_eq!(all["training"], json!(config::FIELDS));
-    for field in all["training"].as_array().unwrap() {
+    assert_eq!(all["sampling"], json!(preview::FIELDS));
+    for field in [&all["training"], &all["sampling"]].into_iter().flat_map(|fields| fields.as_array().unwrap()) {
         for key in ["name", "title", "help", "unit", "default", "kind"] {
             assert!(!field[key].is_null(), "{key} of {field}");
         }
@@ -35,7 +36,7 @@ fn methods_lists_every_row_and_every_field() {
     for (part, keys) in [
         ("adapters", vec!["adapters", "targets", "training"]),
         ("merges", vec!["merges"]),
-        ("samplers", vec!["samplers"]),
+        ("samplers", vec!["samplers", "sampling"]),
     ] {
         let result = desk.run(&format!("methods {part}")).result();
         assert_eq!(result.as_object().unwrap().keys().collect::<Vec<_>>(), keys);

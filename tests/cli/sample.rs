@@ -24,7 +24,7 @@ fn a_picture_tells_what_made_it_and_a_seed_repeats_it() {
     assert_eq!(
         text,
         "a 3d emoji of <a> robot <lora:a:0.8>\nNegative prompt: rain\n\
-         Steps: 2, Sampler: euler_ancestral, CFG scale: 3.5, Seed: 7, Size: 64x64, Model: starter"
+         Steps: 2, Sampler: euler_ancestral, CFG scale: 3.5, Seed: 7, Size: 64x64, Model: starter, RNG: NV"
     );
     let changes = [
         ("--seed 7", "--seed 8"),

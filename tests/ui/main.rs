@@ -117,6 +117,11 @@ fn teach(window: &mut Harness<'_, App>) {
 fn tour(window: &mut Harness<'_, App>, look: fn(&mut Harness<'_, App>, &str)) {
     teach(window);
     look(window, "Training");
+    use_control(window, "Start from a picture");
+    use_control(window, "Use this picture");
+    until(window, "the picture to start from", |window| window.query_by_label("Mask over the picture").is_some());
+    use_control(window, "Advanced");
+    look(window, "Start from a picture");
     press(window, "Plan");
     use_control(window, "All settings");
     look(window, "Plan");

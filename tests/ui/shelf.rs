@@ -82,3 +82,36 @@ fn a_dropped_file_is_opened_as_what_it_is() {
     let left = Project::open(&folder.path().join("triptych.toml"), 8).unwrap();
     assert_eq!(left.desk.method, "ties", "the project that was left is saved");
 }
+
+#[test]
+fn a_dropped_picture_is_started_from_and_the_project_remembers_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("triptych.toml");
+    let saved = || Project::open(&path, 8).unwrap().preview;
+    let mut window = window(folder.path());
+    until(&mut window, "a first picture", |window| shows(window, " s · refined"));
+    let picture = folder.path().join("photo.jpg");
+    image::RgbImage::from_pixel(80, 40, image::Rgb([200, 40, 40])).save(&picture).unwrap();
+    drop_file(&mut window, &picture);
+    window.input_mut().dropped_files.clear();
+    use_control(&mut window, "Start from a picture");
+    until(&mut window, "the picture", |window| window.query_by_label("Mask over the picture").is_some());
+    until(&mut window, "the saved project", |_| saved().init.as_deref() == Some(Path::new("photo.jpg")));
+    use_control(&mut window, "Invert mask");
+    until(&mut window, "the saved mask", |_| saved().mask.is_some_and(|mask| mask.size() == [128, 64]));
+    until(&mut window, "a picture from it", |window| !window.state().is_busy());
+
+    // The picture that was made is kept beside the project; the mask of the other one goes.
+    use_control(&mut window, "Use this picture");
+    until(&mut window, "the kept picture", |_| {
+        saved().mask.is_none() && saved().init.is_some_and(|file| folder.path().join(file).is_file())
+    });
+    assert!(saved().init.unwrap().to_string_lossy().starts_with("start-"));
+
+    std::fs::write(&picture, "no picture any more").unwrap();
+    drop_file(&mut window, &picture);
+    window.input_mut().dropped_files.clear();
+    until(&mut window, "why there is none", |window| shows(window, "start from noise"));
+    use_control(&mut window, "Start from noise");
+    until(&mut window, "the saved project", |_| saved().init.is_none());
+}

@@ -12,7 +12,7 @@ mod folder;
 mod frame;
 pub mod latents;
 pub mod mask;
-mod picture;
+pub mod picture;
 pub mod shipped;
 mod view;
 

@@ -51,6 +51,16 @@ pub fn load(path: &Path, size: [usize; 2], background: [u8; 3], fit: Fit) -> Res
     Ok(planar(&fitted(&flat(decode(path)?, background), size, background, fit)))
 }
 
+/// Reads a picture upright and whole, as RGB on white.
+pub fn open(path: &Path) -> Result<RgbImage> {
+    Ok(flat(decode(path)?, [255; 3]))
+}
+
+/// The middle of a picture, filling `size` = [width, height] pixels.
+pub fn cropped(picture: &RgbImage, size: [usize; 2]) -> RgbImage {
+    fitted(picture, size, [255; 3], Fit::Crop)
+}
+
 pub(super) fn check_size(size: [usize; 2]) -> Result<()> {
     match size.iter().all(|side| (1..=MAX_SIDE).contains(side)) {
         true => Ok(()),

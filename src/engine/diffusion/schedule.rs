@@ -8,6 +8,10 @@ use crate::engine::{Error, Result};
 
 /// A hundred times what any model was trained with.
 const MOST_TIMESTEPS: usize = 100_000;
+/// `original_inference_steps` of diffusers' `LCMScheduler`.
+const DISTILLED: usize = 50;
+/// Instead of zero, so that σ stays finite: 4096, as in diffusers' `EulerDiscreteScheduler`.
+const LEAST_ALPHA_BAR: f64 = 1.0 / (1 << 24) as f64;
 
 /// What the network's output means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +33,55 @@ pub struct Schedule {
 /// How the timesteps of a run are spread over the training range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spacing {
-    /// Multiples of `⌊T/n⌋` plus the model's offset; ends at the model's smallest noise level.
+    /// Multiples of a whole stride plus the model's offset.
     Leading,
-    /// `n` evenly spread over `0…T−1`, ends at σ = 0.
+    /// Counted down from the last timestep in equal strides (Lin et al. 2023, arXiv 2305.08891).
+    Trailing,
+    /// Evenly spread over `0…T−1`.
     Linspace,
-    /// As `n + 1` whole timesteps over `0…T−1` without the last, ends at σ = 0.
-    LinspaceWhole,
-    /// σ^(1/7) evenly spread (Karras et al. 2022), ends at σ = 0.
+    /// σ^(1/7) evenly spread (Karras et al. 2022).
     Karras,
+    /// Some of the fifty timesteps that a consistency model was distilled on.
+    Distilled,
+}
+
+/// Which timesteps of a spacing a sampler takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Points {
+    /// `n`, also between whole timesteps.
+    Between,
+    /// `n` whole ones.
+    Whole,
+    /// The upper `n` of `n + 1` whole ones; of trailing ones, which end above 0 anyway, all.
+    Upper,
+}
+
+/// The noise level that a run ends at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// σ = 0.
+    Zero,
+    /// The model's smallest, unless its configuration sets the last ᾱ to one.
+    Model,
+}
+
+/// Which noise levels a sampler visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    pub spacing: Spacing,
+    pub points: Points,
+    pub end: End,
+}
+
+impl Spacing {
+    /// Those that can be chosen, by their names.
+    pub const NAMES: &[(&str, Self)] =
+        &[("leading", Self::Leading), ("trailing", Self::Trailing), ("linspace", Self::Linspace)];
+
+    /// `None` for every other word: the sampler's own.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, spacing)| *spacing)
+    }
 }
 
 /// The noise levels of one run.
@@ -51,9 +96,6 @@ pub struct Steps {
 impl Schedule {
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
         let n = config.num_train_timesteps;
-        if config.rescale_betas_zero_snr {
-            return Err(Error::new("The model needs a zero-terminal-SNR schedule", "Such models cannot be used yet"));
-        }
         if !(2..=MOST_TIMESTEPS).contains(&n) || config.steps_offset >= n {
             return Err(Error::new(
                 format!("A schedule of {n} timesteps is not possible"),
@@ -75,13 +117,22 @@ impl Schedule {
         if !betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
             return Err(Error::new("The noise schedule leaves its range 0…1", "Check scheduler_config.json"));
         }
-        let alpha_bar = betas
+        let mut alpha_bar: Vec<f64> = betas
             .iter()
             .scan(1.0, |product, beta| {
                 *product *= 1.0 - beta;
                 Some(*product)
             })
             .collect();
+        if config.rescale_betas_zero_snr {
+            if prediction == Prediction::Epsilon {
+                return Err(Error::usage(
+                    "Zero terminal SNR cannot work with a model that predicts noise: its first step sees noise alone, and would learn nothing of the picture",
+                    "Set zero_snr to off, or choose a model that predicts v",
+                ));
+            }
+            rescale_to_zero_snr(&mut alpha_bar);
+        }
         Ok(Self { alpha_bar, prediction, steps_offset: config.steps_offset, set_alpha_to_one: config.set_alpha_to_one })
     }
 
@@ -112,42 +163,73 @@ impl Schedule {
     }
 
     /// Noise levels for a run of `n` steps, 1 ≤ n ≤ T.
-    pub fn steps(&self, spacing: Spacing, n: usize) -> Result<Steps> {
+    pub fn steps(&self, grid: Grid, n: usize) -> Result<Steps> {
         let train = self.len();
-        if n == 0 || n > train {
-            return Err(Error::usage(
-                format!("{n} sampling steps cannot be taken"),
-                format!("Choose 1 to {train} steps"),
-            ));
+        let most = match (grid.spacing, grid.points) {
+            (Spacing::Distilled, _) => DISTILLED.min(train),
+            (_, Points::Upper) => train - 1,
+            _ => train,
+        };
+        if n == 0 || n > most {
+            let what = format!("{n} sampling steps cannot be taken");
+            return Err(Error::usage(what, format!("Choose 1 to {most} steps")));
         }
         let last = (train - 1) as f64;
-        let mut steps = match spacing {
+        let timesteps: Vec<f64> = match grid.spacing {
             Spacing::Leading => {
-                let timesteps: Vec<f64> =
-                    (0..n).rev().map(|i| (i * (train / n) + self.steps_offset).min(train - 1) as f64).collect();
-                Steps { sigmas: timesteps.iter().map(|&t| self.sigma(t)).collect(), timesteps }
+                let (first, points) = if grid.points == Points::Upper { (1, n + 1) } else { (0, n) };
+                let at = |i: usize| (i * (train / points) + self.steps_offset).min(train - 1) as f64;
+                (first..first + n).rev().map(at).collect()
+            }
+            Spacing::Trailing => {
+                (0..n).map(|i| (train as f64 * (1.0 - i as f64 / n as f64)).round_ties_even() - 1.0).collect()
             }
             Spacing::Linspace => {
-                let timesteps: Vec<f64> =
-                    (0..n).rev().map(|i| if n == 1 { 0.0 } else { last * i as f64 / (n - 1) as f64 }).collect();
-                Steps { sigmas: timesteps.iter().map(|&t| self.sigma(t)).collect(), timesteps }
+                let (first, gaps) = if grid.points == Points::Upper { (1, n) } else { (0, (n - 1).max(1)) };
+                let at = (first..first + n).rev().map(|i| last * i as f64 / gaps as f64);
+                if grid.points == Points::Between { at.collect() } else { at.map(f64::round_ties_even).collect() }
             }
-            Spacing::LinspaceWhole => {
-                let timesteps: Vec<f64> =
-                    (1..=n).rev().map(|i| (last * i as f64 / n as f64).round_ties_even()).collect();
-                Steps { sigmas: timesteps.iter().map(|&t| self.sigma(t)).collect(), timesteps }
-            }
-            Spacing::Karras => {
-                const RHO: f64 = 7.0;
-                let (high, low) = (self.sigma(last).powf(1.0 / RHO), self.sigma(0.0).powf(1.0 / RHO));
-                let sigmas: Vec<f64> = (0..n)
-                    .map(|i| (high + if n == 1 { 0.0 } else { i as f64 / (n - 1) as f64 } * (low - high)).powf(RHO))
-                    .collect();
-                Steps { timesteps: sigmas.iter().map(|&s| self.timestep(s).round_ties_even()).collect(), sigmas }
+            Spacing::Karras => return Ok(self.karras(n, grid.end)),
+            Spacing::Distilled => {
+                let origin = DISTILLED.min(train);
+                (0..n).map(|i| ((origin - i * origin / n) * (train / origin) - 1) as f64).collect()
             }
         };
-        steps.sigmas.push(if spacing == Spacing::Leading && !self.set_alpha_to_one { self.sigma(0.0) } else { 0.0 });
-        Ok(steps)
+        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| self.sigma(t)).collect();
+        sigmas.push(self.end(grid.end));
+        Ok(Steps { sigmas, timesteps })
+    }
+
+    fn karras(&self, n: usize, end: End) -> Steps {
+        const RHO: f64 = 7.0;
+        let (high, low) = (self.sigma((self.len() - 1) as f64).powf(1.0 / RHO), self.sigma(0.0).powf(1.0 / RHO));
+        let share = |i: usize| if n == 1 { 0.0 } else { i as f64 / (n - 1) as f64 };
+        let mut sigmas: Vec<f64> = (0..n).map(|i| (high + share(i) * (low - high)).powf(RHO)).collect();
+        let timesteps = sigmas.iter().map(|&s| self.timestep(s).round_ties_even()).collect();
+        sigmas.push(self.end(end));
+        Steps { sigmas, timesteps }
+    }
+
+    fn end(&self, end: End) -> f64 {
+        if end == End::Model && !self.set_alpha_to_one { self.sigma(0.0) } else { 0.0 }
+    }
+}
+
+impl Steps {
+    /// The last `n` of them.
+    #[must_use]
+    pub fn last(&self, n: usize) -> Self {
+        let from = self.timesteps.len().saturating_sub(n);
+        Self { sigmas: self.sigmas[from..].to_vec(), timesteps: self.timesteps[from..].to_vec() }
+    }
+}
+
+/// Shifts and scales √ᾱ so that the last is zero and the first stays (Lin et al. 2023, arXiv 2305.08891, algorithm 1).
+fn rescale_to_zero_snr(alpha_bar: &mut [f64]) {
+    let (Some(first), Some(last)) = (alpha_bar.first(), alpha_bar.last()) else { return };
+    let (first, last) = (first.sqrt(), last.sqrt());
+    for alpha_bar in alpha_bar {
+        *alpha_bar = ((alpha_bar.sqrt() - last) * first / (first - last)).powi(2).max(LEAST_ALPHA_BAR);
     }
 }
 
@@ -173,17 +255,70 @@ mod tests {
         assert!((schedule.sigma(999.0) - 14.6146).abs() < 1e-3);
     }
 
+    fn grid(spacing: Spacing, points: Points) -> Grid {
+        Grid { spacing, points, end: End::Model }
+    }
+
     #[test]
-    fn every_spacing_falls() {
-        for spacing in [Spacing::Leading, Spacing::Linspace, Spacing::LinspaceWhole, Spacing::Karras] {
-            for n in [1, 2, 7, 20, 50] {
-                let steps = schedule().steps(spacing, n).unwrap();
-                assert_eq!((steps.sigmas.len(), steps.timesteps.len()), (n + 1, n));
-                assert!(steps.sigmas.windows(2).all(|w| w[0] > w[1]) || n == 1, "{spacing:?} {n}: {:?}", steps.sigmas);
+    fn every_grid_falls() {
+        let names = [Spacing::Karras, Spacing::Distilled].into_iter().chain(Spacing::NAMES.iter().map(|(_, s)| *s));
+        for spacing in names {
+            for points in [Points::Between, Points::Whole, Points::Upper] {
+                for n in [1, 2, 7, 20, 50] {
+                    let steps = schedule().steps(grid(spacing, points), n).unwrap();
+                    assert_eq!((steps.sigmas.len(), steps.timesteps.len()), (n + 1, n));
+                    let falls = steps.sigmas.windows(2).all(|w| w[0] > w[1]);
+                    assert!(falls || n == 1, "{spacing:?} {points:?} {n}: {:?}", steps.sigmas);
+                }
+                assert!(schedule().steps(grid(spacing, points), 0).is_err());
+                assert!(schedule().steps(grid(spacing, points), 1001).is_err());
             }
         }
-        assert!(schedule().steps(Spacing::Leading, 0).is_err());
-        assert!(schedule().steps(Spacing::Leading, 1001).is_err());
+        let error = schedule().steps(grid(Spacing::Distilled, Points::Whole), 51).unwrap_err();
+        assert!(error.advice.contains("1 to 50"), "{error}");
+    }
+
+    /// `timesteps` of diffusers 0.42 with a `steps_offset` of 1: DDIM, Euler, `DPMSolverMultistep`, LCM.
+    #[test]
+    fn timesteps_are_those_of_diffusers() {
+        use Points::{Between, Upper, Whole};
+        let cases: [(Spacing, Points, &[f64]); 8] = [
+            (Spacing::Leading, Whole, &[853.0, 711.0, 569.0, 427.0, 285.0, 143.0, 1.0]),
+            (Spacing::Leading, Upper, &[876.0, 751.0, 626.0, 501.0, 376.0, 251.0, 126.0]),
+            (Spacing::Trailing, Whole, &[999.0, 856.0, 713.0, 570.0, 428.0, 285.0, 142.0]),
+            (Spacing::Trailing, Upper, &[999.0, 856.0, 713.0, 570.0, 428.0, 285.0, 142.0]),
+            (Spacing::Linspace, Whole, &[999.0, 832.0, 666.0, 500.0, 333.0, 166.0, 0.0]),
+            (Spacing::Linspace, Between, &[999.0, 832.5, 666.0, 499.5, 333.0, 166.5, 0.0]),
+            (Spacing::Linspace, Upper, &[999.0, 856.0, 714.0, 571.0, 428.0, 285.0, 143.0]),
+            (Spacing::Distilled, Whole, &[999.0, 859.0, 719.0, 579.0, 439.0, 299.0, 159.0]),
+        ];
+        for (spacing, points, expected) in cases {
+            assert_eq!(
+                schedule().steps(grid(spacing, points), 7).unwrap().timesteps,
+                expected,
+                "{spacing:?} {points:?}"
+            );
+        }
+    }
+
+    /// Values of diffusers' `rescale_zero_terminal_snr` for SD 1.5.
+    #[test]
+    fn zero_terminal_snr_reaches_zero_and_needs_v() {
+        let config = ScheduleConfig { rescale_betas_zero_snr: true, ..ScheduleConfig::default() };
+        assert!(Schedule::new(&config).unwrap_err().what.contains("Zero terminal SNR"));
+        let schedule = Schedule::new(&ScheduleConfig { prediction_type: "v_prediction".into(), ..config }).unwrap();
+        for (t, expected) in [(0, 0.999_15), (500, 0.241_018_5), (998, 1.967_963e-7)] {
+            assert!((schedule.alpha_bar[t] / expected - 1.0).abs() < 1e-4, "{t}: {}", schedule.alpha_bar[t]);
+        }
+        assert!((schedule.sigma(999.0) - 4096.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn the_last_steps_end_where_all_do() {
+        let steps = schedule().steps(grid(Spacing::Leading, Points::Whole), 7).unwrap();
+        assert_eq!(steps.last(2).timesteps, [143.0, 1.0]);
+        assert_eq!(steps.last(2).sigmas, steps.sigmas[5..]);
+        assert_eq!((steps.last(0).sigmas, steps.last(9)), (steps.sigmas[7..].to_vec(), steps.clone()));
     }
 
     #[test]

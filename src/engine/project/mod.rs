@@ -9,7 +9,9 @@ mod slots;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 pub use desk::{Desk, FURTHEST, Fader};
@@ -17,7 +19,7 @@ pub use slots::Slot;
 
 use crate::engine::io::atomic;
 use crate::engine::io::lock::Lock;
-use crate::engine::preview::Request;
+use crate::engine::preview::{Init, Mask, Request, STRENGTH};
 use crate::engine::words;
 use crate::engine::{Error, Result};
 
@@ -119,6 +121,17 @@ pub struct PreviewForm {
     pub seed_locked: bool,
     /// `[width, height]`; `None` is the model's own.
     pub size: Option<[usize; 2]>,
+    /// Picture to start from, relative to the project where it lies beneath it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// How far that picture may change, 0…1.
+    pub strength: f64,
+    /// What of it is repainted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Mask>,
+    /// Fields of sampling that differ from their defaults.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub changes: BTreeMap<String, String>,
 }
 
 impl Default for TrainingForm {
@@ -142,16 +155,22 @@ impl Default for PreviewForm {
 }
 
 impl From<Request> for PreviewForm {
-    fn from(Request { prompt, negative, sampler, steps, cfg, seed, size, .. }: Request) -> Self {
-        Self { prompt, negative, sampler, steps, cfg, seed, seed_locked: true, size }
+    fn from(Request { prompt, negative, sampler, steps, cfg, seed, size, changes, init, .. }: Request) -> Self {
+        let (init, strength, mask) = match init {
+            Some(Init { file, strength, mask, .. }) => (Some(file), strength, mask),
+            None => (None, STRENGTH, None),
+        };
+        Self { prompt, negative, sampler, steps, cfg, seed, seed_locked: true, size, init, strength, mask, changes }
     }
 }
 
 impl PreviewForm {
-    /// One picture of it.
-    pub fn request(&self) -> Request {
-        let Self { prompt, negative, sampler, steps, cfg, seed, size, .. } = self.clone();
-        Request { prompt, negative, sampler, steps, cfg, seed, size, ..Request::default() }
+    /// One picture of it, which starts from `picture` where the form names one.
+    pub fn request(&self, picture: Option<Arc<RgbImage>>) -> Request {
+        let Self { prompt, negative, sampler, steps, cfg, seed, size, changes, init, strength, mask, .. } =
+            self.clone();
+        let init = init.zip(picture).map(|(file, picture)| Init { file, picture, strength, mask });
+        Request { prompt, negative, sampler, steps, cfg, seed, size, changes, init, ..Request::default() }
     }
 }
 
@@ -224,6 +243,7 @@ impl Project {
         self.desk.faders.iter_mut().for_each(|fader| move_one(&mut fader.file));
         self.slots.iter_mut().for_each(|slot| move_one(&mut slot.file));
         move_one(&mut self.training.concept);
+        self.preview.init.iter_mut().for_each(move_one);
         self.training.together.iter_mut().for_each(|other| move_one(&mut other.concept));
         if self.model != starter() {
             let mut model = PathBuf::from(&self.model);
@@ -281,6 +301,15 @@ mod tests {
         project.concepts.push(ConceptEntry { name: "robot".into(), ..ConceptEntry::default() });
         project.desk.faders.push(Fader::new("a".into()));
         project.desk.faders[0].blocks.insert("mid".into(), 0.5);
+        let mut mask = Mask::new([4, 2]);
+        mask.invert();
+        project.preview = PreviewForm {
+            init: Some("start.png".into()),
+            strength: 0.5,
+            mask: Some(mask),
+            changes: BTreeMap::from([("spacing".to_owned(), "trailing".to_owned())]),
+            ..PreviewForm::default()
+        };
         project.slots.clear();
         project.save_work(&path).unwrap();
         let again = Project::open(&path, 16).unwrap();

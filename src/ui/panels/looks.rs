@@ -23,7 +23,7 @@ use crate::ui::command::Command;
 use crate::ui::panel::{PANELS, Panel};
 use crate::ui::preferences::Preferences;
 use crate::ui::run::{Origin, Run, Sample};
-use crate::ui::studio::Studio;
+use crate::ui::studio::{Beginning, Studio};
 use crate::ui::work::painter::Picture;
 use crate::ui::{gpu_paint, theme};
 
@@ -126,6 +126,9 @@ fn studio(folder: &Path, ctx: &Context) -> Studio {
     studio.adapters = cards.into();
     studio.run = Some(run(ctx));
     studio.preview.picture = Some(picture(ctx, 200));
+    studio.project.preview.init = Some("start.png".into());
+    let content = Loading::Ready(picture(ctx, 90));
+    studio.preview.beginning = Some(Beginning { path: "/p/start.png".into(), content });
     studio
 }
 
@@ -199,6 +202,7 @@ fn nothing_is_cut_off_where_it_is_narrow() {
         ("train", [270.0, 220.0], &["Queue (0)"]),
         ("merge", [270.0, 220.0], &["Blocks of robot"]),
         ("spectrum", [630.0, 84.0], &[]),
+        ("preview", [226.0, 220.0], &["Start from a picture", "Advanced"]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut room = room(name, size, folder.path(), false);
@@ -215,6 +219,31 @@ fn nothing_is_cut_off_where_it_is_narrow() {
             .collect();
         assert!(cut.is_empty(), "{name} {pressed:?}: {cut:#?}");
     }
+}
+
+/// A stroke on the mask is part of what is asked for, and so are the fields.
+#[test]
+fn a_stroke_on_the_mask_changes_what_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut room = room("preview", [430.0, 1200.0], folder.path(), false);
+    press(&mut room, &["Start from a picture", "Advanced"]);
+    let asked = |room: &Harness<'_, Room>| match room.state().out.last() {
+        Some(Command::SetPreview(form)) => form.clone(),
+        other => panic!("{other:?}"),
+    };
+    let middle = room.get_by_label("Mask over the picture").rect().center();
+    room.drag_at(middle);
+    room.run_steps(3);
+    assert!(room.state().out.is_empty(), "not before the stroke is done");
+    room.drop_at(middle);
+    room.run_steps(3);
+    assert!(asked(&room).mask.is_some_and(|mask| !mask.is_empty()));
+    press(&mut room, &["Invert mask"]);
+    let form = asked(&room);
+    let request = form.request(Some(Arc::new(image::RgbImage::new(64, 64))));
+    assert_eq!(request.init.and_then(|init| init.mask), form.mask);
+    press(&mut room, &["Start from noise"]);
+    assert_eq!((asked(&room).init, asked(&room).mask), (None, None));
 }
 
 /// Strips, bands and samples stand side by side and scroll there.

@@ -31,7 +31,7 @@ use crate::ui::command::Command;
 use crate::ui::crops;
 use crate::ui::mixdown::Made;
 use crate::ui::run::Sample;
-use crate::ui::work::painter::Painted;
+use crate::ui::work::painter::{Painted, Picture};
 
 /// An open device and the model on it.
 #[derive(Clone)]
@@ -99,6 +99,8 @@ pub enum Report {
     /// What was written needs no word; what could not be does.
     Written(Result<()>),
     Painted(Painted),
+    /// The picture at this place, to start from.
+    Beginning(PathBuf, Result<Picture>),
     /// A dialog's answer as a command.
     Do(Command),
     /// No dialog can open: ask in the window.

@@ -97,7 +97,7 @@ fn against(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
         let combo = ComboBox::from_id_salt("against")
             .selected_text(text)
             .truncate()
-            .width((ui.available_width() - 8.0).clamp(60.0, 160.0))
+            .width((ui.available_size_before_wrap().x - 8.0).clamp(60.0, 160.0))
             .show_ui(ui, |ui| {
                 ui.selectable_value(&mut chosen, None, "nothing");
                 ui.selectable_value(&mut chosen, Some(Against::Untouched), "the untouched model");

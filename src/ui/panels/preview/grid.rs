@@ -57,6 +57,7 @@ impl GridView {
         ui.horizontal_wrapped(|ui| {
             let label = ui.label(name);
             let mut choices = vec![Axis::Prompt, Axis::Seed, Axis::Steps, Axis::Guidance, Axis::Sampler];
+            choices.extend(studio.project.preview.init.is_some().then_some(Axis::Change));
             choices.extend(studio.project.desk.faders.iter().filter_map(|fader| {
                 let card = studio.adapter(&fader.file)?;
                 Some(Axis::Strength { name: card.entry.name.clone(), file: card.path.clone() })

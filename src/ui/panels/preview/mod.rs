@@ -1,7 +1,9 @@
 //! Preview: the picture follows the prompt and the faders.
 
+mod brush;
 mod canvas;
 mod grid;
+mod start;
 mod words;
 
 use egui::{Key, RichText, ScrollArea, Ui, vec2};

@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use egui::{ComboBox, DragValue, RichText, TextEdit, Ui};
+use egui::{CollapsingHeader, ComboBox, DragValue, RichText, TextEdit, Ui};
 
 use crate::engine::diffusion::sampler::SAMPLERS;
+use crate::engine::preview::FIELDS;
 use crate::engine::project::PreviewForm;
 use crate::ui::command::Command;
+use crate::ui::panels::preview::start::Start;
 use crate::ui::studio::Studio;
+use crate::ui::widgets::form as fields;
 
 /// A pause in typing that is long enough to paint what was typed.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -18,6 +21,7 @@ const SIZES: [(f64, f64); 5] = [(1.0, 1.0), (1.5, 1.0), (1.0, 1.5), (2.0, 1.0), 
 pub struct Words {
     /// What is typed and not asked for yet, with the time of the last letter.
     typed: Option<(PreviewForm, Instant)>,
+    start: Start,
 }
 
 impl Words {
@@ -33,6 +37,8 @@ impl Words {
         ui.add(TextEdit::singleline(&mut form.negative).desired_width(width)).labelled_by(label.id);
         let typing = form.prompt != before.prompt || form.negative != before.negative;
         settings(ui, studio, &mut form, out);
+        self.start.ui(ui, studio, &mut form, out);
+        CollapsingHeader::new("Advanced").show_unindented(ui, |ui| fields::form(ui, FIELDS, &mut form.changes, ""));
         if form == *asked {
             self.typed = None;
         } else if typing || (form == before && self.typed.is_some()) {
