@@ -21,8 +21,12 @@ pub fn text(
         "" => String::new(),
         negative => format!("\nNegative prompt: {negative}"),
     };
+    let clip_skip = match request.clip_skip {
+        1 => String::new(),
+        skip => format!(", Clip skip: {skip}"),
+    };
     let parameters = format!(
-        "{}{adapters}{negative}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
+        "{}{adapters}{negative}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}{clip_skip}",
         request.prompt,
         request.steps,
         request.sampler,
@@ -55,6 +59,7 @@ pub fn read(text: &str) -> Option<Request> {
     Some(Request {
         prompt: without_marks(prompt.trim()),
         negative: negative.trim().to_owned(),
+        clip_skip: number("Clip skip").filter(|&skip| skip > 0).unwrap_or(usual.clip_skip),
         sampler: value("Sampler").and_then(sampler).unwrap_or(usual.sampler),
         steps: number("Steps").unwrap_or(usual.steps),
         cfg: value("CFG scale").and_then(|cfg| cfg.parse().ok()).unwrap_or(usual.cfg),
@@ -91,6 +96,7 @@ mod tests {
         let request = Request {
             prompt: "a 3d emoji of <robo> robot, Steps: many".into(),
             negative: "hat, shoes".into(),
+            clip_skip: 2,
             steps: 17,
             cfg: 3.5,
             seed: u64::MAX,

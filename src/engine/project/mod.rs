@@ -110,6 +110,7 @@ pub struct Together {
 pub struct PreviewForm {
     pub prompt: String,
     pub negative: String,
+    pub clip_skip: usize,
     pub sampler: String,
     pub steps: usize,
     pub cfg: f64,
@@ -141,16 +142,16 @@ impl Default for PreviewForm {
 }
 
 impl From<Request> for PreviewForm {
-    fn from(Request { prompt, negative, sampler, steps, cfg, seed, size, .. }: Request) -> Self {
-        Self { prompt, negative, sampler, steps, cfg, seed, seed_locked: true, size }
+    fn from(Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, .. }: Request) -> Self {
+        Self { prompt, negative, clip_skip, sampler, steps, cfg, seed, seed_locked: true, size }
     }
 }
 
 impl PreviewForm {
     /// One picture of it.
     pub fn request(&self) -> Request {
-        let Self { prompt, negative, sampler, steps, cfg, seed, size, .. } = self.clone();
-        Request { prompt, negative, sampler, steps, cfg, seed, size, ..Request::default() }
+        let Self { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, .. } = self.clone();
+        Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, ..Request::default() }
     }
 }
 
