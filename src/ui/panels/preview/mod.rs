@@ -1,6 +1,7 @@
 //! Preview: the picture follows the prompt and the faders.
 
 mod canvas;
+mod emphasis;
 mod grid;
 mod words;
 
