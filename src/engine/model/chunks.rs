@@ -109,7 +109,7 @@ impl Chunked {
     pub fn join(&self, z: Tensor<3>) -> Tensor<3> {
         let [rows, n, width] = z.dims();
         let weights: Vec<f32> = self.chunks.iter().flat_map(|chunk| &chunk.weights).copied().collect();
-        let z = if weights.iter().all(|&w| w == 1.0) {
+        let z = if weights.iter().all(|w| (w - 1.0).abs() < f32::EPSILON) {
             z
         } else {
             let w = Tensor::<3>::from_data(TensorData::new(weights, [rows, n, 1]), &z.device());

@@ -41,9 +41,12 @@ fn reweighed(text: &str, selected: Range<usize>, by: f64) -> Option<(String, Ran
     }
     let part = text.get(start..end).filter(|part| !part.is_empty())?;
     let (before, weight, after) = enclosed(&text[..start], &text[end..]).unwrap_or((&text[..start], 1.0, &text[end..]));
-    // To hundredths, so that no 1.2000000000000002 is written.
-    let weight = ((weight + by) * 100.0).round() / 100.0;
-    let (open, close) = if weight == 1.0 { ("", String::new()) } else { ("(", format!(":{weight})")) };
+    // Counted, so that no 1.2000000000000002 is written.
+    let hundredths = ((weight + by) * 100.0).round() as i64;
+    let (open, close) = match hundredths {
+        100 => ("", String::new()),
+        _ => ("(", format!(":{})", hundredths as f64 / 100.0)),
+    };
     let first = before.chars().count() + open.len();
     Some((format!("{before}{open}{part}{close}{after}"), first..first + part.chars().count()))
 }
