@@ -17,6 +17,7 @@ use triptych::engine::diffusion::{Schedule, guidance, loss};
 use triptych::engine::io::Folder;
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::model::sd::ScheduleConfig;
+use triptych::engine::model::chunks::Prompt;
 use triptych::engine::model::tokenizer::Tokenizer;
 use triptych::engine::model::{Mounts, StableDiffusion};
 
@@ -86,6 +87,37 @@ fn single_file_is_the_folder() {
 fn text_encoder() {
     let (model, r) = (reference::model(), Reference::open("sd_reference"));
     assert_close("text", context(&model, &r), r.tensor("text.last_hidden_state"), FORWARD);
+}
+
+#[test]
+fn unweighed_short_prompts_read_as_captions_do() {
+    let (model, r) = (reference::model(), Reference::open("sd_reference"));
+    let plain: Vec<String> = r.prompts().into_iter().filter(|p| !p.contains(['(', ')', '[', ']', '\\'])).collect();
+    let captions: Vec<_> = plain.iter().map(|p| model.tokenizer.encode(p, &[]).unwrap()).collect();
+    let fits = |i: &usize| captions[*i].dropped == 0;
+    let captions_that_fit: Vec<_> = (0..plain.len()).filter(fits).map(|i| captions[i].clone()).collect();
+    let prompts: Vec<_> =
+        (0..plain.len()).filter(fits).map(|i| Prompt::new(&plain[i], &model.tokenizer, &[]).unwrap()).collect();
+    assert!(!prompts.is_empty());
+    let expected = model.condition(&captions_that_fit, &[], &Mounts::none());
+    assert_eq!(model.context(&prompts, &[], 1, &Mounts::none()).into_data(), expected.into_data());
+}
+
+/// Weights, several chunks and clip skip against transformers' encoder (`make_prompt_reference.py`).
+#[test]
+fn prompts_with_weights_breaks_and_clip_skip() {
+    if !reference::folder().join("prompt_reference.safetensors").is_file() {
+        println!("skipped: the reference folder has no prompt_reference.safetensors");
+        return;
+    }
+    let (model, r) = (reference::model(), Reference::open("prompt_reference"));
+    for case in r.json("prompts").as_array().unwrap() {
+        let of = |key: &str| case[key].as_str().unwrap();
+        let prompt = Prompt::new(of("prompt"), &model.tokenizer, &[]).unwrap();
+        let clip_skip = case["clip_skip"].as_u64().unwrap() as usize;
+        let context = model.context(&[prompt], &[], clip_skip, &Mounts::none());
+        assert_close(of("name"), context, r.tensor(of("name")), FORWARD);
+    }
 }
 
 #[test]

@@ -22,12 +22,16 @@ pub struct Args {
     /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`
     #[arg(long, default_value = "starter")]
     model: String,
-    /// What the picture shows
+    /// What the picture shows, of any length: `(word)` or `(word:1.2)` counts more, `[word]` less, `\(` is a bracket, and
+    /// BREAK starts a new chunk of 75 tokens
     #[arg(long)]
     prompt: String,
-    /// What it should not show
+    /// What it should not show, written likewise
     #[arg(long, default_value = "")]
     negative: String,
+    /// Which of the text encoder's layers is read, from the end: 1 is the last, 2 the last but one
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    clip_skip: usize,
     /// Adapter to use, with strengths on picture and text; may be repeated
     #[arg(long, value_name = "F[:strength[:text-strength]]")]
     adapter: Vec<AdapterArg>,
@@ -86,6 +90,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let request = Request {
         prompt: args.prompt.clone(),
         negative: args.negative.clone(),
+        clip_skip: args.clip_skip,
         sampler: args.sampler.clone(),
         steps: args.steps,
         cfg: args.cfg,

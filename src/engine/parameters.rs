@@ -52,7 +52,8 @@ fn further(request: &Request) -> Vec<(&'static str, String)> {
         let schedule = SCHEDULES.iter().find(|(word, _)| name == NOISE_SCHEDULE && word == value);
         Some((name, schedule.map_or_else(|| value.clone(), |(_, title)| (*title).to_owned())))
     };
-    strength.into_iter().chain(NAMES.into_iter().filter_map(field)).chain([("RNG", "NV".to_owned())]).collect()
+    let skip = (request.clip_skip > 1).then(|| ("Clip skip", request.clip_skip.to_string()));
+    strength.into_iter().chain(skip).chain(NAMES.into_iter().filter_map(field)).chain([("RNG", "NV".to_owned())]).collect()
 }
 
 /// What such a text asks for, as far as this program can do it; `None` where there are no settings in it. The strengths of
@@ -86,6 +87,7 @@ pub fn read(text: &str) -> Option<Request> {
         changes: NAMES.into_iter().filter_map(field).filter(known).collect(),
         prompt: without_marks(prompt.trim()),
         negative: negative.trim().to_owned(),
+        clip_skip: number("Clip skip").filter(|&skip| skip > 0).unwrap_or(usual.clip_skip),
         sampler: named.unwrap_or(usual.sampler),
         steps: number("Steps").unwrap_or(usual.steps),
         cfg: value("CFG scale").and_then(|cfg| cfg.parse().ok()).unwrap_or(usual.cfg),
@@ -123,6 +125,7 @@ mod tests {
         let request = Request {
             prompt: "a 3d emoji of <robo> robot, Steps: many".into(),
             negative: "hat, shoes".into(),
+            clip_skip: 2,
             steps: 17,
             cfg: 3.5,
             seed: u64::MAX,

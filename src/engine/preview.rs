@@ -14,6 +14,7 @@ use crate::engine::diffusion::sampler::{self, Denoiser};
 use crate::engine::diffusion::schedule::Steps;
 use crate::engine::diffusion::{Schedule, guidance};
 use crate::engine::event::{Event, Watch};
+use crate::engine::model::chunks::Prompt;
 use crate::engine::model::tokenizer::{self, Word};
 use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::model::{Mounts, StableDiffusion};
@@ -35,6 +36,8 @@ const MOST_PICTURES: usize = 1000;
 pub struct Request {
     pub prompt: String,
     pub negative: String,
+    /// Which of the text encoder's layers is read, from the end: 1 is the last.
+    pub clip_skip: usize,
     pub sampler: String,
     pub steps: usize,
     /// Guidance; 1 follows the prompt without it.
@@ -63,6 +66,7 @@ impl Default for Request {
         Self {
             prompt: String::new(),
             negative: String::new(),
+            clip_skip: 1,
             sampler: sampler::SAMPLERS[0].name.into(),
             steps: 20,
             cfg: 4.0,
@@ -129,6 +133,7 @@ pub fn sample(
             "Choose one such as 4; 1 follows the prompt without it",
         ));
     }
+    model.text.check_skip(request.clip_skip)?;
     let row = sampler::sampler(&request.sampler)?;
     let ways = fields::Ways::of(request)?;
     let schedule = ways.schedule(&model.schedule)?;
@@ -151,9 +156,9 @@ pub fn sample(
     // Strengths rest from here on: what that costs, the first step saves.
     let mounts = mounted.mounts.clone().rest(&model.weights);
     let vectors: Vec<Tensor<2>> = mounted.tokens.iter().map(|token| token.vectors.clone()).collect();
-    let encoded = [&request.negative, &request.prompt].map(|text| model.tokenizer.encode(text, &words));
-    let [negative, prompt] = encoded;
-    let context = model.condition(&[negative?, prompt?], &vectors, &mounts);
+    let [negative, prompt] =
+        [&request.negative, &request.prompt].map(|text| Prompt::new(text, &model.tokenizer, &words));
+    let context = model.context(&[negative?, prompt?], &vectors, request.clip_skip, &mounts);
 
     let [n, _, h, w] = shape;
     let chunk = (BATCH_PIXELS / (h * w)).clamp(1, n);
@@ -191,7 +196,7 @@ pub fn sample(
     if read(pixels.clone())?.iter().any(|x| !x.is_finite()) {
         return Err(Error::new(
             "The picture came out as NaN",
-            "Lower the adapters' strengths or the guidance, or use --device cpu",
+            "Lower the adapters' strengths, the weights in the prompt or the guidance, or use --device cpu",
         ));
     }
     let pixels = match &original {

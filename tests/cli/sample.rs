@@ -96,3 +96,35 @@ fn a_word_that_nothing_defines_is_a_warning() {
     assert!(warnings.len() == 1 && warnings[0]["text"].as_str().unwrap().contains("<nobody>"), "{done:?}");
     assert!(desk.say(line).stderr.contains("Nothing defines <nobody>"));
 }
+
+#[test]
+fn prompts_have_weights_and_any_length() {
+    let desk = Desk::new();
+    let picture = |prompt: &str, negative: &str| {
+        let line = format!("sample --steps 2 --prompt '{prompt}' --negative '{negative}' --out x.png");
+        desk.run(&line).result();
+        pixels(&desk, "x.png")
+    };
+    let plain = picture("a 3d emoji of robot", "");
+    assert_eq!(picture("a 3d emoji of (robot:1)", ""), plain);
+    assert_ne!(picture("a 3d emoji of (robot:1.5)", ""), plain);
+    assert_ne!(picture("a 3d emoji of \\(robot\\)", ""), picture("a 3d emoji of (robot)", ""));
+    // What lies beyond the first 75 tokens is heard, on either side alone.
+    let long = "red ".repeat(80);
+    assert_ne!(picture("a 3d emoji of robot", &long), picture("a 3d emoji of robot", &format!("{long} blue hat")));
+    assert_ne!(picture(&long, "hat"), picture(&format!("{long} blue hat"), "hat"));
+    let book = desk.say(&format!("sample --steps 1 --prompt '{}' --out y.png", "red ".repeat(4000)));
+    assert!(book.code == Some(2) && book.stderr.contains("4000 tokens"), "{book:?}");
+}
+
+#[test]
+fn clip_skip_reads_another_layer_and_is_remembered() {
+    let desk = Desk::new();
+    desk.run(&format!("{SAMPLE} --out one.png")).result();
+    desk.run(&format!("{SAMPLE} --clip-skip 2 --out two.png")).result();
+    assert_ne!(pixels(&desk, "one.png"), pixels(&desk, "two.png"));
+    let text = |name: &str| png::read_text(&desk.path(name)).unwrap()[png::PARAMETERS].clone();
+    assert!(text("two.png").ends_with(", Clip skip: 2") && !text("one.png").contains("Clip skip"));
+    let refused = desk.say(&format!("{SAMPLE} --clip-skip 5 --out three.png"));
+    assert!(refused.code == Some(2) && refused.stderr.contains("has 4 layers"), "{refused:?}");
+}

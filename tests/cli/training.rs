@@ -185,3 +185,29 @@ fn samples_and_kept_steps_lie_beside_the_file_and_change_none_of_its_bytes() {
     let sampled: Vec<Value> = done.lines().into_iter().filter(|line| line["event"] == "sampled").collect();
     assert!(sampled.len() == 4 && sampled[0]["prompt"] == "<a> on the moon", "{sampled:?}");
 }
+
+#[test]
+fn clip_skip_is_learnt_with_and_written_down() {
+    let desk = Desk::new();
+    let line = format!("{} --steps 3 --slot 0", TRAIN.replace("prior=0", "prior=1"));
+    desk.run(&format!("{line} --project a.toml --out one.safetensors")).result();
+    desk.run(&format!("{line} --project b.toml --set clip_skip=2 --out two.safetensors")).result();
+    assert!(apart(&learnt(&desk, "one.safetensors"), &learnt(&desk, "two.safetensors")) > 1e-3);
+    let skip = |name: &str| desk.lora(name).metadata.get(metadata::CLIP_SKIP).cloned();
+    assert_eq!((skip("one.safetensors"), skip("two.safetensors").as_deref()), (None, Some("2")));
+    let refused = desk.say(&format!("{line} --set clip_skip=5 --out three.safetensors"));
+    assert!(refused.code == Some(2) && refused.stderr.contains("has 4 layers"), "{refused:?}");
+}
+
+#[test]
+fn captions_that_are_cut_are_named() {
+    let desk = Desk::new();
+    desk.write("robot/jump.txt", format!("<sks> robot, {}", "red ".repeat(90)));
+    desk.write("robot/walk0.txt", format!("<sks> robot, {}", "blue ".repeat(90)));
+    let notes = desk.run(&format!("{TRAIN} --steps 1 --out a.safetensors")).notes();
+    let told = notes.lines().find(|line| line.contains("tokens, of which the first 75 are learnt")).unwrap();
+    assert!(told.contains("jump.png has 9") && told.ends_with("so does 1 more"), "{told}");
+    desk.write("robot/walk0.txt", "(robot:1.5)");
+    let notes = desk.run(&format!("{TRAIN} --steps 1 --out b.safetensors")).notes();
+    assert!(notes.contains("are learnt\n"), "{notes}");
+}

@@ -1,5 +1,6 @@
 //! From a folder of pictures to a reopened project, as an artist would go.
 
+use egui::accesskit::Role;
 use egui::{Key, Modifiers};
 use egui_kittest::kittest::Queryable as _;
 use triptych::engine::concept::shipped::{self, SHIPPED};
@@ -60,6 +61,30 @@ fn a_concept_is_taught_mixed_seen_saved_and_found_again() {
     window.get_by_label("Merge panel").click();
     window.run_steps(3);
     assert!(window.query_by_label("Mute train").is_some());
+}
+
+#[test]
+fn a_prompt_is_counted_weighed_and_read_at_another_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut window = window(folder.path());
+    until(&mut window, "a first picture", |window| shows(window, " s · refined"));
+    let prompt = window.get_by_role_and_label(Role::MultilineTextInput, "Prompt");
+    prompt.focus();
+    window.run_steps(2);
+    window.key_press_modifiers(Modifiers::COMMAND, Key::A);
+    window.run_steps(1);
+    window.event(egui::Event::Text("red BREAK cat".into()));
+    window.run_steps(2);
+    assert!(shows(&window, "76 / 150"));
+    window.key_press_modifiers(Modifiers::COMMAND, Key::ArrowUp);
+    window.run_steps(2);
+    set(&mut window, "Clip skip", "2");
+    until(&mut window, "its picture", |window| !window.state().is_busy() && shows(window, " s · refined"));
+    window.key_press_modifiers(Modifiers::COMMAND, Key::S);
+    window.run_steps(2);
+    drop(window);
+    let preview = Project::open(&folder.path().join("triptych.toml"), 1).unwrap().preview;
+    assert_eq!((preview.prompt.as_str(), preview.clip_skip), ("red BREAK (cat:1.1)", 2));
 }
 
 #[test]

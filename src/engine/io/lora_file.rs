@@ -123,6 +123,11 @@ pub struct LoraFile {
 }
 
 impl LoraFile {
+    /// Which of the text encoder's layers its captions were read at, from the end: 1 is the last.
+    pub fn clip_skip(&self) -> usize {
+        self.metadata.get(metadata::CLIP_SKIP).and_then(|skip| skip.parse().ok()).filter(|&skip| skip > 0).unwrap_or(1)
+    }
+
     /// A file, or the folder that PEFT saves one in.
     pub fn open(path: &Path) -> Result<Self> {
         let inside = path.join(detect::PEFT_FILE);

@@ -21,3 +21,5 @@ pub const RECIPE: &str = "triptych.recipe";
 pub const ALBUM: &str = "triptych.album";
 /// Names of the tensors that only their method understands, separated by commas.
 pub const OWN: &str = "triptych.own";
+/// kohya's, in adapters whose captions were not read at the text encoder's last layer.
+pub const CLIP_SKIP: &str = "ss_clip_skip";

@@ -86,6 +86,7 @@ pub fn metadata(
     let kept = [
         keys::BASE,
         keys::BASE_HASH,
+        keys::CLIP_SKIP,
         "ss_base_model_version",
         "ss_sd_model_name",
         "ss_resolution",

@@ -127,12 +127,26 @@ impl TextEncoder {
         widen(self.tokens.clone().select(0, index)).reshape([rows, columns, self.config.hidden_size])
     }
 
-    /// Embedded tokens → last hidden state after the final norm.
-    pub fn forward(&self, embedded: Tensor<3>, mounts: &Mounts) -> Tensor<3> {
+    /// Refuses a clip skip for which there are too few layers.
+    pub fn check_skip(&self, clip_skip: usize) -> Result<()> {
+        let layers = self.layers.len();
+        if (1..=layers.max(1)).contains(&clip_skip) {
+            return Ok(());
+        }
+        Err(Error::usage(
+            format!("Clip skip cannot be {clip_skip}: the text encoder of this model has {layers} layers"),
+            format!("Choose 1 for the last layer, and at most {layers} for the first"),
+        ))
+    }
+
+    /// Embedded tokens → hidden state after the final norm: of the last layer where `clip_skip` is 1, of the last but one
+    /// where it is 2, and so on (A1111's `CLIP_stop_at_last_layers`).
+    pub fn forward(&self, embedded: Tensor<3>, clip_skip: usize, mounts: &Mounts) -> Tensor<3> {
         let [_, n, _] = embedded.dims();
         let x = embedded + self.positions.clone().narrow(0, 0, n).unsqueeze();
         let mask = self.causal.clone().narrow(2, 0, n).narrow(3, 0, n);
-        let x = self.layers.iter().fold(x, |x, layer| layer.forward(x, &mask, mounts));
+        let read = (self.layers.len() + 1).saturating_sub(clip_skip);
+        let x = self.layers.iter().take(read).fold(x, |x, layer| layer.forward(x, &mask, mounts));
         self.final_norm.layer(x)
     }
 }
@@ -170,4 +184,34 @@ impl EncoderLayer {
 fn causal_mask(n: usize, device: &Device) -> Tensor<4> {
     let values = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect::<Vec<_>>();
     Tensor::from_data(TensorData::new(values, [1, 1, n, n]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::device;
+    use crate::engine::model::{Mounts, StableDiffusion};
+
+    #[test]
+    fn clip_skip_is_the_encoder_without_its_last_layers() {
+        let mut model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device::cpu()).unwrap();
+        let ids = model.tokenizer.encode("a 3d emoji of robot", &[]).unwrap().ids;
+        let embedded = model.text.embed(&[ids]);
+        let whole = model.text.forward(embedded.clone(), 1, &Mounts::none());
+        let layers = model.text.layers.len();
+        for skip in 2..=layers {
+            let read = model.text.forward(embedded.clone(), skip, &Mounts::none());
+            assert!(model.text.check_skip(skip).is_ok());
+            let mut shorter = std::mem::take(&mut model.text.layers);
+            let last = shorter.split_off(layers + 1 - skip);
+            model.text.layers = shorter;
+            let by_hand = model.text.forward(embedded.clone(), 1, &Mounts::none());
+            model.text.layers.extend(last);
+            assert_eq!(read.clone().into_data(), by_hand.into_data(), "{skip}");
+            assert_ne!(read.into_data(), whole.clone().into_data(), "{skip}");
+        }
+        for wrong in [0, layers + 1, usize::MAX] {
+            let error = model.text.check_skip(wrong).unwrap_err();
+            assert!(error.what.contains(&format!("has {layers} layers")), "{error}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The networks, their weights and the layers an adapter can sit on.
 
 pub mod blocks;
+pub mod chunks;
 pub mod clip;
 pub mod layer;
 pub mod loader;
@@ -8,6 +9,7 @@ pub mod mobilenet;
 pub mod mount;
 pub mod parts;
 pub mod precision;
+pub mod prompt;
 pub mod recompute;
 pub mod residual;
 pub mod sd;

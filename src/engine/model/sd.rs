@@ -8,6 +8,7 @@ use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
 use crate::engine::io::Folder;
+use crate::engine::model::chunks::{Chunked, Prompt};
 use crate::engine::model::parts::{Hashes, Parts};
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
@@ -164,11 +165,28 @@ impl StableDiffusion {
         [side; 2]
     }
 
+    /// Prompts of any length, with weights → context `[b, chunks·77, width]`.
+    pub fn context(&self, prompts: &[Prompt], vectors: &[Tensor<2>], clip_skip: usize, mounts: &Mounts) -> Tensor<3> {
+        let chunked = Chunked::new(prompts, &self.tokenizer);
+        chunked.join(self.condition_at(&chunked.rows(), vectors, clip_skip, mounts))
+    }
+
     /// Prompts → context `[b, 77, width]`; marked positions take their vector from `vectors` (one `[n, width]` a word).
     pub fn condition(&self, prompts: &[Encoded], vectors: &[Tensor<2>], mounts: &Mounts) -> Tensor<3> {
+        self.condition_at(prompts, vectors, 1, mounts)
+    }
+
+    /// The same of the text encoder's layer that `clip_skip` counts from the end.
+    pub fn condition_at(
+        &self,
+        prompts: &[Encoded],
+        vectors: &[Tensor<2>],
+        clip_skip: usize,
+        mounts: &Mounts,
+    ) -> Tensor<3> {
         let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
         let embedded = Self::place(self.text.embed(&ids), prompts, vectors);
-        self.text.forward(embedded, mounts)
+        self.text.forward(embedded, clip_skip, mounts)
     }
 
     /// Replaces the rows at marked positions. A product with a selection matrix, so that gradients reach the vectors.

@@ -41,6 +41,8 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Positions whose embedding is replaced by a vector of an adapter's word.
     pub marks: Vec<Mark>,
+    /// How many ids there was no room for.
+    pub dropped: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,36 +129,68 @@ impl Tokenizer {
         })
     }
 
-    /// A prompt with both ends, cut or filled to length, in which each of `words` stands for its own vectors.
+    /// A prompt with both ends, cut or filled to length, in which each of `words` stands for its own vectors. Brackets in it
+    /// are characters: so captions are read. What is typed to be painted is a [`super::chunks::Prompt`].
     pub fn encode(&self, text: &str, words: &[Word]) -> Result<Encoded> {
-        let mut ids = vec![self.start];
-        let mut marks = Vec::new();
+        let mut slots = Vec::new();
         for piece in pieces(text, words) {
             match piece {
-                Piece::Text(text) => ids.extend(self.ids(text)?),
+                Piece::Text(text) => slots.extend(self.ids(text)?.into_iter().map(Slot::Id)),
                 Piece::Word(word) => {
-                    for vector in 0..words[word].vectors {
-                        marks.push(Mark { position: ids.len(), word, vector });
-                        ids.push(self.end);
-                    }
+                    slots.extend((0..words[word].vectors).map(|vector| Slot::Vector { word, vector }));
                 }
             }
         }
-        let room = self.length - 1;
-        ids.truncate(room);
-        marks.retain(|mark| mark.position < room);
+        Ok(self.enclose(&slots))
+    }
+
+    /// Ids in a prompt between its ends.
+    pub fn room(&self) -> usize {
+        self.length.saturating_sub(2)
+    }
+
+    /// The id of a comma.
+    pub(super) fn comma(&self) -> Option<u32> {
+        self.inner.token_to_id(",</w>")
+    }
+
+    /// With both ends, cut or filled to length.
+    pub(super) fn enclose(&self, slots: &[Slot]) -> Encoded {
+        let kept = &slots[..slots.len().min(self.room())];
+        let mut ids = vec![self.start];
+        let mut marks = Vec::new();
+        for slot in kept {
+            match *slot {
+                Slot::Id(id) => ids.push(id),
+                Slot::Vector { word, vector } => {
+                    marks.push(Mark { position: ids.len(), word, vector });
+                    ids.push(self.end);
+                }
+            }
+        }
         ids.resize(self.length, self.end);
-        Ok(Encoded { ids, marks })
+        Encoded { ids, marks, dropped: slots.len() - kept.len() }
     }
 }
 
-enum Piece<'a> {
+/// What stands at a position of a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Slot {
+    Id(u32),
+    /// A vector of an adapter's word.
+    Vector {
+        word: usize,
+        vector: usize,
+    },
+}
+
+pub(super) enum Piece<'a> {
     Text(&'a str),
     Word(usize),
 }
 
 /// Cuts `text` at every occurrence of a word; of two that start together the longer one counts.
-fn pieces<'a>(text: &'a str, words: &[Word]) -> Vec<Piece<'a>> {
+pub(super) fn pieces<'a>(text: &'a str, words: &[Word]) -> Vec<Piece<'a>> {
     let mut out = Vec::new();
     let mut rest = text;
     loop {

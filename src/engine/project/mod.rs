@@ -113,6 +113,7 @@ pub struct Together {
 pub struct PreviewForm {
     pub prompt: String,
     pub negative: String,
+    pub clip_skip: usize,
     pub sampler: String,
     pub steps: usize,
     pub cfg: f64,
@@ -155,22 +156,22 @@ impl Default for PreviewForm {
 }
 
 impl From<Request> for PreviewForm {
-    fn from(Request { prompt, negative, sampler, steps, cfg, seed, size, changes, init, .. }: Request) -> Self {
+    fn from(Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, .. }: Request) -> Self {
         let (init, strength, mask) = match init {
             Some(Init { file, strength, mask, .. }) => (Some(file), strength, mask),
             None => (None, STRENGTH, None),
         };
-        Self { prompt, negative, sampler, steps, cfg, seed, seed_locked: true, size, init, strength, mask, changes }
+        Self { prompt, negative, clip_skip, sampler, steps, cfg, seed, seed_locked: true, size, init, strength, mask, changes }
     }
 }
 
 impl PreviewForm {
     /// One picture of it, which starts from `picture` where the form names one.
     pub fn request(&self, picture: Option<Arc<RgbImage>>) -> Request {
-        let Self { prompt, negative, sampler, steps, cfg, seed, size, changes, init, strength, mask, .. } =
+        let Self { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, strength, mask, .. } =
             self.clone();
         let init = init.zip(picture).map(|(file, picture)| Init { file, picture, strength, mask });
-        Request { prompt, negative, sampler, steps, cfg, seed, size, changes, init, ..Request::default() }
+        Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, ..Request::default() }
     }
 }
 

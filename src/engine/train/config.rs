@@ -22,7 +22,7 @@ const OBSERVING: [&str; 7] =
 
 /// Fields that came after the first files. At their defaults they are not recorded, so that the bytes and states of
 /// runs that do not use them stay what they were.
-const LATER: [&str; 23] = [
+const LATER: [&str; 24] = [
     "held_out",
     "recompute",
     "debiased",
@@ -46,6 +46,7 @@ const LATER: [&str; 23] = [
     "unmasked_weight",
     "mask_normalise",
     "concept_balance",
+    "clip_skip",
 ];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
@@ -86,6 +87,8 @@ pub struct Config {
     prior_prompts: String,
     pub targets: String,
     pub vectors: usize,
+    /// Which of the text encoder's layers is read, from the end.
+    pub clip_skip: usize,
     pub views: Views,
     /// Whose turn it is where several concepts are taught.
     pub balance: Balance,
@@ -141,6 +144,8 @@ impl Config {
                 "Choose how often with validate_every, such as 25",
             ));
         }
+        let clip_skip = settings.integer("clip_skip");
+        model.text.check_skip(clip_skip)?;
         let batch = settings.integer("batch");
         let prior_batch = match settings.integer("prior_batch") {
             0 => batch,
@@ -186,6 +191,7 @@ impl Config {
             prior_prompts: settings.text("prior_prompts").to_owned(),
             targets: settings.text("targets").to_owned(),
             vectors: settings.integer("vectors"),
+            clip_skip,
             views: views(settings, model)?,
             balance: if settings.text("concept_balance") == "equal" { Balance::Equal } else { Balance::Pictures },
             save_every: settings.integer("save_every"),
@@ -394,7 +400,7 @@ mod tests {
         {
             assert_ne!(of(&[change]), of(&[]), "{change:?}");
         }
-        for (name, value) in [("ema", "0.9"), ("debiased", "true"), ("loss", "huber")] {
+        for (name, value) in [("ema", "0.9"), ("debiased", "true"), ("loss", "huber"), ("clip_skip", "2")] {
             assert_ne!(of(&[(name, value)]), of(&[]), "{name}");
         }
         let early = |every: &str| of(&[("patience", "2"), ("validate_every", every)]);

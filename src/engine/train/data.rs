@@ -71,6 +71,11 @@ impl Data {
         let lessons = (0..job.subjects.len())
             .map(|nth| Lesson::prepare(job, config, nth, &mut tell))
             .collect::<Result<Vec<_>>>()?;
+        for (lesson, subject) in lessons.iter().zip(&job.subjects) {
+            if let Some(warning) = lesson.cut_captions(subject, job.model.tokenizer.room()) {
+                watch(Event::warning(warning))?;
+            }
+        }
         let groups = lessons.iter().zip(&job.subjects).map(|(lesson, subject)| lesson.items(subject)).collect();
         Ok(Self { lessons, order: Order { groups, balance: config.balance } })
     }
@@ -114,7 +119,7 @@ impl Data {
             if config.strangers > 0 {
                 let token = trainee.parameters[trainee.tokens[concept]].value.clone();
                 let (strange, made_up) = lesson.strangers(config.strangers, &token, &random, offset, part);
-                parts.push(job.model.condition(&strange, &made_up, &Mounts::none()));
+                parts.push(job.model.condition_at(&strange, &made_up, config.clip_skip, &Mounts::none()));
                 prompts.extend(strange);
                 words = made_up;
             }
@@ -192,7 +197,7 @@ impl Lesson {
                 }
                 let encoded =
                     texts.iter().map(|text| job.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
-                let context = job.model.condition(&encoded, &[], &Mounts::none());
+                let context = job.model.condition_at(&encoded, &[], config.clip_skip, &Mounts::none());
                 Some((encoded, context))
             }
             false => None,
@@ -207,6 +212,20 @@ impl Lesson {
             start: start(job.model, &subject.trigger.class_word, config.vectors)?,
             weight: subject.weight,
         })
+    }
+
+    /// A sentence about captions that are longer than the text encoder reads.
+    fn cut_captions(&self, subject: &Subject<'_>, room: usize) -> Option<String> {
+        let dropped = |picture: usize| self.prompts[self.prompt_of[picture]].dropped;
+        let mut cut = subject.concept.images.iter().enumerate().filter(|(picture, _)| dropped(*picture) > 0);
+        let (first, picture) = cut.next()?;
+        let more = match cut.count() {
+            0 => String::new(),
+            1 => "; so does 1 more".into(),
+            more => format!("; so do {more} more"),
+        };
+        let (tokens, path) = (room + dropped(first), picture.path.display());
+        Some(format!("The caption of {path} has {tokens} tokens, of which the first {room} are learnt{more}"))
     }
 
     /// The rows of each group in an epoch: those of a picture as often as it repeats.

@@ -62,6 +62,8 @@ impl Evidence<'_> {
             watch(Event::Progress { done, total: views.len() })
         })?;
         let (prompts, tokens) = self.prompts()?;
+        let clip_skip = adapter.clip_skip();
+        model.text.check_skip(clip_skip).map_err(|error| error.at(&adapter.path))?;
         let mut base = Mounts::none();
         mount(&mut base, model, adapter, &Strength::default())?;
         let mut asked: Vec<(String, LayerId, [usize; 2])> = Vec::new();
@@ -85,7 +87,7 @@ impl Evidence<'_> {
             let t = [random.stream(TIMESTEPS).below(example as u32, 0, schedule.len())];
             let noise = random.stream(NOISE).normal(example as u32, picture.shape().num_elements());
             let noise = Tensor::from_data(TensorData::new(noise, picture.dims()), &model.device);
-            let context = model.condition(std::slice::from_ref(prompt), &tokens, &mounts);
+            let context = model.condition_at(std::slice::from_ref(prompt), &tokens, clip_skip, &mounts);
             let noisy = loss::noised(&picture, &noise, &t, &schedule);
             let said = model.unet.forward(noisy, &[t[0] as f32], &context, &mounts);
             let gradients = loss::per_image(said, loss::target(&picture, &noise, &t, &schedule)).backward();

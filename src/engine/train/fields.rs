@@ -229,6 +229,14 @@ pub const FIELDS: &[Field] = &[
         kind: Kind::Integer { min: 1, max: 16 },
     },
     Field {
+        name: "clip_skip",
+        title: "Clip skip",
+        help: "Which of the text encoder's layers is read, from the end: 1 is the last; models made with 2 are taught with 2, and paint with it",
+        unit: "",
+        default: "1",
+        kind: Kind::Integer { min: 1, max: 256 },
+    },
+    Field {
         name: "flip",
         title: "Mirror",
         help: "Adds each picture's mirror image; turn off for lettering and one-sided subjects",

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, METHOD, RECIPE, RUN, SLOT, STEP, TOKEN};
+use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, CLIP_SKIP, METHOD, RECIPE, RUN, SLOT, STEP, TOKEN};
 use crate::engine::train::config::{self, Config};
 use crate::engine::train::job::{Job, Subject};
 
@@ -73,6 +73,9 @@ pub fn of(
     );
     if whole {
         metadata.insert("ss_network_args".into(), json!({ "algo": "full" }).to_string());
+    }
+    if config.clip_skip > 1 {
+        metadata.insert(CLIP_SKIP.into(), config.clip_skip.to_string());
     }
     if let Some((basis, slot)) = basis {
         metadata.insert(BASIS.into(), basis.to_string());

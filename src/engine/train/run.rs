@@ -108,6 +108,7 @@ impl Job<'_> {
     fn begin(&self, config: &Config, adapter: Arc<dyn Adapter>) -> Result<Trainee> {
         let mut trainee = Trainee::new(adapter);
         trainee.recompute = config.recompute;
+        trainee.clip_skip = config.clip_skip;
         let random = Philox::new(self.context.seed);
         let targets = target::select(&config.targets, &self.model.layers)?;
         for (place, &id) in targets.iter().enumerate() {

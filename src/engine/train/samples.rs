@@ -35,6 +35,7 @@ pub fn make(job: &Job<'_>, config: &Config, trainee: &Trainee, step: usize, watc
     for (i, prompt) in prompts(job, config).into_iter().enumerate() {
         let request = Request {
             prompt,
+            clip_skip: config.clip_skip,
             steps: STEPS,
             seed: job.context.seed,
             size: config.views.resolutions.first().map(|&side| [side; 2]),

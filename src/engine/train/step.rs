@@ -69,6 +69,8 @@ pub struct Trainee {
     pub tokens: Vec<usize>,
     /// Whether gradients are found a stretch of the denoiser at a time: a third slower, in a fraction of the memory.
     pub recompute: bool,
+    /// Which of the text encoder's layers the prompts are read at, from the end: 1 is the last.
+    pub clip_skip: usize,
     /// What files and pictures are made of, where that is not the parameters as they stand.
     pub average: Option<Average>,
 }
@@ -121,9 +123,9 @@ pub struct Prior {
 
 impl Prior {
     /// What the adapted model reads.
-    fn read(&self, model: &StableDiffusion, mounts: &Mounts) -> Tensor<3> {
+    fn read(&self, model: &StableDiffusion, clip_skip: usize, mounts: &Mounts) -> Tensor<3> {
         match &self.prompts {
-            Some((prompts, words)) => model.condition(prompts, words, mounts),
+            Some((prompts, words)) => model.condition_at(prompts, words, clip_skip, mounts),
             None => self.context.clone(),
         }
     }
@@ -178,6 +180,7 @@ impl Trainee {
             layers: Vec::new(),
             tokens: Vec::new(),
             recompute: false,
+            clip_skip: 1,
             average: None,
         }
     }
@@ -256,7 +259,7 @@ impl Trainee {
             Text::Context(context) => context.clone(),
             Text::Prompts(prompts, of_image) => {
                 let tokens: Vec<Tensor<2>> = self.tokens.iter().map(|&index| values[index].clone()).collect();
-                let encoded = model.condition(prompts, &tokens, mounts);
+                let encoded = model.condition_at(prompts, &tokens, self.clip_skip, mounts);
                 let index: Vec<i32> = of_image.iter().map(|&i| i32::try_from(i).unwrap_or(0)).collect();
                 encoded.select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device))
             }
@@ -269,7 +272,7 @@ impl Trainee {
         let leaves: Vec<Tensor<2>> = self.parameters.iter().map(start).collect();
         let mounts = self.mounts(&leaves);
         let context = self.context(model, &batch.text, &leaves, &mounts);
-        let prior = batch.prior.as_ref().map(|prior| prior.read(model, &mounts));
+        let prior = batch.prior.as_ref().map(|prior| prior.read(model, self.clip_skip, &mounts));
         let shown = Shown::new(model, schedule, batch, context, prior);
         let mut pulled = Pulled::new(&leaves);
         let (x, context) = (shown.x.clone(), shown.context.clone());

@@ -57,6 +57,7 @@ impl App {
         }
         let request = Request {
             prompt: run.prompt.clone(),
+            clip_skip: file.clip_skip(),
             steps: SAMPLE_STEPS,
             seed: self.studio.project.preview.seed,
             ..Request::default()

@@ -60,6 +60,7 @@ pub fn import(mut from: Foreign) -> Imported {
     from.copy("gradient_accumulation_steps", "accumulate");
     from.copy_with_zero("max_grad_norm", "clip");
     from.copy("min_snr_gamma", "min_snr");
+    from.copy("clip_skip", "clip_skip");
     from.copy("noise_offset", "noise_offset");
     from.copy("save_every_n_steps", "keep_every");
     from.copy("sample_every_n_steps", "sample_every");
@@ -313,7 +314,7 @@ mod tests {
             "learning_rate": 0.0001, "unet_lr": 0.0002, "text_encoder_lr": 5e-5, "lr_scheduler": "cosine",
             "lr_warmup": 10, "epoch": 4, "max_train_steps": "", "train_batch_size": 2, "gradient_accumulation_steps": "1",
             "min_snr_gamma": 5, "noise_offset": 0.05, "seed": "1234", "flip_aug": false, "max_resolution": "512,512",
-            "save_precision": "fp16", "mixed_precision": "bf16", "keep_tokens": 1, "shuffle_caption": true,
+            "save_precision": "fp16", "mixed_precision": "bf16", "keep_tokens": 1, "shuffle_caption": true, "clip_skip": "2",
             "sample_every_n_steps": 50, "sample_prompts": "sks robot --w 512\n# off\na photo --s 20", "xformers": "xformers",
             "enable_bucket": true, "bucket_no_upscale": true, "max_bucket_reso": 2048, "alpha_mask": true,
         });
@@ -331,6 +332,7 @@ mod tests {
             ("text_lr", "0.00005"),
             ("schedule", "cosine"),
             ("min_snr", "5"),
+            ("clip_skip", "2"),
             ("noise_offset", "0.05"),
             ("batch", "2"),
             ("fit", "bucket"),

@@ -35,6 +35,10 @@ pub fn import(mut from: Foreign) -> Imported {
     losses(&mut from);
     from.copy_with_zero("clip_grad_norm", "clip");
     from.copy("offset_noise_weight", "noise_offset");
+    // It counts the layers that are left out.
+    if let Some(skipped) = from.count("text_encoder_layer_skip") {
+        from.set("clip_skip", skipped.saturating_add(1));
+    }
     frames(&mut from);
     masks(&mut from);
     if from.text("ema").is_some_and(|ema| ema != "OFF") {
@@ -241,7 +245,7 @@ mod tests {
             "unet": { "train": true, "learning_rate": null }, "text_encoder": { "train": true, "learning_rate": 5e-5 },
             "lora_rank": 16, "lora_alpha": 1.0, "lora_decompose": false, "optimizer": { "optimizer": "ADAMW",
             "weight_decay": 0.01 }, "sample_after": 10, "sample_after_unit": "MINUTE", "save_every": 100,
-            "save_every_unit": "STEP", "lokr_dim": 10000, "oft_block_size": 32, "dataloader_threads": 2,
+            "save_every_unit": "STEP", "text_encoder_layer_skip": 1, "lokr_dim": 10000, "oft_block_size": 32, "dataloader_threads": 2,
         });
         let pictures = serde_json::json!({
             "resolution": "512,768", "aspect_ratio_bucketing": true, "masked_training": true, "unmasked_weight": 0.2,
@@ -262,6 +266,7 @@ mod tests {
             ("text_lr", "0.00005"),
             ("rank", "16"),
             ("ema", "0.99"),
+            ("clip_skip", "2"),
             ("loss", "huber"),
             ("debiased", "true"),
             ("keep_every", "100"),

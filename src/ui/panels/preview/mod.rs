@@ -2,6 +2,7 @@
 
 mod brush;
 mod canvas;
+mod emphasis;
 mod grid;
 mod start;
 mod words;
