@@ -55,7 +55,7 @@ fn single_file_is_the_folder() {
     assert_eq!(context(&single, &r).into_data(), context(&model, &r).into_data(), "text");
     let unet = |model: &StableDiffusion| {
         let context = r.rows("text.last_hidden_state", &[0, 2]);
-        model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &context, &Mounts::none())
+        model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &context.into(), &Mounts::none())
     };
     assert_eq!(unet(&single).into_data(), unet(&model).into_data(), "the same weights, bit for bit");
     assert_close("unet", unet(&single), r.tensor("unet.out"), FORWARD);
@@ -93,7 +93,7 @@ fn unet_square() {
     let out = model.unet.forward(
         r.tensor("unet.x"),
         &r.f32("unet.t"),
-        &r.rows("text.last_hidden_state", &[0, 2]),
+        &r.rows("text.last_hidden_state", &[0, 2]).into(),
         &Mounts::none(),
     );
     assert_close("unet", out, r.tensor("unet.out"), FORWARD);
@@ -102,8 +102,12 @@ fn unet_square() {
 #[test]
 fn unet_rectangular() {
     let (model, r) = (reference::model(), Reference::open("sd_reference"));
-    let out =
-        model.unet.forward(r.tensor("unet_rect.x"), &[333.0], &r.rows("text.last_hidden_state", &[0]), &Mounts::none());
+    let out = model.unet.forward(
+        r.tensor("unet_rect.x"),
+        &[333.0],
+        &r.rows("text.last_hidden_state", &[0]).into(),
+        &Mounts::none(),
+    );
     assert_close("unet_rect", out, r.tensor("unet_rect.out"), FORWARD);
 }
 
@@ -186,7 +190,7 @@ impl Denoiser for Guided<'_> {
         let out = self.model.unet.forward(
             Tensor::cat(vec![input.clone(), input], 0),
             &[t, t],
-            &self.context,
+            &self.context.clone().into(),
             &Mounts::none(),
         );
         let out = guidance::guided(out.clone().narrow(0, 0, 1), out.narrow(0, 1, 1), self.scale);
@@ -228,7 +232,7 @@ fn lora(file: &str, strength: f32, part: &str) {
     let text = model.condition(&prompts, &[], &mounts);
     assert_close("text", text.clone(), r.tensor("text.last_hidden_state"), FORWARD);
     let context = Tensor::cat(vec![text.clone().narrow(0, 0, 1), text.narrow(0, 2, 1)], 0);
-    let out = model.unet.forward(base.tensor("unet.x"), &base.f32("unet.t"), &context, &mounts);
+    let out = model.unet.forward(base.tensor("unet.x"), &base.f32("unet.t"), &context.into(), &mounts);
     assert_close(part, out, r.tensor(part), FORWARD);
 }
 

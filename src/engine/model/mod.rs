@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod clip;
+pub mod context;
 pub mod layer;
 pub mod loader;
 pub mod mobilenet;
@@ -18,6 +19,7 @@ pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 
+pub use context::Context;
 pub use layer::{Layer, LayerId, Part, Table, Weight};
 pub use mount::{Branch, Change, Mounts, Site};
 pub use precision::{Hold, Precision};

@@ -22,7 +22,7 @@ const OBSERVING: [&str; 7] =
 
 /// Fields that came after the first files. At their defaults they are not recorded, so that the bytes and states of
 /// runs that do not use them stay what they were.
-const LATER: [&str; 23] = [
+const LATER: [&str; 24] = [
     "held_out",
     "recompute",
     "debiased",
@@ -46,6 +46,7 @@ const LATER: [&str; 23] = [
     "unmasked_weight",
     "mask_normalise",
     "concept_balance",
+    "per_layer",
 ];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
@@ -86,6 +87,8 @@ pub struct Config {
     prior_prompts: String,
     pub targets: String,
     pub vectors: usize,
+    /// For how many cross-attention layers a token has vectors of its own; 1 where they share them.
+    pub token_layers: usize,
     pub views: Views,
     /// Whose turn it is where several concepts are taught.
     pub balance: Balance,
@@ -186,6 +189,7 @@ impl Config {
             prior_prompts: settings.text("prior_prompts").to_owned(),
             targets: settings.text("targets").to_owned(),
             vectors: settings.integer("vectors"),
+            token_layers: if settings.flag("per_layer") { model.unet.cross_attentions } else { 1 },
             views: views(settings, model)?,
             balance: if settings.text("concept_balance") == "equal" { Balance::Equal } else { Balance::Pictures },
             save_every: settings.integer("save_every"),
@@ -392,8 +396,14 @@ mod tests {
             let value = if name == "keep_best" { "true" } else { "7" };
             assert_eq!(of(&[(name, value)]), of(&[]), "{name}");
         }
-        for change in [("held_out", "2"), ("mask", "alpha"), ("upscale", "false"), ("hue", "5"), ("resolutions", "64")]
-        {
+        for change in [
+            ("held_out", "2"),
+            ("mask", "alpha"),
+            ("upscale", "false"),
+            ("hue", "5"),
+            ("resolutions", "64"),
+            ("per_layer", "true"),
+        ] {
             assert_ne!(of(&[change]), of(&[]), "{change:?}");
         }
         for (name, value) in [("ema", "0.9"), ("debiased", "true"), ("loss", "huber")] {

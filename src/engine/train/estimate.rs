@@ -6,7 +6,8 @@
 //! - weights: every number of the model, in the format it is held in;
 //! - activations: `b · Σ 4·p·out` over the layers of the denoiser (the input, the answer, the adapter's share and the
 //!   norm or activation behind it wait for the backward pass), `b · Σ 2·heads·p·keys` for the scores of attention, and
-//!   the text encoder's layers for every prompt; a method that is defined on the weight adds `3·out·in` for each layer;
+//!   the text encoder's layers for every prompt, once for each layer that has token vectors of its own; a method that is
+//!   defined on the weight adds `3·out·in` for each layer;
 //! - optimiser and gradients: value, gradient, two moments and a passing copy of each trained number;
 //! - sampling: a guided step of one picture, or decoding it, whichever is more.
 
@@ -34,7 +35,7 @@ impl Estimate {
         let layers: Vec<&Layer> = targets.iter().map(|&id| model.layer(id)).collect();
         let depth = |place: usize| place as f32 / layers.len() as f32;
         let trained: usize = layers.iter().enumerate().map(|(place, layer)| adapter.count(layer, depth(place))).sum();
-        let trained = trained + config.vectors * model.text.config.hidden_size;
+        let trained = trained + config.token_layers * config.vectors * model.text.config.hidden_size;
         let dense: usize = match method.file {
             FileKind::Difference => layers.iter().map(|layer| 3 * layer.out * layer.input()).sum(),
             _ => 0,
@@ -45,7 +46,7 @@ impl Estimate {
         let pass: u64 = model.layers.iter().map(|layer| places.numbers(layer)).sum();
         let text: u64 = text_layers(model).map(|layer| (model.text.length() * layer.out) as u64).sum();
         let activations = pictures as u64 * (WAITING * pass + places.scores(model))
-            + (config.batch + config.strangers) as u64 * WAITING * text
+            + (config.token_layers * (config.batch + config.strangers)) as u64 * WAITING * text
             + dense as u64;
         Ok(Self {
             parts: vec![

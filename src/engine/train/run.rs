@@ -108,6 +108,7 @@ impl Job<'_> {
     fn begin(&self, config: &Config, adapter: Arc<dyn Adapter>) -> Result<Trainee> {
         let mut trainee = Trainee::new(adapter);
         trainee.recompute = config.recompute;
+        trainee.token_layers = config.token_layers;
         let random = Philox::new(self.context.seed);
         let targets = target::select(&config.targets, &self.model.layers)?;
         for (place, &id) in targets.iter().enumerate() {
@@ -130,7 +131,7 @@ impl Job<'_> {
             }
         }
         for Subject { trigger, .. } in &self.subjects {
-            let start = data::start(self.model, &trigger.class_word, config.vectors)?;
+            let start = data::start(self.model, &trigger.class_word, config)?;
             let index = trainee.add(trigger.token.clone(), start, Group::Token);
             trainee.tokens.push(index);
         }
