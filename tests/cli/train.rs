@@ -152,7 +152,7 @@ fn a_token_can_have_vectors_for_each_layer() {
     train(&desk, "q", "--slot 1 --project l.toml").result();
     desk.run("merge l.safetensors q.safetensors --method sum --out m.safetensors").result();
     assert_eq!(desk.lora("m.safetensors").layer_tokens, file.layer_tokens);
-    let baked = desk.run("merge l.safetensors --method sum --into starter --out baked");
+    let baked = desk.run("merge l.safetensors --into starter --out baked");
     baked.result();
     assert!(baked.notes().contains("<l> has vectors of its own for each layer"), "{}", baked.notes());
 
