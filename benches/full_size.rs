@@ -69,7 +69,7 @@ fn timed(call: impl FnOnce()) -> f64 {
 fn denoise(model: &StableDiffusion) -> f64 {
     let (x, context) = (noise(model, [1, 4, 64, 64]), context(model));
     timed(|| {
-        read(model.unet.forward(x, &[500.0], &context, &Mounts::none())).unwrap();
+        read(model.unet.forward(x, &[500.0], &context.into(), &Mounts::none())).unwrap();
     })
 }
 
@@ -98,11 +98,11 @@ fn train(model: &StableDiffusion, prior: usize) -> Vec<f64> {
             latents: noise(model, [1, 4, 64, 64]),
             noise: noise(model, [1, 4, 64, 64]),
             timesteps: vec![500],
-            text: Text::Context(context(model)),
+            text: Text::Context(context(model).into()),
             weights: vec![1.0],
             mask: None,
             measure: Measure::Square,
-            prior: (prior > 0).then(|| Prior { context: context(model), prompts: None, weight: 2.0 }),
+            prior: (prior > 0).then(|| Prior { context: context(model).into(), prompts: None, weight: 2.0 }),
         };
         let outcome = trainee.gradients(model, &schedule, &batch);
         trainee.update(outcome.gradients, RATES);

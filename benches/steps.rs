@@ -91,7 +91,7 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
             weights: vec![1.0; b],
             mask: None,
             measure: triptych::engine::diffusion::loss::Measure::Square,
-            prior: prior.clone().map(|context| Prior { context, prompts: None, weight: 2.0 }),
+            prior: prior.clone().map(|context| Prior { context: context.into(), prompts: None, weight: 2.0 }),
         };
         let outcome = trainee.gradients(model, &schedule, &batch);
         trainee.update(outcome.gradients, RATES);
@@ -101,7 +101,7 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
 
 /// One guided step: the network on `2n` latents.
 fn sample(model: &StableDiffusion, n: usize, mounts: &Mounts) -> f64 {
-    let (x, context) = (noise(model, [2 * n, 4, 16, 16]), context(model, 2 * n));
+    let (x, context) = (noise(model, [2 * n, 4, 16, 16]), context(model, 2 * n).into());
     median(|| {
         read(model.unet.forward(x.clone(), &vec![500.0; 2 * n], &context, mounts)).unwrap();
     })

@@ -37,8 +37,12 @@ fn unet() {
     let Some((device, _guard)) = gpu() else { return };
     let (model, r) = (reference::model_on(&device), Reference::open("sd_reference"));
     let context = r.rows("text.last_hidden_state", &[0, 2]).to_device(&device);
-    let out =
-        model.unet.forward(r.tensor::<4>("unet.x").to_device(&device), &r.f32("unet.t"), &context, &Mounts::none());
+    let out = model.unet.forward(
+        r.tensor::<4>("unet.x").to_device(&device),
+        &r.f32("unet.t"),
+        &context.into(),
+        &Mounts::none(),
+    );
     assert_close("unet", out, r.tensor("unet.out"), FORWARD);
 }
 

@@ -16,8 +16,8 @@ use triptych::engine::diffusion::schedule::{Spacing, Steps};
 use triptych::engine::diffusion::{Schedule, guidance, loss};
 use triptych::engine::io::Folder;
 use triptych::engine::io::lora_file::LoraFile;
-use triptych::engine::model::sd::ScheduleConfig;
 use triptych::engine::model::chunks::Prompt;
+use triptych::engine::model::sd::ScheduleConfig;
 use triptych::engine::model::tokenizer::Tokenizer;
 use triptych::engine::model::{Mounts, StableDiffusion};
 
@@ -57,7 +57,7 @@ fn single_file_is_the_folder() {
     assert_eq!(context(&single, &r).into_data(), context(&model, &r).into_data(), "text");
     let unet = |model: &StableDiffusion| {
         let context = r.rows("text.last_hidden_state", &[0, 2]);
-        model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &context, &Mounts::none())
+        model.unet.forward(r.tensor("unet.x"), &r.f32("unet.t"), &context.into(), &Mounts::none())
     };
     assert_eq!(unet(&single).into_data(), unet(&model).into_data(), "the same weights, bit for bit");
     assert_close("unet", unet(&single), r.tensor("unet.out"), FORWARD);
@@ -100,7 +100,7 @@ fn unweighed_short_prompts_read_as_captions_do() {
         (0..plain.len()).filter(fits).map(|i| Prompt::new(&plain[i], &model.tokenizer, &[]).unwrap()).collect();
     assert!(!prompts.is_empty());
     let expected = model.condition(&captions_that_fit, &[], &Mounts::none());
-    assert_eq!(model.context(&prompts, &[], 1, &Mounts::none()).into_data(), expected.into_data());
+    assert_eq!(model.read(&prompts, &[], 1, &Mounts::none()).at(0).to_data(), expected.into_data());
 }
 
 /// Weights, several chunks and clip skip against transformers' encoder (`make_prompt_reference.py`).
@@ -115,7 +115,7 @@ fn prompts_with_weights_breaks_and_clip_skip() {
         let of = |key: &str| case[key].as_str().unwrap();
         let prompt = Prompt::new(of("prompt"), &model.tokenizer, &[]).unwrap();
         let clip_skip = case["clip_skip"].as_u64().unwrap() as usize;
-        let context = model.context(&[prompt], &[], clip_skip, &Mounts::none());
+        let context = model.read(&[prompt], &[], clip_skip, &Mounts::none()).at(0).clone();
         assert_close(of("name"), context, r.tensor(of("name")), FORWARD);
     }
 }
@@ -126,7 +126,7 @@ fn unet_square() {
     let out = model.unet.forward(
         r.tensor("unet.x"),
         &r.f32("unet.t"),
-        &r.rows("text.last_hidden_state", &[0, 2]),
+        &r.rows("text.last_hidden_state", &[0, 2]).into(),
         &Mounts::none(),
     );
     assert_close("unet", out, r.tensor("unet.out"), FORWARD);
@@ -135,8 +135,12 @@ fn unet_square() {
 #[test]
 fn unet_rectangular() {
     let (model, r) = (reference::model(), Reference::open("sd_reference"));
-    let out =
-        model.unet.forward(r.tensor("unet_rect.x"), &[333.0], &r.rows("text.last_hidden_state", &[0]), &Mounts::none());
+    let out = model.unet.forward(
+        r.tensor("unet_rect.x"),
+        &[333.0],
+        &r.rows("text.last_hidden_state", &[0]).into(),
+        &Mounts::none(),
+    );
     assert_close("unet_rect", out, r.tensor("unet_rect.out"), FORWARD);
 }
 
@@ -251,7 +255,7 @@ impl Denoiser for Guided<'_> {
         let out = self.model.unet.forward(
             Tensor::cat(vec![input.clone(), input], 0),
             &[t, t],
-            &self.context,
+            &self.context.clone().into(),
             &Mounts::none(),
         );
         let out = guidance::guided(out.clone().narrow(0, 0, 1), out.narrow(0, 1, 1), self.scale);
@@ -293,7 +297,7 @@ fn lora(file: &str, strength: f32, part: &str) {
     let text = model.condition(&prompts, &[], &mounts);
     assert_close("text", text.clone(), r.tensor("text.last_hidden_state"), FORWARD);
     let context = Tensor::cat(vec![text.clone().narrow(0, 0, 1), text.narrow(0, 2, 1)], 0);
-    let out = model.unet.forward(base.tensor("unet.x"), &base.f32("unet.t"), &context, &mounts);
+    let out = model.unet.forward(base.tensor("unet.x"), &base.f32("unet.t"), &context.into(), &mounts);
     assert_close(part, out, r.tensor(part), FORWARD);
 }
 

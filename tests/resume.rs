@@ -87,6 +87,30 @@ fn buckets_sizes_versions_masks_and_concepts_resume_in_the_same_bytes() {
 }
 
 #[test]
+fn tokens_with_vectors_for_each_layer_resume_in_the_same_bytes() {
+    let desk = Desk::new();
+    desk.copy("assets/concepts/kenney_male_person", "man");
+    let how = "--concept man --class man --token <a> --token <b> --set per_layer=true --set vectors=2 --set accumulate=2 \
+               --set ema=0.9 --set recompute=on --set targets=keys_values,text";
+    let with = |out: &str| {
+        let line = line(out).replace("--set targets=keys_values", "").replace("--steps 40", "--steps 12");
+        format!("{} {how}", line.replace("save_every=5", "save_every=2").replace("prior=0", "prior=1"))
+    };
+    let whole = desk.run(&with("whole/killed.safetensors")).result();
+    let killed = with("killed.safetensors");
+    kill_at(&desk, &killed, 6);
+    let done = desk.run(&format!("{killed} --resume"));
+    assert_eq!(done.result()["loss"], whole["loss"]);
+    assert!(resumed_after(&done.notes()) >= 4, "{}", done.notes());
+    assert!(desk.read("killed.safetensors") == desk.read("whole/killed.safetensors"), "the bytes differ");
+    let file = desk.lora("killed.safetensors");
+    for word in ["<a>", "<b>"] {
+        let layers = &file.layer_tokens[word];
+        assert!(layers.iter().all(|vectors| vectors.len() == 2 && *vectors != file.tokens[word]), "{word}");
+    }
+}
+
+#[test]
 fn a_run_killed_before_its_first_state_starts_afresh_and_says_so() {
     let desk = Desk::new();
     desk.run(&line("whole/killed.safetensors")).result();

@@ -54,6 +54,7 @@ fn words(report: &Report) -> String {
             basis,
             slot,
             tokens,
+            token_layers,
             layers,
             file,
             ranks,
@@ -65,7 +66,10 @@ fn words(report: &Report) -> String {
             let unknown = || "not said".to_owned();
             let tokens = tokens
                 .iter()
-                .map(|(token, n)| format!("{token} ({})", counted(*n, "vector")))
+                .map(|(token, n)| match token_layers.get(token) {
+                    Some(layers) => format!("{token} ({} in {layers} layers)", counted(*n, "per-layer vector")),
+                    None => format!("{token} ({})", counted(*n, "vector")),
+                })
                 .collect::<Vec<_>>()
                 .join(", ");
             let ranks = ranks_in_words(&ranks.iter().copied().collect());

@@ -12,6 +12,7 @@ use crate::engine::event::{Event, Watch};
 use crate::engine::io::ldm::Network;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
+use crate::engine::io::token_vectors::Meaning;
 use crate::engine::io::{Dtype, Folder, atomic, names};
 use crate::engine::merge::{Source, recipe};
 use crate::engine::model::{Part, StableDiffusion, sd};
@@ -59,13 +60,17 @@ pub fn bake(
     }
     let sums = sums(model, sources, watch)?;
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
+    for Meaning { word, .. } in words.iter().filter(|meaning| meaning.layers.is_some()) {
+        let text = format!("{word} has vectors of its own for each layer, and beside a model only their mean is kept");
+        watch(Event::warning(format!("{text}: mount the adapter itself for all of them")))?;
+    }
     let file = is_file.then(|| single_file::tensors(from, model, &sums, watch)).transpose()?;
     atomic::write_folder(&folder, |new| {
         describe(&single_file::beside(from), new)?;
         if !is_file {
             weights(from, &sums, new, watch)?;
         }
-        for ((word, (vectors, _)), name) in words.iter().zip(file_names(words.keys().copied())) {
+        for (Meaning { word, vectors, .. }, name) in words.iter().zip(file_names(words.iter().map(|m| m.word))) {
             let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
             let tensor = Tensor::new(Dtype::F32, &shape, &vectors.concat());
             let about = BTreeMap::from([("token".to_owned(), (*word).clone())]);
@@ -281,7 +286,7 @@ mod tests {
             let [_, n, width] = context.dims();
             let side = 8;
             let x = burn::tensor::Tensor::<4>::ones([1, 4, side, side], &model.device);
-            read(model.unet.forward(x, &[500.0], &context.reshape([1, n, width]), &mounts)).unwrap()
+            read(model.unet.forward(x, &[500.0], &context.reshape([1, n, width]).into(), &mounts)).unwrap()
         };
         let (mounted, baked) = (rested(&model, mounts), rested(&baked, Mounts::none()));
         let largest = mounted.iter().fold(0.0_f32, |m, x| m.max(x.abs()));

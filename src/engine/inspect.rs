@@ -42,7 +42,10 @@ pub enum Report {
         base: Option<String>,
         basis: Option<String>,
         slot: Option<String>,
+        /// Vectors of each word.
         tokens: BTreeMap<String, usize>,
+        /// Cross-attention layers of each word that has as many vectors for every one of them.
+        token_layers: BTreeMap<String, usize>,
         layers: usize,
         /// What the method that wrote it keeps in a file.
         file: Option<FileKind>,
@@ -177,6 +180,7 @@ fn adapter(path: &Path) -> Result<Report> {
         basis: value(keys::BASIS),
         slot: value(keys::SLOT),
         tokens: file.tokens.iter().map(|(token, vectors)| (token.clone(), vectors.len())).collect(),
+        token_layers: file.layer_tokens.iter().map(|(token, layers)| (token.clone(), layers.len())).collect(),
         layers: file.modules().len(),
         file: adapter::method(file.metadata.get(keys::METHOD).map_or("", String::as_str)).ok().map(|row| row.file),
         ranks: file.ranks().into_iter().collect(),

@@ -53,7 +53,12 @@ fn further(request: &Request) -> Vec<(&'static str, String)> {
         Some((name, schedule.map_or_else(|| value.clone(), |(_, title)| (*title).to_owned())))
     };
     let skip = (request.clip_skip > 1).then(|| ("Clip skip", request.clip_skip.to_string()));
-    strength.into_iter().chain(skip).chain(NAMES.into_iter().filter_map(field)).chain([("RNG", "NV".to_owned())]).collect()
+    strength
+        .into_iter()
+        .chain(skip)
+        .chain(NAMES.into_iter().filter_map(field))
+        .chain([("RNG", "NV".to_owned())])
+        .collect()
 }
 
 /// What such a text asks for, as far as this program can do it; `None` where there are no settings in it. The strengths of

@@ -14,11 +14,13 @@ use crate::engine::diffusion::sampler::{self, Denoiser};
 use crate::engine::diffusion::schedule::Steps;
 use crate::engine::diffusion::{Schedule, guidance};
 use crate::engine::event::{Event, Watch};
+use crate::engine::io::token_vectors::Meaning;
 use crate::engine::model::chunks::Prompt;
 use crate::engine::model::tokenizer::{self, Word};
 use crate::engine::model::unet::MOST_PIXELS;
-use crate::engine::model::{Mounts, StableDiffusion};
+use crate::engine::model::{Context, Mounts, StableDiffusion};
 use crate::engine::random::Philox;
+use crate::engine::words::counted;
 use crate::engine::{Error, Result};
 
 use init::Original;
@@ -80,11 +82,35 @@ impl Default for Request {
     }
 }
 
-/// A word of an adapter with its vectors `[n, width]`.
+/// A word of an adapter with its vectors.
 #[derive(Clone, Debug)]
 pub struct Token {
     pub word: Word,
-    pub vectors: Tensor<2>,
+    /// `[1, n, width]`, or `[layers, n, width]` where each cross-attention layer has its own.
+    pub vectors: Tensor<3>,
+}
+
+impl Token {
+    /// A file's word for a model; refused where its vectors are of another width, or for another number of layers.
+    pub fn of(model: &StableDiffusion, meaning: Meaning<'_>) -> Result<Self> {
+        let Meaning { word, vectors, layers, path } = meaning;
+        let wrong = |what: String| Err(Error::new(what, "Choose the model the adapter was trained on").at(path));
+        let (width, has) = (model.text.config.hidden_size, model.unet.cross_attentions);
+        let layers = match layers {
+            Some(layers) if layers.len() != has => {
+                let layers = counted(layers.len(), "cross-attention layer");
+                return wrong(format!("The word {word} has vectors for {layers}, and this model has {has}"));
+            }
+            Some(layers) => layers,
+            None => std::slice::from_ref(vectors),
+        };
+        if layers.iter().flatten().any(|vector| vector.len() != width) {
+            return wrong(format!("The word {word} has vectors of another width than this model's {width}"));
+        }
+        let data = TensorData::new(layers.concat().concat(), [layers.len(), vectors.len(), width]);
+        let word = Word { text: word.clone(), vectors: vectors.len() };
+        Ok(Self { word, vectors: Tensor::from_data(data, &model.device) })
+    }
 }
 
 /// Adapters in place and the words they bring.
@@ -155,10 +181,10 @@ pub fn sample(
     }
     // Strengths rest from here on: what that costs, the first step saves.
     let mounts = mounted.mounts.clone().rest(&model.weights);
-    let vectors: Vec<Tensor<2>> = mounted.tokens.iter().map(|token| token.vectors.clone()).collect();
+    let vectors: Vec<Tensor<3>> = mounted.tokens.iter().map(|token| token.vectors.clone()).collect();
     let [negative, prompt] =
         [&request.negative, &request.prompt].map(|text| Prompt::new(text, &model.tokenizer, &words));
-    let context = model.context(&[negative?, prompt?], &vectors, request.clip_skip, &mounts);
+    let context = model.read(&[negative?, prompt?], &vectors, request.clip_skip, &mounts);
 
     let [n, _, h, w] = shape;
     let chunk = (BATCH_PIXELS / (h * w)).clamp(1, n);
@@ -245,8 +271,8 @@ struct Run<'a, 'w> {
     mounts: &'a Mounts,
     schedule: &'a Schedule,
     steps: &'a Steps,
-    /// Negative, then positive: `[2, n, width]`.
-    context: &'a Tensor<3>,
+    /// Negative, then positive.
+    context: &'a Context,
     request: &'a Request,
     /// φ of [`guidance::rescaled`].
     rescale: f64,
@@ -281,10 +307,14 @@ impl Denoiser for Run<'_, '_> {
     fn denoise(&mut self, x: &Tensor<4>, i: usize) -> Result<Tensor<4>> {
         let (sigma, t) = (self.steps.sigmas[i], self.steps.timesteps[i] as f32);
         let [n, _, _, _] = x.dims();
-        let [_, tokens, width] = self.context.dims();
-        let context = |row: usize| self.context.clone().narrow(0, row, 1).expand([n, tokens, width]);
+        let context = |row: usize| {
+            self.context.map(|both| {
+                let [_, tokens, width] = both.dims();
+                both.narrow(0, row, 1).expand([n, tokens, width])
+            })
+        };
         let input = guidance::network_input(x.clone(), sigma);
-        let forward = |input: Tensor<4>, context: Tensor<3>| {
+        let forward = |input: Tensor<4>, context: Context| {
             let times = vec![t; input.dims()[0]];
             self.model.unet.forward(input, &times, &context, self.mounts)
         };
@@ -292,8 +322,7 @@ impl Denoiser for Run<'_, '_> {
         let out = if (self.request.cfg - 1.0).abs() < 1e-9 {
             forward(input, context(1))
         } else {
-            let both =
-                forward(Tensor::cat(vec![input.clone(), input], 0), Tensor::cat(vec![context(0), context(1)], 0));
+            let both = forward(Tensor::cat(vec![input.clone(), input], 0), Context::cat(&[context(0), context(1)]));
             let with = both.clone().narrow(0, n, n);
             let guided = guidance::guided(both.narrow(0, 0, n), with.clone(), self.request.cfg);
             if self.rescale > 0.0 { guidance::rescaled(guided, &with, self.rescale) } else { guided }

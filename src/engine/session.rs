@@ -6,7 +6,6 @@ mod preflight;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
 
 use crate::engine::adapter::basis::BasisKind;
@@ -20,7 +19,6 @@ use crate::engine::io::lora_file::LoraFile;
 use crate::engine::merge::meeting::{Meeting, meeting};
 use crate::engine::merge::note::Note;
 use crate::engine::merge::{self, Inputs, Needs, Source, recipe};
-use crate::engine::model::tokenizer::Word;
 use crate::engine::model::{Precision, StableDiffusion};
 use crate::engine::ops::self_test;
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
@@ -149,21 +147,8 @@ impl Session {
         for Used { file, strength } in adapters {
             mount::mount(&mut mounted.mounts, model, file, strength)?;
         }
-        for (word, (vectors, path)) in recipe::words(adapters.iter().map(|used| used.file.as_ref()))? {
-            let width = model.text.config.hidden_size;
-            if vectors.iter().any(|vector| vector.len() != width) {
-                return Err(Error::new(
-                    format!("The word {word} has vectors of another width than this model's {width}"),
-                    "Choose the model the adapter was trained on",
-                )
-                .at(path));
-            }
-            let data = TensorData::new(vectors.concat(), [vectors.len(), width]);
-            mounted.tokens.push(Token {
-                word: Word { text: word.clone(), vectors: vectors.len() },
-                vectors: Tensor::from_data(data, &model.device),
-            });
-        }
+        let words = recipe::words(adapters.iter().map(|used| used.file.as_ref()))?;
+        mounted.tokens = words.into_iter().map(|meaning| Token::of(model, meaning)).collect::<Result<_>>()?;
         Ok(mounted)
     }
 

@@ -92,16 +92,14 @@ impl Axis {
                 value.clone_into(&mut request.sampler);
                 crate::engine::diffusion::sampler::sampler(value)?;
             }
-            Self::Change => match &mut request.init {
-                Some(init) => {
-                    let strength = value.parse().ok().filter(|x| (0.0..=1.0).contains(x));
-                    init.strength = strength.ok_or_else(wrong)?;
-                }
-                None => {
+            Self::Change => {
+                let init = request.init.as_mut().ok_or_else(|| {
                     let what = "There is no picture whose change could be varied";
-                    return Err(Error::usage(what, "Choose one under Picture, at “Start from a picture”"));
-                }
-            },
+                    Error::usage(what, "Choose one under Picture, at “Start from a picture”")
+                })?;
+                let strength = value.parse().ok().filter(|x| (0.0..=1.0).contains(x));
+                init.strength = strength.ok_or_else(wrong)?;
+            }
             Self::Strength { file, .. } => {
                 let strength: f32 = value.parse().ok().ok_or_else(wrong)?;
                 for (_, heard) in mix.iter_mut().filter(|(adapter, _)| adapter.path == *file) {

@@ -14,6 +14,7 @@ mod files;
 mod gradients;
 mod kinds;
 mod layer;
+mod layers;
 mod model;
 #[path = "../reference/mod.rs"]
 mod reference;

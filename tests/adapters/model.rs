@@ -7,7 +7,7 @@ use triptych::engine::adapter::{FileKind, METHODS};
 use triptych::engine::device::read;
 use triptych::engine::diffusion::Schedule;
 use triptych::engine::io::safetensors::{self, Dtype};
-use triptych::engine::io::{Folder, names};
+use triptych::engine::io::{Checkpoint, Folder, names};
 use triptych::engine::model::{Mounts, Part, StableDiffusion};
 use triptych::engine::random::Philox;
 use triptych::engine::train::step::{Group, Part as Tensors, Rates, Trainee};
@@ -74,7 +74,7 @@ fn merged_model(model: &StableDiffusion, trainee: &Trainee) -> StableDiffusion {
     }
     let mut used = 0;
     for (part, file, ours) in rewritten {
-        let stored = Folder::Disk(from.clone()).checkpoint(&[file]).unwrap();
+        let stored = Checkpoint::open(&from.join(file)).unwrap();
         let tensors = stored
             .entries()
             .iter()

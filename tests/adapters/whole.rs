@@ -62,7 +62,7 @@ pub fn outputs(model: &StableDiffusion, mounts: &Mounts) -> [Vec<f32>; 2] {
     let prompt = &Reference::open("sd_reference").prompts()[0];
     let prompt = model.tokenizer.encode(prompt, &[]).unwrap();
     let context = model.condition(&[prompt], &[], mounts);
-    let out = model.unet.forward(latents(model, 5), &[321.0], &context, mounts);
+    let out = model.unet.forward(latents(model, 5), &[321.0], &context.clone().into(), mounts);
     [read(context).unwrap(), read(out).unwrap()]
 }
 

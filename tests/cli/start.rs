@@ -11,7 +11,7 @@ const LINE: &str = "sample --steps 8 --sampler ddim --prompt 'a 3d emoji of robo
 /// 64×64, as the starter's pictures are.
 fn square(desk: &Desk) -> RgbImage {
     let picture = RgbImage::from_fn(64, 64, |x, y| image::Rgb([(4 * x) as u8, (4 * y) as u8, 90]));
-    picture.save(desk.path("square.png")).unwrap();
+    picture.save(desk.path("square.png")).expect("the desk is writable");
     picture
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use triptych::engine::io::metadata;
 use triptych::engine::io::safetensors::Dtype;
+use triptych::engine::io::token_vectors;
 
 use crate::command::{Desk, TRAIN};
 use crate::train;
@@ -116,6 +117,52 @@ fn the_recipe_says_how_pictures_were_shown_and_wrong_sizes_are_refused() {
         let done = desk.say(&format!("{TRAIN} --out b.safetensors --set resolutions={sides}"));
         assert!(done.code == Some(2) && done.stderr.contains(word), "{done:?}");
     }
+}
+
+#[test]
+fn a_token_can_have_vectors_for_each_layer() {
+    let desk = Desk::new();
+    let counted = |name: &str, more: &str| {
+        let done = train(&desk, name, &format!("--set vectors=2 --slot 0 --project {name}.toml {more}"));
+        done.result()["parameters"].as_u64().unwrap()
+    };
+    let (plain, each) = (counted("p", ""), counted("l", "--set per_layer=true"));
+    let file = desk.lora("l.safetensors");
+    let layers = &file.layer_tokens["<l>"];
+    let n = layers.len() as u64;
+    assert!(n > 1 && layers.iter().all(|vectors| vectors.len() == 2 && vectors[0].len() == 128));
+    assert_eq!((each - plain, plain > 2 * 128), (2 * (n - 1) * 128, true), "2·L·width instead of 2·width");
+    assert!(layers[1..].iter().any(|vectors| *vectors != layers[0]), "every layer learnt the same");
+
+    let report = desk.run("inspect l.safetensors").result();
+    assert_eq!((&report["tokens"]["<l>"], &report["token_layers"]["<l>"]), (&json!(2), &json!(n)));
+    let prose = desk.say("inspect l.safetensors").stdout;
+    assert!(prose.contains(&format!("<l> (2 per-layer vectors in {n} layers)")), "{prose}");
+
+    // Not asked for, nothing of it is in the file, and what was begun without it does not go on with it.
+    let recipe = |name: &str| desk.lora(name).metadata[metadata::RECIPE].clone();
+    assert!(!recipe("p.safetensors").contains("per_layer") && recipe("l.safetensors").contains("per_layer"));
+    assert!(desk.lora("p.safetensors").layer_tokens.is_empty());
+
+    // Beside a word of one vector for all, in one prompt and in one merge; a model keeps the mean and says so.
+    let sample = "sample --steps 1 --prompt '<p> and <l>'";
+    let done = desk.run(&format!("{sample} --adapter p.safetensors --adapter l.safetensors --out both.png"));
+    done.result();
+    assert!(!done.notes().contains("Nothing defines"), "{}", done.notes());
+    train(&desk, "q", "--slot 1 --project l.toml").result();
+    desk.run("merge l.safetensors q.safetensors --method sum --out m.safetensors").result();
+    assert_eq!(desk.lora("m.safetensors").layer_tokens, file.layer_tokens);
+    let baked = desk.run("merge l.safetensors --into starter --out baked");
+    baked.result();
+    assert!(baked.notes().contains("<l> has vectors of its own for each layer"), "{}", baked.notes());
+
+    desk.edit("l.safetensors", |tensors| {
+        let one = vec![vec![vec![0.5; 128]; 2]];
+        let (name, tensor) = token_vectors::layer_tensor("<l>", &one, Dtype::F32);
+        tensors.insert(name, tensor);
+    });
+    let refused = desk.refuses(&format!("{sample} --adapter l.safetensors --out x.png"));
+    assert!(refused.contains("has vectors for 1 cross-attention layer, and this model has"), "{refused}");
 }
 
 #[test]

@@ -159,6 +159,29 @@ fn tokens_of_all_sources_are_carried() {
     }
 }
 
+/// Of equal mean, they would be taken for one another if the layers were not looked at.
+#[test]
+fn tokens_of_each_layer_are_carried_and_clash() {
+    let layers = |by: f32| vec![vec![vec![0.5 - by, 1.0]], vec![vec![0.5 + by, 1.0]]];
+    let a = with_token(plain(1), "<cat>", &[[0.5, 1.0]]);
+    let mut each = plain(2);
+    each.add_layers("<dog>", layers(0.25));
+    for variant in variants() {
+        let file = stored(&merged(&[at(&a, 1.0), at(&each, -0.5)], &variant), Dtype::F32);
+        assert_eq!(file.tokens["<dog>"], [[0.5, 1.0]]);
+        assert_eq!(file.layer_tokens, each.layer_tokens, "{}: not scaled, not lost", variant.0.name);
+    }
+    let variant = &variants()[0];
+    for (other, clashes) in [(layers(0.25), false), (layers(0.5), true), (vec![vec![vec![0.5, 1.0]]; 2], true)] {
+        let mut twin = plain(3);
+        twin.add_layers("<dog>", other);
+        let found = try_merge(&[at(&each, 1.0), at(&twin, 1.0)], variant.0, &variant.1);
+        assert_eq!(found.is_err_and(|error| error.what.contains("<dog>")), clashes);
+    }
+    let plain = with_token(plain(4), "<dog>", &[[0.5, 1.0]]);
+    assert!(try_merge(&[at(&each, 1.0), at(&plain, 1.0)], variant.0, &variant.1).is_err(), "one vector is not many");
+}
+
 /// Every method: the bytes are a function of the sources' contents, not of where they lie or how often one merges.
 #[test]
 fn equal_inputs_make_equal_bytes() {

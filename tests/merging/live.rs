@@ -41,7 +41,7 @@ fn outputs(model: &StableDiffusion, sources: &[Source]) -> [Vec<f32>; 2] {
     let context = model.condition(&[prompt], &[], &mounts);
     let (channels, side) = (model.unet.config.in_channels, 1 << model.unet.config.block_out_channels.len());
     let noise = TensorData::new(Philox::new(5).normal(0, channels * side * side), [1, channels, side, side]);
-    let out = model.unet.forward(Tensor::from_data(noise, &model.device), &[321.0], &context, &mounts);
+    let out = model.unet.forward(Tensor::from_data(noise, &model.device), &[321.0], &context.clone().into(), &mounts);
     [read(context).unwrap(), read(out).unwrap()]
 }
 

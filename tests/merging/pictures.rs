@@ -129,7 +129,7 @@ impl Example<'_> {
         let token = tensor(vectors.concat(), [vectors.len(), model.text.config.hidden_size]);
         let context = model.condition(&[prompt], &[token], &mounts);
         let noisy = loss::noised(&picture, &noise, &t, &schedule);
-        let said = model.unet.forward(noisy, &[t[0] as f32], &context, &mounts);
+        let said = model.unet.forward(noisy, &[t[0] as f32], &context.into(), &mounts);
         let loss = loss::per_image(said, loss::target(&picture, &noise, &t, &schedule));
         f64::from(read(loss).unwrap()[0])
     }

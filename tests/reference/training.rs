@@ -43,7 +43,7 @@ pub fn batch(r: &Reference, step: usize, device: &Device) -> Batch {
         mask: None,
         measure: triptych::engine::diffusion::loss::Measure::Square,
         timesteps,
-        text: Text::Context(r.tensor::<3>("context").to_device(device)),
+        text: Text::Context(r.tensor::<3>("context").to_device(device).into()),
         prior: None,
     }
 }

@@ -8,7 +8,7 @@ use egui_kittest::Harness;
 use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use triptych::ui::App;
 
-use crate::{named_from, press, shows, teach, until, use_control, window};
+use crate::{shows, teach, tour, until, window};
 
 /// More presses of Tab than any window has controls.
 const MOST: usize = 600;

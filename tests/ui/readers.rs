@@ -6,7 +6,7 @@ use egui_kittest::kittest::NodeT as _;
 use triptych::ui::App;
 
 use crate::keyboard::is_control;
-use crate::{named_from, press, shows, teach, until, use_control, window};
+use crate::{named_from, press, tour, window};
 
 #[track_caller]
 fn all_are_told(window: &mut Harness<'_, App>, what: &str) {

@@ -276,7 +276,7 @@ mod tests {
             ("lcm", 4, false, None, 5.769_356_5),
             ("lcm", 7, false, None, 4.461_153_6),
             ("heun", 4, false, None, 3.248_904_6),
-            ("unipc", 5, false, None, 4.775_252_9),
+            ("unipc", 5, false, None, 4.775_253),
             ("euler", 4, true, Some(Spacing::Trailing), 0.282_403_5),
             ("dpmpp_2m", 4, true, Some(Spacing::Trailing), 0.319_475_7),
             ("unipc", 4, true, Some(Spacing::Trailing), 0.348_893_7),

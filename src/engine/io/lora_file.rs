@@ -2,8 +2,7 @@
 //! written.
 //!
 //! Every file we write is complete: the read side is stored even where a seed could regenerate it, so that ComfyUI,
-//! A1111 and kohya's tools load it. Token vectors travel as `bundle_emb.<token>.clip_l` (OneTrainer's name; ComfyUI
-//! reads it).
+//! A1111 and kohya's tools load it. [Token vectors](super::token_vectors) travel inside.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +13,9 @@ use half::{bf16, f16};
 use crate::engine::io::detect::Family;
 use crate::engine::io::names::{self, Role};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
+use crate::engine::io::token_vectors::{self, Meaning, Vectors};
 use crate::engine::io::{detect, metadata};
 use crate::engine::{Error, Result};
-
-const TOKEN_PREFIX: &str = "bundle_emb.";
-const TOKEN_SUFFIX: &str = ".clip_l";
 
 /// `ΔW = alpha/rank · up · down` of one layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,8 +112,10 @@ pub struct LoraFile {
     pub differences: BTreeMap<String, Difference>,
     /// Likewise, each with its tensors by name.
     pub own: BTreeMap<String, BTreeMap<String, Matrix>>,
-    /// Vectors of each token, `[n][width]`.
-    pub tokens: BTreeMap<String, Vec<Vec<f32>>>,
+    /// Vectors of each token.
+    pub tokens: BTreeMap<String, Vectors>,
+    /// Those of the tokens for which each cross-attention layer has its own; `tokens` has their mean over the layers.
+    pub layer_tokens: BTreeMap<String, Vec<Vectors>>,
     pub metadata: BTreeMap<String, String>,
     /// How exactly the file keeps its numbers.
     pub dtype: Option<Dtype>,
@@ -134,14 +133,15 @@ impl LoraFile {
         let path = if inside.is_file() { &inside } else { path };
         let file = Checkpoint::open(path)?;
         let mut parts: BTreeMap<String, BTreeMap<Role, &String>> = BTreeMap::new();
-        let (mut tokens, mut own) = (BTreeMap::new(), BTreeMap::<String, BTreeMap<String, Matrix>>::new());
+        let (mut tokens, mut layer_tokens) = (BTreeMap::new(), BTreeMap::new());
+        let mut own: BTreeMap<String, BTreeMap<String, Matrix>> = BTreeMap::new();
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
-            let token = stored.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.strip_suffix(TOKEN_SUFFIX));
-            // An empty word would be found everywhere in a prompt.
-            if let Some(token) = token.filter(|token| !token.is_empty()) {
-                tokens.insert(token.to_owned(), vectors(&file, stored)?);
+            if let Some(token) = token_vectors::shared(stored) {
+                tokens.insert(token.to_owned(), token_vectors::read(&file, stored)?);
+            } else if let Some(token) = token_vectors::each(stored) {
+                layer_tokens.insert(token.to_owned(), token_vectors::read_layers(&file, stored)?);
             } else if let Some((module, role)) = names::lora_key(stored) {
                 parts.entry(module).or_default().insert(role, stored);
             } else if let Some((module, name)) = own_key(stored)
@@ -156,6 +156,10 @@ impl LoraFile {
             detect::tensors(&file).must_be_adapter(path)?;
             return Err(not_lora(first, parts.is_empty()).at(path));
         }
+        token_vectors::complete(&mut tokens, &layer_tokens).map_err(|word| {
+            let what = format!("The word {word} has other vectors for all layers together than for each");
+            Error::new(what, "The file is damaged: export it again").at(path)
+        })?;
         // A token alone is what remains where no layer learnt anything.
         if parts.is_empty() && own.is_empty() && tokens.is_empty() {
             return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
@@ -180,7 +184,7 @@ impl LoraFile {
         }
         let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         let metadata = file.metadata().clone();
-        Ok(Self { path: path.to_path_buf(), layers, differences, own, tokens, metadata, dtype })
+        Ok(Self { path: path.to_path_buf(), layers, differences, own, tokens, layer_tokens, metadata, dtype })
     }
 
     /// The family of models it was made for, where its layers tell.
@@ -212,12 +216,22 @@ impl LoraFile {
                 tensors.insert(format!("{module}.{name}"), Tensor::new(dtype, shape, values));
             }
         }
-        for (token, vectors) in &self.tokens {
-            let width = vectors.first().map_or(0, Vec::len);
-            let name = format!("{TOKEN_PREFIX}{token}{TOKEN_SUFFIX}");
-            tensors.insert(name, Tensor::new(dtype, &[vectors.len(), width], &vectors.concat()));
-        }
+        tensors.extend(self.tokens.iter().map(|(token, vectors)| token_vectors::tensor(token, vectors, dtype)));
+        tensors.extend(self.layer_tokens.iter().map(|(token, of)| token_vectors::layer_tensor(token, of, dtype)));
         tensors
+    }
+
+    /// Gives a token vectors for each cross-attention layer, as many in each.
+    pub fn add_layers(&mut self, token: &str, layers: Vec<Vectors>) {
+        self.tokens.insert(token.to_owned(), token_vectors::mean(&layers));
+        self.layer_tokens.insert(token.to_owned(), layers);
+    }
+
+    /// What each token stands for, in their order.
+    pub fn words(&self) -> Vec<Meaning<'_>> {
+        let layers = |word: &String| self.layer_tokens.get(word).map(Vec::as_slice);
+        let meaning = |(word, vectors)| Meaning { word, vectors, layers: layers(word), path: &self.path };
+        self.tokens.iter().map(meaning).collect()
     }
 
     /// Writes the file with what its metadata says of its tensors brought up to date. What [`LoraFile::open`] would refuse
@@ -340,17 +354,6 @@ fn layer(file: &Checkpoint, parts: &BTreeMap<Role, &String>) -> std::result::Res
         return Err("its alpha is not a number".into());
     }
     Ok(LoraLayer { down, up, rank, alpha, down_shape, up_shape })
-}
-
-fn vectors(file: &Checkpoint, name: &str) -> Result<Vec<Vec<f32>>> {
-    let values = file.f32(name)?;
-    let width = file.shape(name)?.last().copied().unwrap_or(0);
-    if width == 0 || values.iter().any(|x| !x.is_finite()) {
-        return Err(
-            Error::new(format!("The token vectors {name} are damaged"), "Export the file again").at(file.path())
-        );
-    }
-    Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
 }
 
 /// Kinds of adapter we can name but not read, by a piece of their keys.

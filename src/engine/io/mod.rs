@@ -13,6 +13,7 @@ pub mod pickle;
 pub mod png;
 pub mod safetensors;
 pub mod shards;
+pub mod token_vectors;
 
 pub use folder::Folder;
 pub use safetensors::{Checkpoint, Dtype, Entry};

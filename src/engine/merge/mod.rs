@@ -166,8 +166,9 @@ pub fn merge(
             .at(&source.file.path));
         }
     }
-    let words = recipe::words(sources.iter().map(|source| &source.file))?;
-    let tokens = words.into_iter().map(|(word, (vectors, _))| (word.clone(), vectors.clone())).collect();
+    recipe::words(sources.iter().map(|source| &source.file))?;
+    let tokens = sources.iter().flat_map(|source| source.file.tokens.clone()).collect();
+    let layer_tokens = sources.iter().flat_map(|source| source.file.layer_tokens.clone()).collect();
     let told: Vec<Source> = sources.iter().map(with_biases).collect();
     let Merged { layers, notes, metadata } = (method.run)(&Inputs { sources: &told, ..*inputs }, settings, watch)?;
     let (layers, differences) = written(layers, sources);
@@ -185,7 +186,9 @@ pub fn merge(
         .fold(0.0, |m: f32, x| m.max(x.abs()));
     let fits = format(&sources[0]) != Dtype::F16 || largest < f16::MAX.to_f32();
     let dtype = Some(if same && fits { format(&sources[0]) } else { Dtype::F32 });
-    Ok((LoraFile { layers, differences, tokens, metadata: of_recipe, dtype, ..LoraFile::default() }, notes))
+    let metadata = of_recipe;
+    let file = LoraFile { layers, differences, tokens, layer_tokens, metadata, dtype, ..LoraFile::default() };
+    Ok((file, notes))
 }
 
 /// A source whose biases are layers of one input, so that every method treats them as it does weights.

@@ -1,28 +1,26 @@
 //! A merge written down: what went in, how strongly, by which method.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use serde_json::json;
 
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::token_vectors::Meaning;
 use crate::engine::io::{metadata as keys, safetensors};
 use crate::engine::merge::note::{About, Note};
 use crate::engine::merge::{Inputs, Method, Promise, Source, certificate};
 use crate::engine::{Error, Result};
 
-/// What a word means, and the file that says so.
-pub type Meaning<'a> = (&'a Vec<Vec<f32>>, &'a Path);
-
-/// Every word that the files bring. Two that give one word different vectors are refused.
-pub fn words<'a>(files: impl IntoIterator<Item = &'a LoraFile>) -> Result<BTreeMap<&'a String, Meaning<'a>>> {
+/// Every word that the files bring, in order. Two that give one word different vectors are refused.
+pub fn words<'a>(files: impl IntoIterator<Item = &'a LoraFile>) -> Result<Vec<Meaning<'a>>> {
     let mut words: BTreeMap<&String, Meaning<'_>> = BTreeMap::new();
     for file in files {
-        for (word, vectors) in &file.tokens {
-            match words.insert(word, (vectors, file.path.as_path())) {
-                Some((other, first)) if other != vectors => {
-                    let first = first.display();
+        for meaning in file.words() {
+            let word = meaning.word;
+            match words.insert(word, meaning) {
+                Some(other) if !meaning.is(other) => {
+                    let first = other.path.display();
                     return Err(Error::new(
                         format!("Two adapters bring the word {word} with different meanings ({first} is the other)"),
                         "Train one of them again with another --token",
@@ -33,7 +31,7 @@ pub fn words<'a>(files: impl IntoIterator<Item = &'a LoraFile>) -> Result<BTreeM
             }
         }
     }
-    Ok(words)
+    Ok(words.into_values().collect())
 }
 
 /// Metadata of the merged file: a function of what went in. Numbers about single layers stay out of it: they would be

@@ -3,6 +3,7 @@
 pub mod blocks;
 pub mod chunks;
 pub mod clip;
+pub mod context;
 pub mod layer;
 pub mod loader;
 pub mod mobilenet;
@@ -20,6 +21,7 @@ pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 
+pub use context::Context;
 pub use layer::{Layer, LayerId, Part, Table, Weight};
 pub use mount::{Branch, Change, Mounts, Site};
 pub use precision::{Hold, Matrices, Precision};

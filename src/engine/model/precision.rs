@@ -109,7 +109,7 @@ mod tests {
             let prompt = model.tokenizer.encode("a 3d emoji of robot", &[]).unwrap();
             let context = model.condition(&[prompt], &[], &Mounts::none());
             let noise = Tensor::from_data(TensorData::new(Philox::new(1).normal(0, 256), [1, 4, 8, 8]), &device);
-            let said = model.unet.forward(noise.clone(), &[500.0], &context, &Mounts::none());
+            let said = model.unet.forward(noise.clone(), &[500.0], &context.clone().into(), &Mounts::none());
             let pixels = model.vae.decode(noise);
             let (mean, _) = model.vae.encode(pixels.clone());
             let dtype = model.weights[0].oi.dtype();

@@ -6,8 +6,8 @@
 
 use burn::tensor::{Gradients, Tensor};
 
-use crate::engine::model::Mounts;
 use crate::engine::model::unet::Unet;
+use crate::engine::model::{Context, Mounts};
 
 /// What a forward pass keeps for its backward pass.
 pub struct Passed {
@@ -15,7 +15,7 @@ pub struct Passed {
     inputs: Vec<(Tensor<4>, Option<Tensor<4>>, [usize; 2])>,
     sinusoids: Tensor<2>,
     time: Tensor<2>,
-    context: Tensor<3>,
+    context: Context,
 }
 
 /// Gradients that have come together so far.
@@ -27,13 +27,7 @@ pub struct Pulled {
 }
 
 /// [`Unet::forward`] without gradients, keeping what [`backward`] needs.
-pub fn forward(
-    unet: &Unet,
-    x: Tensor<4>,
-    timesteps: &[f32],
-    context: Tensor<3>,
-    mounts: &Mounts,
-) -> (Tensor<4>, Passed) {
+pub fn forward(unet: &Unet, x: Tensor<4>, timesteps: &[f32], context: Context, mounts: &Mounts) -> (Tensor<4>, Passed) {
     let sinusoids = unet.sinusoids(timesteps, &x.device());
     let time = unet.time(&sinusoids, mounts);
     let mut inputs = Vec::new();
@@ -42,7 +36,7 @@ pub fn forward(
 }
 
 /// Pulls `gradient` of the answer back through the network, running it again under `mounts` that were made from `leaves`;
-/// what the mounts charge counts as part of the loss. Returns the gradient of the context.
+/// what the mounts charge counts as part of the loss. Returns the gradient of each slice of the context.
 pub fn backward(
     unet: &Unet,
     passed: Passed,
@@ -50,10 +44,10 @@ pub fn backward(
     leaves: &[Tensor<2>],
     mounts: &Mounts,
     pulled: &mut Pulled,
-) -> Tensor<3> {
+) -> Vec<Tensor<3>> {
     let Passed { inputs, sinusoids, time, context } = passed;
-    let (time, context) = (leaf(time), leaf(context));
-    let (mut by_time, mut by_context) = (None, None);
+    let (time, context) = (leaf(time), context.map(leaf));
+    let (mut by_time, mut by_context) = (None, vec![None; context.slices().len()]);
     let (mut gradient, mut by_skips) = (gradient, Vec::new());
     for (stretch, (x, skip, size)) in unet.stretches().iter().zip(inputs).rev() {
         if stretch.leaves
@@ -66,7 +60,9 @@ pub fn backward(
         let loss = (answer * gradient.clone()).sum();
         let gradients = pulled.pull(loss, mounts.take_charges(), leaves);
         add(&mut by_time, time.grad(&gradients));
-        add(&mut by_context, context.grad(&gradients));
+        for (sum, slice) in by_context.iter_mut().zip(context.slices()) {
+            add(sum, slice.grad(&gradients));
+        }
         if let Some(skip) = skip {
             by_skips.push(skip.grad(&gradients));
         }
@@ -76,7 +72,9 @@ pub fn backward(
         let time = unet.time(&leaf(sinusoids), mounts);
         pulled.pull((time * by_time).sum(), mounts.take_charges(), leaves);
     }
-    by_context.unwrap_or_else(|| context.inner().zeros_like())
+    let whole =
+        |(sum, slice): (Option<Tensor<3>>, &Tensor<3>)| sum.unwrap_or_else(|| slice.clone().inner().zeros_like());
+    by_context.into_iter().zip(context.slices()).map(whole).collect()
 }
 
 impl Pulled {

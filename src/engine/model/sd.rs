@@ -13,7 +13,7 @@ use crate::engine::model::parts::{Hashes, Parts};
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip};
+use crate::engine::model::{Context, Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
@@ -165,10 +165,10 @@ impl StableDiffusion {
         [side; 2]
     }
 
-    /// Prompts of any length, with weights → context `[b, chunks·77, width]`.
-    pub fn context(&self, prompts: &[Prompt], vectors: &[Tensor<2>], clip_skip: usize, mounts: &Mounts) -> Tensor<3> {
+    /// Prompts of any length, with weights → what the denoiser reads, `[b, chunks·77, width]` for each of its layers.
+    pub fn read(&self, prompts: &[Prompt], words: &[Tensor<3>], clip_skip: usize, mounts: &Mounts) -> Context {
         let chunked = Chunked::new(prompts, &self.tokenizer);
-        chunked.join(self.condition_at(&chunked.rows(), vectors, clip_skip, mounts))
+        self.context(&chunked.rows(), words, clip_skip, mounts).map(|z| chunked.join(z))
     }
 
     /// Prompts → context `[b, 77, width]`; marked positions take their vector from `vectors` (one `[n, width]` a word).

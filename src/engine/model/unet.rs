@@ -1,5 +1,7 @@
 //! The denoiser (diffusers `UNet2DConditionModel`, SD 1.x shape): any number of levels, channels, layers and heads.
 
+use std::ops::RangeFrom;
+
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::Deserialize;
 
@@ -7,7 +9,7 @@ use crate::engine::io::Checkpoint;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, timestep_embedding, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
-use crate::engine::model::{Hold, Mounts, Part, Table};
+use crate::engine::model::{Context, Hold, Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// Most latent pixels of a picture: 1448×1448 in Stable Diffusion. Attention holds a band of its scores at a time, but its
@@ -134,6 +136,8 @@ impl Config {
 #[derive(Debug)]
 pub struct Unet {
     pub config: Config,
+    /// How many layers read the text, 16 in Stable Diffusion 1.x.
+    pub cross_attentions: usize,
     time1: Linear,
     time2: Linear,
     conv_in: Conv,
@@ -165,6 +169,8 @@ struct Transformer {
 
 #[derive(Debug)]
 struct TransformerBlock {
+    /// Its number among those that read the text, in the order down, middle, up.
+    number: usize,
     norms: [Norm; 3],
     self_attention: Attention,
     cross_attention: Attention,
@@ -198,6 +204,7 @@ impl Unet {
             Resnet::load(scope, input, out, Some(time), config.norm_num_groups, config.norm_eps)
         };
 
+        let mut numbers = 0..;
         let mut skips = vec![first];
         let mut input = first;
         let mut down = Vec::new();
@@ -213,6 +220,7 @@ impl Unet {
                         out,
                         level,
                         &config,
+                        &mut numbers,
                     ));
                 }
                 input = out;
@@ -228,7 +236,7 @@ impl Unet {
         let scope = root.sub("mid_block");
         let middle = (
             resnet(&scope.sub("resnets.0"), last, last),
-            Transformer::load(&scope.sub("attentions.0"), last, levels - 1, &config),
+            Transformer::load(&scope.sub("attentions.0"), last, levels - 1, &config, &mut numbers),
             resnet(&scope.sub("resnets.1"), last, last),
         );
 
@@ -248,6 +256,7 @@ impl Unet {
                         out,
                         level,
                         &config,
+                        &mut numbers,
                     ));
                 }
                 input = out;
@@ -259,6 +268,7 @@ impl Unet {
         }
 
         let unet = Self {
+            cross_attentions: numbers.start,
             time1: root.linear("time_embedding.linear_1", first, time, true),
             time2: root.linear("time_embedding.linear_2", time, time, true),
             conv_in: root.conv("conv_in", config.in_channels, first, ConvShape::SAME3),
@@ -272,8 +282,8 @@ impl Unet {
         Ok((unet, loader.finish()?))
     }
 
-    /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context [b, n, width]`.
-    pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Tensor<3>, mounts: &Mounts) -> Tensor<4> {
+    /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context`.
+    pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Context, mounts: &Mounts) -> Tensor<4> {
         let time = self.time(&self.sinusoids(timesteps, &x.device()), mounts);
         self.walk(x, &time, context, mounts, |_, _, _| {})
     }
@@ -283,7 +293,7 @@ impl Unet {
         &self,
         x: Tensor<4>,
         time: &Tensor<2>,
-        context: &Tensor<3>,
+        context: &Context,
         mounts: &Mounts,
         mut meet: impl FnMut(&Tensor<4>, Option<&Tensor<4>>, [usize; 2]),
     ) -> Tensor<4> {
@@ -362,7 +372,7 @@ impl Stretch<'_> {
         skip: Option<Tensor<4>>,
         size: [usize; 2],
         time: &Tensor<2>,
-        context: &Tensor<3>,
+        context: &Context,
         mounts: &Mounts,
     ) -> Tensor<4> {
         let x = match skip {
@@ -391,7 +401,7 @@ impl Stage {
 }
 
 impl Transformer {
-    fn load(scope: &Scope<'_>, channels: usize, level: usize, config: &Config) -> Self {
+    fn load(scope: &Scope<'_>, channels: usize, level: usize, config: &Config, numbers: &mut RangeFrom<usize>) -> Self {
         let projection = |name| match config.use_linear_projection {
             true => scope.linear(name, channels, channels, true),
             false => scope.linear_from_conv(name, channels, channels),
@@ -401,9 +411,11 @@ impl Transformer {
             norm: scope.norm("norm", channels, 1e-6),
             proj_in: projection("proj_in"),
             blocks: (0..config.transformer_layers_per_block.at(level))
-                .map(|i| {
+                .zip(numbers)
+                .map(|(i, number)| {
                     TransformerBlock::load(
                         &scope.sub(format!("transformer_blocks.{i}")),
+                        number,
                         channels,
                         config.heads(level),
                         config.cross_attention_dim,
@@ -415,7 +427,7 @@ impl Transformer {
         }
     }
 
-    fn forward(&self, x: Tensor<4>, context: &Tensor<3>, mounts: &Mounts) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, context: &Context, mounts: &Mounts) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
         let tokens = self.norm.group(x.clone(), self.groups).reshape([b, c, h * w]).swap_dims(1, 2);
         let tokens = self.proj_in.forward(tokens, mounts);
@@ -426,8 +438,9 @@ impl Transformer {
 }
 
 impl TransformerBlock {
-    fn load(scope: &Scope<'_>, width: usize, heads: usize, context: usize) -> Self {
+    fn load(scope: &Scope<'_>, number: usize, width: usize, heads: usize, context: usize) -> Self {
         Self {
+            number,
             norms: ["norm1", "norm2", "norm3"].map(|name| scope.norm(name, width, 1e-5)),
             self_attention: Attention::load(&scope.sub("attn1"), width, width, heads),
             cross_attention: Attention::load(&scope.sub("attn2"), width, context, heads),
@@ -436,10 +449,11 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: Tensor<3>, context: &Tensor<3>, mounts: &Mounts) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: &Context, mounts: &Mounts) -> Tensor<3> {
         let [norm1, norm2, norm3] = &self.norms;
         let h = norm1.layer(x.clone());
         let x = self.self_attention.forward(&h, &h, mounts) + x;
+        let context = context.at(self.number);
         let x = self.cross_attention.forward(&norm2.layer(x.clone()), context, mounts) + x;
         let mut halves = self.ff_in.forward(norm3.layer(x.clone()), mounts).chunk(2, 2).into_iter();
         let (Some(value), Some(gate)) = (halves.next(), halves.next()) else { return x };

@@ -49,7 +49,9 @@ impl Mask {
     }
 
     pub fn invert(&mut self) {
-        Arc::make_mut(&mut self.painted).iter_mut().for_each(|painted| *painted = !*painted);
+        for painted in Arc::make_mut(&mut self.painted) {
+            *painted = !*painted;
+        }
     }
 
     /// Paints, or unpaints, what lies within `radius` of the line between two places, in pixels.

@@ -156,20 +156,37 @@ impl Default for PreviewForm {
 }
 
 impl From<Request> for PreviewForm {
-    fn from(Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, .. }: Request) -> Self {
+    fn from(
+        Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, .. }: Request,
+    ) -> Self {
         let (init, strength, mask) = match init {
             Some(Init { file, strength, mask, .. }) => (Some(file), strength, mask),
             None => (None, STRENGTH, None),
         };
-        Self { prompt, negative, clip_skip, sampler, steps, cfg, seed, seed_locked: true, size, init, strength, mask, changes }
+        Self {
+            prompt,
+            negative,
+            clip_skip,
+            sampler,
+            steps,
+            cfg,
+            seed,
+            seed_locked: true,
+            size,
+            init,
+            strength,
+            mask,
+            changes,
+        }
     }
 }
 
 impl PreviewForm {
     /// One picture of it, which starts from `picture` where the form names one.
     pub fn request(&self, picture: Option<Arc<RgbImage>>) -> Request {
-        let Self { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, strength, mask, .. } =
-            self.clone();
+        let Self {
+            prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, strength, mask, ..
+        } = self.clone();
         let init = init.zip(picture).map(|(file, picture)| Init { file, picture, strength, mask });
         Request { prompt, negative, clip_skip, sampler, steps, cfg, seed, size, changes, init, ..Request::default() }
     }

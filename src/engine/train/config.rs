@@ -22,7 +22,7 @@ const OBSERVING: [&str; 7] =
 
 /// Fields that came after the first files. At their defaults they are not recorded, so that the bytes and states of
 /// runs that do not use them stay what they were.
-const LATER: [&str; 24] = [
+const LATER: [&str; 25] = [
     "held_out",
     "recompute",
     "debiased",
@@ -47,6 +47,7 @@ const LATER: [&str; 24] = [
     "mask_normalise",
     "concept_balance",
     "clip_skip",
+    "per_layer",
 ];
 
 /// Everyday prompts for prior preservation; the class word takes half of all draws.
@@ -89,6 +90,8 @@ pub struct Config {
     pub vectors: usize,
     /// Which of the text encoder's layers is read, from the end.
     pub clip_skip: usize,
+    /// For how many cross-attention layers a token has vectors of its own; 1 where they share them.
+    pub token_layers: usize,
     pub views: Views,
     /// Whose turn it is where several concepts are taught.
     pub balance: Balance,
@@ -192,6 +195,7 @@ impl Config {
             targets: settings.text("targets").to_owned(),
             vectors: settings.integer("vectors"),
             clip_skip,
+            token_layers: if settings.flag("per_layer") { model.unet.cross_attentions } else { 1 },
             views: views(settings, model)?,
             balance: if settings.text("concept_balance") == "equal" { Balance::Equal } else { Balance::Pictures },
             save_every: settings.integer("save_every"),
@@ -396,8 +400,14 @@ mod tests {
             let value = if name == "keep_best" { "true" } else { "7" };
             assert_eq!(of(&[(name, value)]), of(&[]), "{name}");
         }
-        for change in [("held_out", "2"), ("mask", "alpha"), ("upscale", "false"), ("hue", "5"), ("resolutions", "64")]
-        {
+        for change in [
+            ("held_out", "2"),
+            ("mask", "alpha"),
+            ("upscale", "false"),
+            ("hue", "5"),
+            ("resolutions", "64"),
+            ("per_layer", "true"),
+        ] {
             assert_ne!(of(&[change]), of(&[]), "{change:?}");
         }
         for (name, value) in [("ema", "0.9"), ("debiased", "true"), ("loss", "huber"), ("clip_skip", "2")] {

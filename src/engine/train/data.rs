@@ -9,7 +9,7 @@ use crate::engine::concept::mask::Mask;
 use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
 use crate::engine::model::tokenizer::Encoded;
-use crate::engine::model::{Mounts, Part, StableDiffusion};
+use crate::engine::model::{Context, Mounts, Part, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::group::Group;
@@ -43,7 +43,7 @@ struct Lesson {
     prior: Option<(Vec<Encoded>, Tensor<3>)>,
     /// The template's caption, whose word is to be replaced by made-up ones.
     stranger: Encoded,
-    /// The token's vectors before training.
+    /// The token's vectors before training, `[token_layers · n, width]`.
     start: Tensor<2>,
     /// Of its loss.
     weight: f32,
@@ -114,17 +114,17 @@ impl Data {
             let mut prompts: Vec<Encoded> = drawn.iter().map(|&i| known[i].clone()).collect();
             let (mut parts, mut words) = (Vec::new(), Vec::new());
             if count > 0 {
-                parts.push(contexts.clone().select(0, index(drawn, device)));
+                parts.push(Context::from(contexts.clone().select(0, index(drawn, device))));
             }
             if config.strangers > 0 {
-                let token = trainee.parameters[trainee.tokens[concept]].value.clone();
-                let (strange, made_up) = lesson.strangers(config.strangers, &token, &random, offset, part);
-                parts.push(job.model.condition_at(&strange, &made_up, config.clip_skip, &Mounts::none()));
+                let token = &trainee.words(&trainee.values())[concept];
+                let (strange, made_up) = lesson.strangers(config.strangers, token, &random, offset, part);
+                parts.push(job.model.context(&strange, &made_up, config.clip_skip, &Mounts::none()));
                 prompts.extend(strange);
                 words = made_up;
             }
             let prompts = text_learns().then_some((prompts, words));
-            Prior { context: Tensor::cat(parts, 0), prompts, weight: config.prior }
+            Prior { context: Context::cat(&parts), prompts, weight: config.prior }
         });
         let text = lesson.text(group, &rows);
         let rows = index(rows, device);
@@ -209,7 +209,7 @@ impl Lesson {
             held_out: held_out(pictures.len(), config.held_out)?,
             prior,
             stranger: captions.prompt(job.model, None)?,
-            start: start(job.model, &subject.trigger.class_word, config.vectors)?,
+            start: start(job.model, &subject.trigger.class_word, config)?,
             weight: subject.weight,
         })
     }
@@ -252,21 +252,22 @@ impl Lesson {
     fn strangers(
         &self,
         count: usize,
-        token: &Tensor<2>,
+        token: &Tensor<3>,
         random: &Philox,
         offset: u32,
         part: usize,
-    ) -> (Vec<Encoded>, Vec<Tensor<2>>) {
-        let [vectors, width] = token.dims();
+    ) -> (Vec<Encoded>, Vec<Tensor<3>>) {
+        let [layers, vectors, width] = token.dims();
+        let (rows, token) = (layers * vectors, token.clone().flatten::<2>(0, 1));
         let distance = (token.clone() - self.start.clone()).powi_scalar(2).sum_dim(1).sqrt();
-        let size = count * vectors * width;
+        let size = count * rows * width;
         let noise = random.stream(STRANGERS).normal_from(offset, part * size, size);
-        let words: Vec<Tensor<2>> = noise
-            .chunks_exact(vectors * width)
+        let words: Vec<Tensor<3>> = noise
+            .chunks_exact(rows * width)
             .map(|noise| {
-                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [vectors, width]), &token.device());
+                let noise = Tensor::<2>::from_data(TensorData::new(noise.to_vec(), [rows, width]), &token.device());
                 let length = noise.clone().powi_scalar(2).sum_dim(1).sqrt();
-                self.start.clone() + noise / length * distance.clone()
+                (self.start.clone() + noise / length * distance.clone()).reshape([layers, vectors, width])
             })
             .collect();
         let prompts: Vec<Encoded> = (0..count)
@@ -297,12 +298,13 @@ fn held_out(n: usize, held: usize) -> Result<Vec<usize>> {
     Ok((0..held).map(|i| (2 * i + 1) * n / (2 * held)).collect())
 }
 
-/// A token's vectors before training: the class word's, or anything's where there is none.
-pub fn start(model: &StableDiffusion, class_word: &str, vectors: usize) -> Result<Tensor<2>> {
+/// A token's vectors before training, `[token_layers · n, width]`: the class word's, or anything's where there is none, the
+/// same for every layer.
+pub fn start(model: &StableDiffusion, class_word: &str, config: &Config) -> Result<Tensor<2>> {
     let word = if class_word.is_empty() { "thing" } else { class_word };
     let ids = model.tokenizer.ids(word)?;
-    let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(vectors).collect();
-    Ok(model.text.embed(&[ids]).squeeze_dim(0))
+    let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
+    Ok(model.text.embed(&[ids]).squeeze_dim::<2>(0).repeat_dim(0, config.token_layers))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use crate::engine::Result;
 use crate::engine::adapter::mount::{Strength, mount};
 use crate::engine::concept::latents::latents;
 use crate::engine::concept::{Concept, Trigger, View};
@@ -18,11 +19,11 @@ use crate::engine::diffusion::{Schedule, loss};
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::{BIAS, LoraFile};
 use crate::engine::io::{metadata, safetensors};
-use crate::engine::model::tokenizer::{Encoded, Word};
+use crate::engine::model::tokenizer::Encoded;
 use crate::engine::model::{Change, LayerId, Mounts, StableDiffusion};
+use crate::engine::preview::Token;
 use crate::engine::random::Philox;
 use crate::engine::train::prompts::{self, Captions};
-use crate::engine::{Error, Result};
 
 // Independent streams of random numbers, none of which a training uses.
 const NOISE: u32 = 9;
@@ -61,7 +62,7 @@ impl Evidence<'_> {
             done += 1;
             watch(Event::Progress { done, total: views.len() })
         })?;
-        let (prompts, tokens) = self.prompts()?;
+        let (prompts, words) = self.prompts()?;
         let clip_skip = adapter.clip_skip();
         model.text.check_skip(clip_skip).map_err(|error| error.at(&adapter.path))?;
         let mut base = Mounts::none();
@@ -87,7 +88,7 @@ impl Evidence<'_> {
             let t = [random.stream(TIMESTEPS).below(example as u32, 0, schedule.len())];
             let noise = random.stream(NOISE).normal(example as u32, picture.shape().num_elements());
             let noise = Tensor::from_data(TensorData::new(noise, picture.dims()), &model.device);
-            let context = model.condition_at(std::slice::from_ref(prompt), &tokens, clip_skip, &mounts);
+            let context = model.context(std::slice::from_ref(prompt), &words, clip_skip, &mounts);
             let noisy = loss::noised(&picture, &noise, &t, &schedule);
             let said = model.unet.forward(noisy, &[t[0] as f32], &context, &mounts);
             let gradients = loss::per_image(said, loss::target(&picture, &noise, &t, &schedule)).backward();
@@ -108,27 +109,19 @@ impl Evidence<'_> {
     }
 
     /// The pictures' captions, with the adapter's own word where it brings one.
-    fn prompts(&self) -> Result<(Vec<Encoded>, Vec<Tensor<2>>)> {
+    fn prompts(&self) -> Result<(Vec<Encoded>, Vec<Tensor<3>>)> {
         let of = |key: &str| self.adapter.metadata.get(key).map_or("", String::as_str);
         let class = Some(of(metadata::CLASS)).filter(|class| !class.is_empty());
         let class = class.or(self.concept.class_word.as_deref()).unwrap_or_default();
-        let token = self.adapter.tokens.get_key_value(of(metadata::TOKEN)).or(self.adapter.tokens.first_key_value());
-        let width = self.model.text.config.hidden_size;
-        let vectors = token.map(|(_, vectors)| (vectors.concat(), [vectors.len(), width]));
-        if vectors.as_ref().is_some_and(|(values, [rows, width])| values.len() != rows * width) {
-            return Err(Error::new(
-                "The adapter's word has vectors of another width than this model's",
-                "Choose the model the adapter was trained on",
-            )
-            .at(&self.adapter.path));
-        }
-        let trigger = token.map(|(text, _)| Trigger::new(text, class)).transpose()?;
-        let word = token.map(|(text, vectors)| Word { text: text.clone(), vectors: vectors.len() });
+        let (own, words) = (of(metadata::TOKEN), self.adapter.words());
+        let meaning = words.iter().find(|meaning| meaning.word == own).or(words.first());
+        let token = meaning.map(|&meaning| Token::of(self.model, meaning)).transpose()?;
+        let trigger = token.as_ref().map(|token| Trigger::new(&token.word.text, class)).transpose()?;
+        let word = token.as_ref().map(|token| token.word.clone());
         let (template, trigger, words) = (self.template, trigger.as_ref(), word.as_slice());
         let captions = Captions { template, trigger, words, class_word: class };
         let prompts = captions.prompts(self.model, &self.concept.images)?;
-        let tensor = |(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.model.device);
-        Ok((prompts, vectors.into_iter().map(tensor).collect()))
+        Ok((prompts, token.into_iter().map(|token| token.vectors).collect()))
     }
 }
 

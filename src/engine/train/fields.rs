@@ -237,6 +237,14 @@ pub const FIELDS: &[Field] = &[
         kind: Kind::Integer { min: 1, max: 256 },
     },
     Field {
+        name: "per_layer",
+        title: "Per-layer vectors",
+        help: "Gives the trigger token vectors of its own in every layer that reads the prompt (16 in Stable Diffusion), as Orthogonal Adaptation and P+ have it (arXiv 2303.09522): closer to the pictures, for more memory. Other programs load their mean",
+        unit: "",
+        default: "false",
+        kind: Kind::Flag,
+    },
+    Field {
         name: "flip",
         title: "Mirror",
         help: "Adds each picture's mirror image; turn off for lettering and one-sided subjects",

@@ -8,6 +8,7 @@ use crate::engine::Result;
 use crate::engine::adapter::Stored;
 use crate::engine::device::read;
 use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer, Matrix};
+use crate::engine::io::token_vectors::Vectors;
 use crate::engine::model::StableDiffusion;
 use crate::engine::train::config::Config;
 use crate::engine::train::job::Job;
@@ -24,9 +25,15 @@ impl Job<'_> {
         }
         for &index in &trainee.tokens {
             let parameter = &trainee.parameters[index];
-            let width = parameter.value.dims()[1];
+            let [rows, width] = parameter.value.dims();
             let values = read(parameter.value.clone())?;
-            file.tokens.insert(parameter.name.clone(), values.chunks(width).map(<[f32]>::to_vec).collect());
+            let vectors: Vectors = values.chunks(width).map(<[f32]>::to_vec).collect();
+            if trainee.token_layers > 1 {
+                let layers = vectors.chunks(rows / trainee.token_layers).map(<[_]>::to_vec).collect();
+                file.add_layers(&parameter.name, layers);
+            } else {
+                file.tokens.insert(parameter.name.clone(), vectors);
+            }
         }
         file.metadata = metadata::of(self, &file, config, trainee.adapter.basis(), fingerprint, step);
         Ok(file)

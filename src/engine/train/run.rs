@@ -109,6 +109,7 @@ impl Job<'_> {
         let mut trainee = Trainee::new(adapter);
         trainee.recompute = config.recompute;
         trainee.clip_skip = config.clip_skip;
+        trainee.token_layers = config.token_layers;
         let random = Philox::new(self.context.seed);
         let targets = target::select(&config.targets, &self.model.layers)?;
         for (place, &id) in targets.iter().enumerate() {
@@ -131,7 +132,7 @@ impl Job<'_> {
             }
         }
         for Subject { trigger, .. } in &self.subjects {
-            let start = data::start(self.model, &trigger.class_word, config.vectors)?;
+            let start = data::start(self.model, &trigger.class_word, config)?;
             let index = trainee.add(trigger.token.clone(), start, Group::Token);
             trainee.tokens.push(index);
         }

@@ -26,10 +26,10 @@ pub fn folder(out: &Path) -> PathBuf {
 
 /// A picture for each prompt.
 pub fn make(job: &Job<'_>, config: &Config, trainee: &Trainee, step: usize, watch: &mut Watch<'_>) -> Result<()> {
-    let tokens = trainee.tokens.iter().map(|&index| &trainee.parameters[index]).map(|token| Token {
-        word: Word { text: token.name.clone(), vectors: token.value.dims()[0] },
-        vectors: token.value.clone(),
-    });
+    let names = trainee.tokens.iter().map(|&index| trainee.parameters[index].name.clone());
+    let tokens = names
+        .zip(trainee.words(&trainee.values()))
+        .map(|(text, vectors)| Token { word: Word { text, vectors: vectors.dims()[1] }, vectors });
     let mounted = Mounted { mounts: trainee.at_rest(), tokens: tokens.collect() };
     let adapter = stem(&job.out);
     for (i, prompt) in prompts(job, config).into_iter().enumerate() {

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::engine::diffusion::{Schedule, loss};
-use crate::engine::model::{Mounts, StableDiffusion};
+use crate::engine::model::{Context, Mounts, StableDiffusion};
 use crate::engine::train::step::Batch;
 
 /// The pictures of the concept and, with prior preservation, the first of them again under other prompts: one pass for
@@ -12,8 +12,8 @@ pub struct Shown {
     /// Noisy latents `[b + p, 4, h, w]`.
     pub x: Tensor<4>,
     pub times: Vec<f32>,
-    /// `[b + p, n, width]`.
-    pub context: Tensor<3>,
+    /// For `b + p` pictures.
+    pub context: Context,
     /// What the untouched model says under the other prompts, `[p, 4, h, w]`.
     kept: Option<Tensor<4>>,
     /// What it should say of the concept, `[b, 4, h, w]`.
@@ -29,13 +29,13 @@ pub struct Losses {
 }
 
 impl Shown {
-    /// `prior` is what the adapted model reads of the other prompts, `[p, n, width]`.
+    /// `prior` is what the adapted model reads of the other prompts, for `p` pictures.
     pub fn new(
         model: &StableDiffusion,
         schedule: &Schedule,
         batch: &Batch,
-        context: Tensor<3>,
-        prior: Option<Tensor<3>>,
+        context: Context,
+        prior: Option<Context>,
     ) -> Self {
         let noisy = loss::noised(&batch.latents, &batch.noise, &batch.timesteps, schedule);
         let target = loss::target(&batch.latents, &batch.noise, &batch.timesteps, schedule);
@@ -43,13 +43,13 @@ impl Shown {
         let Some((prior, read)) = batch.prior.as_ref().zip(prior) else {
             return Self { x: noisy, times, context, kept: None, target };
         };
-        let p = prior.context.dims()[0];
+        let p = prior.context.pictures();
         let (again, times_again) = (noisy.clone().narrow(0, 0, p), &times[..p]);
         Self {
             kept: Some(model.unet.forward(again.clone(), times_again, &prior.context, &Mounts::none())),
             x: Tensor::cat(vec![noisy, again], 0),
             times: [&times, times_again].concat(),
-            context: Tensor::cat(vec![context, read], 0),
+            context: Context::cat(&[context, read]),
             target,
         }
     }

@@ -13,7 +13,7 @@ use crate::engine::diffusion::Schedule;
 use crate::engine::diffusion::loss::Measure;
 use crate::engine::model::recompute::{self, Pulled, leaf};
 use crate::engine::model::tokenizer::Encoded;
-use crate::engine::model::{LayerId, Mounts, StableDiffusion};
+use crate::engine::model::{Context, LayerId, Mounts, StableDiffusion};
 use crate::engine::train::average::Average;
 use crate::engine::train::optimizer::{self, Moments};
 use crate::engine::train::shown::Shown;
@@ -64,9 +64,11 @@ pub struct Trainee {
     pub adapter: Arc<dyn Adapter>,
     pub parameters: Vec<Parameter>,
     pub layers: Vec<TrainedLayer>,
-    /// Each token's vectors `[n, width]`, indices into the parameters, in the order of the words that prompts are encoded
-    /// with.
+    /// Each token's vectors, indices into the parameters, in the order of the words that prompts are encoded with:
+    /// `[token_layers · n, width]`, layer by layer.
     pub tokens: Vec<usize>,
+    /// 1 where a token's vectors are the same for every cross-attention layer, else how many layers have their own.
+    pub token_layers: usize,
     /// Whether gradients are found a stretch of the denoiser at a time: a third slower, in a fraction of the memory.
     pub recompute: bool,
     /// Which of the text encoder's layers the prompts are read at, from the end: 1 is the last.
@@ -102,30 +104,29 @@ pub struct Batch {
 }
 
 /// The prompts of a batch.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Text {
     /// Distinct prompts, and which of them each image takes; encoded with the tokens' vectors as they are now.
     Prompts(Vec<Encoded>, Vec<usize>),
-    /// Already encoded, `[b, n, width]`.
-    Context(Tensor<3>),
+    /// Already encoded.
+    Context(Context),
 }
 
 /// Prior preservation by the base model's prediction: under other prompts the adapted model keeps what the untouched
 /// one says about the same noisy pictures (the first of the batch).
 pub struct Prior {
-    /// Encoded prompts `[p, n, width]`, p ≤ b.
-    pub context: Tensor<3>,
+    /// Encoded prompts for p ≤ b pictures.
+    pub context: Context,
     /// The same prompts with the vectors of their words, where the text encoder learns too: the adapted model reads them
     /// with what that has become.
-    pub prompts: Option<(Vec<Encoded>, Vec<Tensor<2>>)>,
+    pub prompts: Option<(Vec<Encoded>, Vec<Tensor<3>>)>,
     pub weight: f64,
 }
 
 impl Prior {
     /// What the adapted model reads.
-    fn read(&self, model: &StableDiffusion, clip_skip: usize, mounts: &Mounts) -> Tensor<3> {
+    fn read(&self, model: &StableDiffusion, clip_skip: usize, mounts: &Mounts) -> Context {
         match &self.prompts {
-            Some((prompts, words)) => model.condition_at(prompts, words, clip_skip, mounts),
+            Some((prompts, words)) => model.context(prompts, words, clip_skip, mounts),
             None => self.context.clone(),
         }
     }
@@ -179,6 +180,7 @@ impl Trainee {
             parameters: Vec::new(),
             layers: Vec::new(),
             tokens: Vec::new(),
+            token_layers: 1,
             recompute: false,
             clip_skip: 1,
             average: None,
@@ -253,15 +255,25 @@ impl Trainee {
         self.parameters.iter().map(|p| p.value.clone()).collect()
     }
 
-    /// What the text encoder makes of the prompts, `[b, n, width]`, with `values` for the parameters.
-    pub fn context(&self, model: &StableDiffusion, text: &Text, values: &[Tensor<2>], mounts: &Mounts) -> Tensor<3> {
+    /// Each token's vectors `[token_layers, n, width]`, with `values` for the parameters.
+    pub fn words(&self, values: &[Tensor<2>]) -> Vec<Tensor<3>> {
+        let word = |&index: &usize| {
+            let [rows, width] = values[index].dims();
+            values[index].clone().reshape([self.token_layers, rows / self.token_layers, width])
+        };
+        self.tokens.iter().map(word).collect()
+    }
+
+    /// What the text encoder makes of the prompts, with `values` for the parameters.
+    pub fn context(&self, model: &StableDiffusion, text: &Text, values: &[Tensor<2>], mounts: &Mounts) -> Context {
         match text {
             Text::Context(context) => context.clone(),
             Text::Prompts(prompts, of_image) => {
-                let tokens: Vec<Tensor<2>> = self.tokens.iter().map(|&index| values[index].clone()).collect();
-                let encoded = model.condition_at(prompts, &tokens, self.clip_skip, mounts);
                 let index: Vec<i32> = of_image.iter().map(|&i| i32::try_from(i).unwrap_or(0)).collect();
-                encoded.select(0, Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device))
+                let index = Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device);
+                model
+                    .context(prompts, &self.words(values), self.clip_skip, mounts)
+                    .map(|encoded| encoded.select(0, index.clone()))
             }
         }
     }
@@ -279,14 +291,14 @@ impl Trainee {
         let losses = if self.recompute {
             let charged_by_text = mounts.take_charges();
             let rest = self.at_rest();
-            let (said, passed) = recompute::forward(&model.unet, x, &shown.times, context.clone().inner(), &rest);
+            let (said, passed) = recompute::forward(&model.unet, x, &shown.times, context.map(Tensor::inner), &rest);
             let said = leaf(said);
             let losses = shown.losses(said.clone(), batch);
             let gradient = said.grad(&losses.total.backward()).unwrap_or_else(|| said.inner().zeros_like());
             let by_context = recompute::backward(&model.unet, passed, gradient, &leaves, &mounts, &mut pulled);
             // The text encoder's graph has waited for this.
             if context.is_tracked() {
-                pulled.pull((context * by_context).sum(), charged_by_text, &leaves);
+                pulled.pull(context.dot(&by_context), charged_by_text, &leaves);
             }
             losses
         } else {

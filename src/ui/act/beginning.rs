@@ -71,7 +71,7 @@ impl App {
         None
     }
 
-    pub(super) fn begun_with(&mut self, path: PathBuf, picture: Result<Picture>) {
+    pub(super) fn begun_with(&mut self, path: &Path, picture: Result<Picture>) {
         // Another may have been chosen meanwhile.
         if let Some(beginning) = self.studio.preview.beginning.as_mut().filter(|beginning| beginning.path == path) {
             beginning.content = picture.into();

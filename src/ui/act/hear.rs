@@ -65,7 +65,7 @@ impl App {
             Report::Merging(event) => self.heard_of_merge(&event),
             Report::Queue(Ok(entries)) => self.studio.queue.entries = entries,
             Report::TrainingEnded(result) => self.training_ended(result),
-            Report::Beginning(path, picture) => self.begun_with(path, picture),
+            Report::Beginning(path, picture) => self.begun_with(&path, picture),
             Report::Painted(painted) => self.painted(painted),
             Report::Do(command) => {
                 let ctx = self.post.ctx().clone();

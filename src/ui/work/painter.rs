@@ -177,7 +177,8 @@ fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Re
     let mut mounted = session.mount(model, &used)?;
     // A silent adapter keeps its word: at strength 0 the prompt still reads.
     for (file, _) in mix.iter().filter(|(_, strength)| strength.unet == 0.0 && strength.text == 0.0) {
-        let word = LoraFile { tokens: file.tokens.clone(), path: file.path.clone(), ..LoraFile::default() };
+        let (tokens, layer_tokens) = (file.tokens.clone(), file.layer_tokens.clone());
+        let word = LoraFile { tokens, layer_tokens, path: file.path.clone(), ..LoraFile::default() };
         mounted
             .tokens
             .extend(session.mount(model, &[Used { file: word.into(), strength: Strength::default() }])?.tokens);

@@ -35,7 +35,7 @@ pub fn tensors(file: &Checkpoint) -> Found {
 }
 
 /// Pieces of an adapter's keys, and the method they belong to, with its article.
-const ADAPTERS: [(&str, &str); 10] = [
+const ADAPTERS: [(&str, &str); 11] = [
     (".hada_", "a LoHa"),
     (".lokr_", "a LoKr"),
     (".oft_", "an OFT"),
@@ -45,6 +45,7 @@ const ADAPTERS: [(&str, &str); 10] = [
     ("lora.down.", "a LoRA"),
     ("lora_linear_layer.down.", "a LoRA"),
     ("bundle_emb.", "a word of an adapter"),
+    ("layer_emb.", "a word of an adapter"),
     // Of a method of our own, such as `.mola_router`.
     ("lora_unet_", "an adapter"),
 ];

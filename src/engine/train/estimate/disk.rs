@@ -32,7 +32,7 @@ pub fn bytes(
         })
         .sum();
     let file = stored * if config.dtype == Dtype::F32 { F32 } else { F32 / 2 };
-    let every = |n: usize| if n == 0 { 0 } else { config.steps / n };
+    let every = |n: usize| config.steps.checked_div(n).unwrap_or(0);
     let kept = match (every(config.keep_every), config.keep_last) {
         (kept, 0) => kept,
         (kept, last) => kept.min(last + 1),

@@ -48,7 +48,7 @@ impl Estimate {
         let targets = target::select(&config.targets, &model.layers)?;
         let depth = |place: usize| place as f32 / targets.len() as f32;
         let counts = targets.iter().enumerate().map(|(place, &id)| adapter.count(model.layer(id), depth(place)));
-        let trained = counts.sum::<usize>() + config.vectors * model.text.config.hidden_size;
+        let trained = counts.sum::<usize>() + config.token_layers * config.vectors * model.text.config.hidden_size;
         let averages = if config.ema.is_some() { 2 } else { 1 };
         // The sum of several batches is one more gradient.
         let passing = if config.accumulate > 1 { 4 } else { 3 };
@@ -57,7 +57,7 @@ impl Estimate {
             weights: weights(model),
             adapters: bytes(averages * trained),
             optimiser: bytes(passing * trained),
-            activations: bytes(Activations::new(model, method, adapter, config, &targets).numbers()),
+            activations: bytes(Activations::new(model, method, adapter, config, &targets).numbers(config.recompute)),
             sampling: bytes(pictures(model, config)),
             disk: disk::bytes(model, method, adapter, config, &targets, trained),
         })
@@ -88,7 +88,6 @@ struct Activations<'a> {
     starts_late: bool,
     /// Whether the method makes a weight of a layer's size.
     is_dense: bool,
-    recompute: bool,
     pass: Pass<'a>,
     text: Pass<'a>,
 }
@@ -110,25 +109,23 @@ impl<'a> Activations<'a> {
             starts_late: model.unet.config.down_block_types[0].starts_with("Cross")
                 && !targets.iter().any(|&id| is_first(model.layer(id))),
             is_dense: method.file == FileKind::Difference,
-            recompute: config.recompute,
             pass: Pass::new(model, pictures, size),
-            text: Pass::new(model, config.batch + config.strangers, size),
+            text: Pass::new(model, config.token_layers * (config.batch + config.strangers), size),
         }
     }
 
-    fn numbers(&self) -> usize {
+    fn numbers(&self, recompute: bool) -> usize {
         let mut stretches: BTreeMap<String, usize> = BTreeMap::new();
         let (mut text, mut passed_on) = (0, 0);
         for (id, layer) in self.model.layer_ids() {
-            match layer.part {
-                Part::Text => text += self.at(&self.text, id, layer),
-                _ => {
-                    *stretches.entry(stretch(layer)).or_default() += self.at(&self.pass, id, layer);
-                    passed_on += self.pass.passed_on(layer);
-                }
+            if layer.part == Part::Text {
+                text += self.at(&self.text, id, layer);
+            } else {
+                *stretches.entry(stretch(layer)).or_default() += self.at(&self.pass, id, layer);
+                passed_on += self.pass.passed_on(layer);
             }
         }
-        let denoiser = match self.recompute {
+        let denoiser = match recompute {
             true => passed_on + stretches.values().max().copied().unwrap_or(0),
             false => stretches.values().sum(),
         };

@@ -64,7 +64,11 @@ impl Summary {
         ];
         let base = text(keys::BASE);
         let dtype = file.dtype.map(|dtype| format!("{dtype:?}").to_lowercase());
-        let tokens = file.tokens.keys().cloned().collect::<Vec<_>>().join(" ");
+        let token = |token: &String| match file.layer_tokens.contains_key(token) {
+            true => format!("{token} (per-layer vectors)"),
+            false => token.clone(),
+        };
+        let tokens = file.tokens.keys().map(token).collect::<Vec<_>>().join(" ");
         let rows = [
             ("Method", Some(method)),
             ("Rank", rank.map(|rank| rank.split_once(' ').map_or(rank.clone(), |(_, number)| number.to_owned()))),

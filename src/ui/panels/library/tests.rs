@@ -8,6 +8,7 @@ use egui_kittest::kittest::Queryable as _;
 
 use super::*;
 use crate::engine::device::Choice;
+use crate::engine::io::lora_file::LoraFile;
 use crate::engine::project::{AdapterEntry, ConceptEntry, Project, Slot};
 use crate::engine::session::Session;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
@@ -139,6 +140,19 @@ fn an_adapter_that_is_removed_keeps_its_slot_unless_it_is_gone_or_the_slot_is_wa
             "{button}: {said:?}"
         );
     }
+}
+
+#[test]
+fn an_adapter_says_where_its_word_has_vectors_for_each_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut file = LoraFile::default();
+    file.add_layers("<a>", vec![vec![vec![0.5; 4]]; 3]);
+    file.tokens.insert("<b>".into(), vec![vec![0.5; 4]]);
+    file.save(&folder.path().join("lost.safetensors")).unwrap();
+    let (mut window, _) = harness(studio(folder.path()));
+    window.get_by_label("Adapter lost").click();
+    window.run_steps(3);
+    window.get_by_label("<a> (per-layer vectors) <b>");
 }
 
 #[test]

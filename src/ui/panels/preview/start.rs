@@ -3,7 +3,8 @@
 use egui::{CollapsingHeader, Slider, Ui};
 
 use crate::engine::preview::STRENGTH;
-use crate::engine::project::{PreviewForm, stem};
+use crate::engine::project::PreviewForm;
+use crate::engine::words::stem;
 use crate::ui::cards::Loading;
 use crate::ui::command::{Answer, Command, Question};
 use crate::ui::panels::preview::brush::Brush;
