@@ -55,8 +55,8 @@ pub struct Args {
     /// Picture to start from instead of noise alone, resized and cut to the size
     #[arg(long, value_name = "F.png")]
     init: Option<PathBuf>,
-    /// How far that picture may change: 0 as it is, 1 something else. Of the steps, this share is taken
-    #[arg(long, default_value_t = STRENGTH)]
+    /// How far that picture may change: 0 as it is, 1 anything. Of the steps, this share is taken
+    #[arg(long, default_value_t = STRENGTH, requires = "init")]
     strength: f64,
     /// What of that picture is repainted: white. Outside, every pixel stays as it is
     #[arg(long, value_name = "F.png")]

@@ -42,7 +42,8 @@ const NAMES: [(&str, &str); 3] =
 const NOISE_SCHEDULE: &str = "Noise Schedule";
 /// What A1111 calls the two noise schedules.
 const SCHEDULES: [(&str, &str); 2] = [("on", "Zero Terminal SNR"), ("off", "Default")];
-const DENOISING: &str = "Denoising strength";
+/// Written where a picture began with another one.
+pub const DENOISING: &str = "Denoising strength";
 
 /// The settings after the model's name: those that are not as usual, and which generator drew the noise.
 fn further(request: &Request) -> Vec<(&'static str, String)> {

@@ -4,7 +4,7 @@ mod fields;
 mod init;
 mod mask;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use burn::tensor::{Tensor, TensorData};
@@ -63,6 +63,13 @@ pub struct Start {
     pub shape: [usize; 4],
 }
 
+impl Request {
+    /// Whether the negative prompt has a say.
+    fn is_guided(&self) -> bool {
+        (self.cfg - 1.0).abs() >= 1e-9
+    }
+}
+
 impl Default for Request {
     fn default() -> Self {
         Self {
@@ -118,6 +125,8 @@ impl Token {
 pub struct Mounted {
     pub mounts: Mounts,
     pub tokens: Vec<Token>,
+    /// At which layers of the text encoder, counted from the end, the adapters were taught.
+    pub clip_skips: BTreeSet<usize>,
 }
 
 /// Finished pictures.
@@ -179,11 +188,17 @@ pub fn sample(
             watch(Event::warning(format!("Nothing defines {word}: no adapter in use brings this word")))?;
         }
     }
+    if let Some(skip) = mounted.clip_skips.iter().find(|skip| **skip != request.clip_skip) {
+        let text =
+            format!("An adapter was taught at clip skip {skip}, and this picture is read at {}", request.clip_skip);
+        watch(Event::warning(text))?;
+    }
     // Strengths rest from here on: what that costs, the first step saves.
     let mounts = mounted.mounts.clone().rest(&model.weights);
     let vectors: Vec<Tensor<3>> = mounted.tokens.iter().map(|token| token.vectors.clone()).collect();
-    let [negative, prompt] =
-        [&request.negative, &request.prompt].map(|text| Prompt::new(text, &model.tokenizer, &words));
+    // Without guidance nobody reads the negative prompt: it must not lengthen the other.
+    let negative = if request.is_guided() { &request.negative } else { "" };
+    let [negative, prompt] = [negative, &request.prompt].map(|text| Prompt::new(text, &model.tokenizer, &words));
     let context = model.read(&[negative?, prompt?], &vectors, request.clip_skip, &mounts);
 
     let [n, _, h, w] = shape;
@@ -319,13 +334,13 @@ impl Denoiser for Run<'_, '_> {
             self.model.unet.forward(input, &times, &context, self.mounts)
         };
         // Without guidance the negative prompt has no say: half the work.
-        let out = if (self.request.cfg - 1.0).abs() < 1e-9 {
-            forward(input, context(1))
-        } else {
+        let out = if self.request.is_guided() {
             let both = forward(Tensor::cat(vec![input.clone(), input], 0), Context::cat(&[context(0), context(1)]));
             let with = both.clone().narrow(0, n, n);
             let guided = guidance::guided(both.narrow(0, 0, n), with.clone(), self.request.cfg);
             if self.rescale > 0.0 { guidance::rescaled(guided, &with, self.rescale) } else { guided }
+        } else {
+            forward(input, context(1))
         };
         self.passed += 1;
         (self.watch)(Event::Progress { done: self.passed, total: self.total })?;

@@ -16,6 +16,7 @@ use crate::engine::device::{self, Opened};
 use crate::engine::event::{Event, Watch};
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::metadata;
 use crate::engine::merge::meeting::{Meeting, meeting};
 use crate::engine::merge::note::Note;
 use crate::engine::merge::{self, Inputs, Needs, Source, recipe};
@@ -146,6 +147,9 @@ impl Session {
         let mut mounted = Mounted::default();
         for Used { file, strength } in adapters {
             mount::mount(&mut mounted.mounts, model, file, strength)?;
+            if [metadata::METHOD, metadata::CLIP_SKIP].iter().any(|key| file.metadata.contains_key(*key)) {
+                mounted.clip_skips.insert(file.clip_skip());
+            }
         }
         let words = recipe::words(adapters.iter().map(|used| used.file.as_ref()))?;
         mounted.tokens = words.into_iter().map(|meaning| Token::of(model, meaning)).collect::<Result<_>>()?;

@@ -87,7 +87,9 @@ impl App {
                 self.touch();
                 self.open_device();
             }
+            Command::LookAhead => self.look_ahead(),
             Command::SetPrecision(precision) => {
+                self.studio.precision = precision;
                 self.studio.preferences.precision = precision;
                 self.save_preferences();
                 self.open_device();

@@ -67,8 +67,7 @@ impl App {
             gpu_paint::install(&cc.egui_ctx, state);
         }
         let Start { project, device, precision, preferences, queue, began } = start;
-        let mut looks = preferences.as_deref().map(Preferences::open).unwrap_or_default();
-        looks.precision = precision.unwrap_or(looks.precision);
+        let looks = preferences.as_deref().map(Preferences::open).unwrap_or_default();
         let (post, reports) = Post::new(&cc.egui_ctx);
         let last = || looks.recent.iter().find(|path| path.is_file()).cloned();
         let path = project.or_else(last).map_or_else(first_start::place, Ok);
@@ -79,6 +78,7 @@ impl App {
             Err(error) => (Project::new(8), std::env::temp_dir().join("triptych").join("triptych.toml"), Some(error)),
         };
         let mut studio = Studio::new(project, path, device, looks);
+        studio.precision = precision.unwrap_or(studio.preferences.precision);
         if let Some(error) = failed {
             studio.log.error(&error);
         }

@@ -62,6 +62,8 @@ pub enum Command {
     OpenModel(String),
     SetDevice(Choice),
     SetPrecision(Precision),
+    /// Whether the training of the form fits by now.
+    LookAhead,
 
     /// What the form asks for; one that was stopped goes on.
     Train,

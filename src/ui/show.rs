@@ -172,10 +172,16 @@ impl App {
         self.errands.run(move || asked_of(&path), Report::Prompt);
     }
 
-    pub(super) fn prompt_opened(&mut self, form: Result<PreviewForm>) {
-        match form {
-            Ok(form) => {
-                self.studio.project.preview = PreviewForm { seed_locked: true, ..form };
+    /// The picture to start from, and what is painted over it, stay as they are.
+    pub(super) fn prompt_opened(&mut self, asked: Result<(PreviewForm, bool)>) {
+        match asked {
+            Ok((form, began_elsewhere)) => {
+                if began_elsewhere {
+                    let text = "This picture was made from another one, which it does not hold: choose that under “Start from a picture”";
+                    self.studio.log.warn(text);
+                }
+                let PreviewForm { init, strength, mask, .. } = self.studio.project.preview.clone();
+                self.studio.project.preview = PreviewForm { seed_locked: true, init, strength, mask, ..form };
                 self.touch();
                 self.paint();
             }
@@ -184,11 +190,13 @@ impl App {
     }
 }
 
-fn asked_of(path: &Path) -> Result<PreviewForm> {
+/// Prompt and settings, and whether the picture was made from another one.
+fn asked_of(path: &Path) -> Result<(PreviewForm, bool)> {
     let texts = png::read_text(path)?;
-    let request = texts.get(png::PARAMETERS).and_then(|text| parameters::read(text)).ok_or_else(|| {
+    let text = texts.get(png::PARAMETERS).map_or("", String::as_str);
+    let request = parameters::read(text).ok_or_else(|| {
         Error::new("This picture does not say how it was made", "Choose one that Triptych or A1111 saved as PNG")
             .at(path)
     })?;
-    Ok(PreviewForm::from(request))
+    Ok((PreviewForm::from(request), text.contains(parameters::DENOISING)))
 }

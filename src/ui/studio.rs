@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::engine::Error;
 use crate::engine::device::Choice;
 use crate::engine::merge::meeting::Meeting;
+use crate::engine::model::Precision;
 use crate::engine::preview::Request;
 use crate::engine::project::{self, AdapterEntry, ConceptEntry, Desk, Project, Slot};
 use crate::engine::queue::Entry;
@@ -33,6 +34,8 @@ pub struct Studio {
     /// Whether the last attempt to save failed.
     pub save_failed: bool,
     pub device: Choice,
+    /// What models are held as: as the preferences have it, unless this start was told otherwise.
+    pub precision: Precision,
     pub opened: Loading<Opened>,
     /// Of the open model.
     pub facts: Option<Facts>,
@@ -126,6 +129,7 @@ impl Studio {
             saved: None,
             save_failed: false,
             device,
+            precision: preferences.precision,
             opened: Loading::Waiting,
             facts: None,
             concepts: Vec::new(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::engine::adapter;
 use crate::engine::concept::{self, Trigger};
+use crate::engine::model::prompt;
 use crate::engine::project::{ConceptEntry, Together};
 use crate::engine::queue::Claim;
 use crate::engine::session::{self, Lesson, Training};
@@ -88,7 +89,7 @@ impl Studio {
     fn sample_prompt(&self, token: &str, class: &str) -> String {
         let template =
             self.opened.ready().map_or_else(|| "{token} {class}".into(), |with| session::template(&with.model));
-        concept::caption(None, &template, &Trigger { token: token.into(), class_word: class.into() })
+        prompt::literal(&concept::caption(None, &template, &Trigger { token: token.into(), class_word: class.into() }))
     }
 }
 

@@ -243,7 +243,7 @@ fn pictures_of_equal_vectors_are_those_of_one_also_through_a_file() {
     let picture = |file: &LoraFile| {
         let file = through_disk(file);
         let tokens = file.words().into_iter().map(|meaning| Token::of(&model, meaning).unwrap()).collect();
-        let mounted = Mounted { mounts: Mounts::none(), tokens };
+        let mounted = Mounted { tokens, ..Mounted::default() };
         let request = Request { prompt: "a <sks> cat".into(), negative: "rain".into(), steps: 2, ..Request::default() };
         read(preview::sample(&model, &mounted, &request, &mut |_| Ok(())).unwrap().pixels).unwrap()
     };

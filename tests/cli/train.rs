@@ -218,7 +218,7 @@ fn concepts_taught_together_share_a_file_and_a_slot() {
     };
     refused("--concept robot --concept man", 2, "There are 2 concepts and --token is given 0 times");
     refused("--concept robot --concept man --token <a> --token <a>", 2, "Two of the concepts have the token <a>");
-    refused("--concept robot --repeats 0", 2, "Repeats are at least 1");
+    refused("--concept robot --repeats 0", 2, "Repeats are 1 to 1000");
 }
 
 #[test]

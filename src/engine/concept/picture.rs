@@ -6,7 +6,7 @@ use std::path::Path;
 
 use image::imageops::{self, FilterType};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder as _, ImageError, ImageReader, ImageResult, Limits, Rgb, RgbImage};
+use image::{DynamicImage, GrayImage, ImageDecoder as _, ImageError, ImageReader, ImageResult, Limits, Rgb, RgbImage};
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::io::safetensors::hex;
@@ -54,6 +54,11 @@ pub fn load(path: &Path, size: [usize; 2], background: [u8; 3], fit: Fit) -> Res
 /// Reads a picture upright and whole, as RGB on white.
 pub fn open(path: &Path) -> Result<RgbImage> {
     Ok(flat(decode(path)?, [255; 3]))
+}
+
+/// As grey on black: of a mask, what is transparent is not painted.
+pub fn open_grey(path: &Path) -> Result<GrayImage> {
+    Ok(image::imageops::grayscale(&flat(decode(path)?, [0; 3])))
 }
 
 /// The middle of a picture, filling `size` = [width, height] pixels.

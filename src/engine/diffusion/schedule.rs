@@ -128,7 +128,7 @@ impl Schedule {
             if prediction == Prediction::Epsilon {
                 return Err(Error::usage(
                     "Zero terminal SNR cannot work with a model that predicts noise: its first step sees noise alone, and would learn nothing of the picture",
-                    "Set zero_snr to off, or choose a model that predicts v",
+                    "Set zero_snr to off for a picture, or rescale_betas_zero_snr to false in the model's scheduler_config.json",
                 ));
             }
             rescale_to_zero_snr(&mut alpha_bar);
@@ -185,7 +185,12 @@ impl Schedule {
                 (0..n).map(|i| (train as f64 * (1.0 - i as f64 / n as f64)).round_ties_even() - 1.0).collect()
             }
             Spacing::Linspace => {
-                let (first, gaps) = if grid.points == Points::Upper { (1, n) } else { (0, (n - 1).max(1)) };
+                let (first, gaps) = match grid.points {
+                    Points::Upper => (1, n),
+                    // A single step begins at the top: diffusers' would begin, and end, at the bottom.
+                    _ if n == 1 => (1, 1),
+                    _ => (0, n - 1),
+                };
                 let at = (first..first + n).rev().map(|i| last * i as f64 / gaps as f64);
                 if grid.points == Points::Between { at.collect() } else { at.map(f64::round_ties_even).collect() }
             }

@@ -7,8 +7,9 @@ use crate::engine::event::{Event, Watch};
 use crate::engine::export::{NETWORKS, Sums, ours, with_sum};
 use crate::engine::io::Folder;
 use crate::engine::io::ldm::{Blocks, Layout};
-use crate::engine::io::safetensors::{Checkpoint, Tensor};
+use crate::engine::io::safetensors::{Checkpoint, Dtype, Tensor};
 use crate::engine::model::StableDiffusion;
+use crate::engine::model::single_file::MARKS;
 
 /// What an earlier program said of other tensors.
 const STALE: [&str; 3] = ["modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"];
@@ -62,6 +63,10 @@ fn of_folder(from: &Folder, model: &StableDiffusion, sums: &Sums, watch: &mut Wa
             tensors.insert(ldm, tensor);
         }
         watch(Event::Progress { done: i + 1, total })?;
+    }
+    let marks = [model.schedule.prediction_type == "v_prediction", model.schedule.rescale_betas_zero_snr];
+    for (mark, _) in MARKS.into_iter().zip(marks).filter(|(_, holds)| *holds) {
+        tensors.insert(mark.to_owned(), Tensor::new(Dtype::F16, &[0], &[]));
     }
     let prediction = if model.schedule.prediction_type == "v_prediction" { "v" } else { "epsilon" };
     let metadata = [

@@ -2,7 +2,8 @@
 //!
 //! `(word)` weighs 1.1 times as much, `[word]` 1/1.1 times, `(word:1.3)` 1.3 times; they nest. `\(`, `\)`, `\[`, `\]` and
 //! `\\` are the characters themselves, and `BREAK` starts a new chunk. What does not parse is text: a bracket that is never
-//! closed weighs everything after it, one that was never opened is a character.
+//! closed weighs everything after it, one that was never opened is a character. Prompt editing (`[a:b:0.5]`, `[a|b]`) and
+//! `AND` are not part of it: they are read as the words they are written with.
 
 use crate::engine::model::tokenizer::{Piece, Word, pieces};
 
@@ -132,12 +133,18 @@ impl Reader {
     }
 }
 
-/// `1.3)` and what follows it.
+/// `1.3)` and what follows it; spaces may stand around the number.
 pub fn closing_weight(text: &str) -> Option<(f64, &str)> {
+    let text = text.trim_start();
     let end = text.find(|c: char| !c.is_ascii_digit() && !"+-.".contains(c))?;
-    let after = text[end..].strip_prefix(')')?;
+    let after = text[end..].trim_start().strip_prefix(')')?;
     let weight = text[..end].parse::<f64>().ok().filter(|weight| weight.is_finite())?;
     Some((weight, after))
+}
+
+/// A caption as a prompt that says the same, letter by letter.
+pub fn literal(text: &str) -> String {
+    text.chars().flat_map(|c| r"\()[]".contains(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// The first `BREAK` that is a word of its own.
@@ -221,5 +228,13 @@ mod tests {
             text("!", 1.0),
         ];
         assert_eq!(spans("a (fine <sks>:1.5) and [(o:2)]!", &words), expected);
+    }
+
+    #[test]
+    fn a_caption_is_read_as_it_is_written() {
+        for caption in ["saber (fate), [a] cat", r"a \ b :) (word:1.3)"] {
+            assert_eq!(spans(&literal(caption), &[]), [Span::Text(caption.into(), 1.0)]);
+        }
+        assert_eq!(spans("(a: 1.3 )", &[]), [Span::Text("a".into(), 1.3)]);
     }
 }

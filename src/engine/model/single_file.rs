@@ -55,20 +55,27 @@ fn config<T: serde::de::DeserializeOwned>(beside: &Folder, name: &str, read_off:
     if beside.has(name) { beside.json(name) } else { Ok(read_off()) }
 }
 
-/// SD 1.x's schedule. No tensor tells what the model predicts: the metadata may, or a `model.yaml` beside the file, as
-/// A1111 and Forge read it.
+/// Empty tensors by which files say that the model predicts v, and was taught with zero terminal SNR (A1111, ComfyUI).
+pub const MARKS: [&str; 2] = ["v_pred", "ztsnr"];
+
+/// SD 1.x's schedule. No weight tells what the model predicts: an empty tensor may, the metadata, or a `model.yaml` beside
+/// the file, as A1111 and Forge read it.
 fn schedule(file: &Checkpoint) -> ScheduleConfig {
     let yaml = std::fs::read_to_string(file.path().with_extension("yaml")).unwrap_or_default();
     let stated = yaml.lines().find_map(|line| line.trim().strip_prefix("parameterization:"));
     let stated = stated.or_else(|| file.metadata().get("modelspec.prediction_type").map(String::as_str));
     let stated = stated.map(|kind| kind.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']));
+    let [v, zero_snr] = MARKS.map(|mark| file.entries().contains_key(mark));
     let prediction_type = match stated {
+        None if v => "v_prediction".to_owned(),
         None | Some("" | "eps" | "epsilon") => "epsilon".to_owned(),
         Some("v" | "v_prediction") => "v_prediction".to_owned(),
         // Told as unknown where the schedule is made.
         Some(other) => other.to_owned(),
     };
-    ScheduleConfig { prediction_type, steps_offset: 1, set_alpha_to_one: false, ..ScheduleConfig::default() }
+    let rescale_betas_zero_snr = zero_snr && prediction_type == "v_prediction";
+    let usual = ScheduleConfig { steps_offset: 1, set_alpha_to_one: false, ..ScheduleConfig::default() };
+    ScheduleConfig { prediction_type, rescale_betas_zero_snr, ..usual }
 }
 
 /// Size of an axis; 0 where the tensor is missing, which the loader will say.
@@ -220,5 +227,9 @@ mod tests {
         assert_eq!(predicted(None, Some("model:\n  params:\n    parameterization: \"v\"  # note\n")), "v_prediction");
         assert_eq!(predicted(Some("v"), Some("model:\n  params:\n    parameterization: eps\n")), "epsilon");
         assert_eq!(predicted(Some("x0"), None), "x0");
+        let marked = MARKS.map(|mark| (mark.to_owned(), Tensor::new(Dtype::F16, &[0], &[])));
+        save(&path, &marked.into(), &BTreeMap::new()).unwrap();
+        let schedule = schedule(&Checkpoint::open(&path).unwrap());
+        assert!(schedule.prediction_type == "v_prediction" && schedule.rescale_betas_zero_snr);
     }
 }

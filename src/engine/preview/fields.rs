@@ -19,7 +19,7 @@ pub const FIELDS: &[Field] = &[
     Field {
         name: "zero_snr",
         title: "Zero terminal SNR",
-        help: "Begins at noise alone, for models taught so, which predict v; auto is as the model's configuration says",
+        help: "Stretches the noise up to noise alone, for models taught so, which predict v, best with trailing spacing; auto is as the model says",
         unit: "",
         default: "auto",
         kind: Kind::Choice(&["auto", "on", "off"]),

@@ -1,5 +1,6 @@
 //! A picture to start from, and the part of it that is repainted: image to image (Meng et al. 2021, arXiv 2108.01073),
-//! inpainting as diffusers' `StableDiffusionInpaintPipeline` does with a plain model.
+//! inpainting as diffusers' `StableDiffusionInpaintPipeline` does with a plain model; but under the noise of the first step
+//! the old picture always lies, also where the strength is 1.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,13 +35,14 @@ impl Init {
         Ok(Self { file: file.to_owned(), picture: Arc::new(picture::open(file)?), strength, mask })
     }
 
-    /// Of `n` steps, those that are taken: the last `round(n·strength)`.
+    /// Of `n` steps, those that are taken: the last `round(n·strength)`, at least one unless the strength is 0.
     pub(super) fn steps(&self, n: usize) -> Result<usize> {
         if !(0.0..=1.0).contains(&self.strength) {
             let what = format!("The picture to start from cannot change by {}", self.strength);
-            return Err(Error::usage(what, "Choose a strength from 0, as it is, to 1, something else"));
+            return Err(Error::usage(what, "Choose a strength from 0, as it is, to 1, anything"));
         }
-        Ok((n as f64 * self.strength).round() as usize)
+        let steps = (n as f64 * self.strength).round() as usize;
+        Ok(if self.strength > 0.0 { steps.max(1) } else { 0 })
     }
 }
 
@@ -75,6 +77,12 @@ impl Original {
         let latents = model.vae.encode(pixels.clone() * 2.0 - 1.0).0 * model.vae.config.scaling_factor;
         let own = [init.picture.width(), init.picture.height()];
         let mask = init.mask.as_ref().map(|mask| mask.fitted(own, size)).transpose()?;
+        if mask.as_ref().is_some_and(Mask::is_empty) && !init.mask.as_ref().is_some_and(Mask::is_empty) {
+            return Err(Error::usage(
+                "What is to be painted anew lies outside of the picture that is made: its middle is cut out",
+                "Choose a size of the picture's own shape, or paint nearer to its middle",
+            ));
+        }
         let repaint = mask.map(|mask| Repaint {
             latents: tensor(mask.blocks(factor), [1, height, width]),
             // Half a latent pixel hides the seam, and no more of the old picture is left inside than that.

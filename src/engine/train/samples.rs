@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::engine::concept;
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::png;
+use crate::engine::model::prompt;
 use crate::engine::model::tokenizer::Word;
 use crate::engine::preview::{self, Mounted, Request, Token};
 use crate::engine::train::beside;
@@ -30,11 +31,11 @@ pub fn make(job: &Job<'_>, config: &Config, trainee: &Trainee, step: usize, watc
     let tokens = names
         .zip(trainee.words(&trainee.values()))
         .map(|(text, vectors)| Token { word: Word { text, vectors: vectors.dims()[1] }, vectors });
-    let mounted = Mounted { mounts: trainee.at_rest(), tokens: tokens.collect() };
+    let mounted = Mounted { mounts: trainee.at_rest(), tokens: tokens.collect(), ..Mounted::default() };
     let adapter = stem(&job.out);
     for (i, prompt) in prompts(job, config).into_iter().enumerate() {
         let request = Request {
-            prompt,
+            prompt: prompt::literal(&prompt),
             clip_skip: config.clip_skip,
             steps: STEPS,
             seed: job.context.seed,
@@ -53,7 +54,7 @@ pub fn make(job: &Job<'_>, config: &Config, trainee: &Trainee, step: usize, watc
                 &parameters::text(&request, size, 0, &job.model.name, &[(adapter.clone(), 1.0)]),
             )?;
         }
-        watch(Event::Sampled { step, prompt: request.prompt, path })?;
+        watch(Event::Sampled { step, prompt, path })?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ impl App {
         studio.opened = Loading::Waiting;
         self.opening += 1;
         let opening = self.opening;
-        let (choice, precision) = (studio.device, studio.preferences.precision);
+        let (choice, precision) = (studio.device, studio.precision);
         let name = model_name(&studio.project.model, &studio.path);
         // A device is handed over once; after that it is there already.
         let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();

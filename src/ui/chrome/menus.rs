@@ -92,7 +92,7 @@ pub fn device(ui: &mut egui::Ui, studio: &Studio, out: &mut Vec<Command>) {
         ui.separator();
         ui.weak("Weights are held as");
         for (precision, title, help) in PRECISIONS {
-            let button = egui::RadioButton::new(studio.preferences.precision == precision, title);
+            let button = egui::RadioButton::new(studio.precision == precision, title);
             if ui.add_enabled(!studio.is_training(), button).on_hover_text(help).clicked() {
                 out.push(Command::SetPrecision(precision));
             }

@@ -95,7 +95,7 @@ pub enum Report {
     /// Settings of a training, and where they were.
     Imported(Result<(Imported, PathBuf)>),
     /// Of a saved picture.
-    Prompt(Result<PreviewForm>),
+    Prompt(Result<(PreviewForm, bool)>),
     /// What was written needs no word; what could not be does.
     Written(Result<()>),
     Painted(Painted),

@@ -23,14 +23,16 @@ impl Room {
 fn memory() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory();
-    // A container may have less than its machine.
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    // A container may have less than its machine; files that it has read can be forgotten.
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     Some(system.available_memory().min(limit)).filter(|&bytes| bytes > 0)
 }
 
 /// On the disk that `out` lies on.
 fn disk(out: &Path) -> Option<u64> {
+    // What is not there yet lies where the nearest folder that is there leads to.
     let folder = std::path::absolute(folder_of(out)).ok()?;
+    let folder = folder.ancestors().find_map(|folder| folder.canonicalize().ok())?;
     let disks = Disks::new_with_refreshed_list();
     let holds = disks.list().iter().filter(|disk| folder.starts_with(disk.mount_point()));
     holds.max_by_key(|disk| disk.mount_point().as_os_str().len()).map(Disk::available_space)

@@ -194,9 +194,9 @@ fn network(from: &mut Foreign) {
         from.miss(format!("The network {kind} is not known here: a plain LoRA is taught instead"));
     }
     from.copy("network_dim", "rank");
-    // sd-scripts takes alpha 1 where none is said, we take the rank.
-    let alpha = from.number("network_alpha").unwrap_or(1.0);
-    from.set("alpha", alpha);
+    // sd-scripts takes alpha 1 where none is said, and the rank for 0, as we do.
+    from.rest.entry("network_alpha").or_insert(1.into());
+    from.copy_with_zero("network_alpha", "alpha");
     let mut conv = from.take("conv_dim").is_some() && kind.contains("LoCon");
     from.ignore(&["conv_dim", "conv_alpha"]);
     from.copy("loraplus_lr_ratio", "up_rate_ratio");
@@ -216,7 +216,15 @@ fn network(from: &mut Foreign) {
     let [unet_only, text_only] =
         ["network_train_unet_only", "network_train_text_encoder_only"].map(|key| from.flag(key));
     let still = |key: &str| from.rest.get(key).is_some_and(|value| number(value) == Some(0.0));
-    let text = !unet_only && !still("text_encoder_lr") && !from.rest.contains_key("stop_text_encoder_training");
+    let rests = !unet_only && !still("text_encoder_lr");
+    // kohya_ss writes 0 where it learns to the end, and -1 where it does not learn.
+    let text = match from.number("stop_text_encoder_training") {
+        Some(stop) if stop > 0.0 && rests => {
+            from.miss(format!("stop_text_encoder_training = {stop}: the text encoder learns to the end"));
+            true
+        }
+        stop => rests && stop.is_none(),
+    };
     if text_only {
         targets.clear();
     }
@@ -316,7 +324,7 @@ mod tests {
             "min_snr_gamma": 5, "noise_offset": 0.05, "seed": "1234", "flip_aug": false, "max_resolution": "512,512",
             "save_precision": "fp16", "mixed_precision": "bf16", "keep_tokens": 1, "shuffle_caption": true, "clip_skip": "2",
             "sample_every_n_steps": 50, "sample_prompts": "sks robot --w 512\n# off\na photo --s 20", "xformers": "xformers",
-            "enable_bucket": true, "bucket_no_upscale": true, "max_bucket_reso": 2048, "alpha_mask": true,
+            "stop_text_encoder_training": 0, "enable_bucket": true, "bucket_no_upscale": true, "max_bucket_reso": 2048, "alpha_mask": true,
         });
         let path = desk.path().join("kohya.json");
         std::fs::write(&path, form.to_string()).unwrap();
@@ -370,7 +378,7 @@ mod tests {
         }
         let path = desk.path().join("kohya.json");
         let form = serde_json::json!({
-            "LoRA_type": "Standard", "train_data_dir": desk.path(), "epoch": 2, "max_resolution": "640,768",
+            "LoRA_type": "Standard", "network_alpha": 0, "train_data_dir": desk.path(), "epoch": 2, "max_resolution": "640,768",
         });
         std::fs::write(&path, form.to_string()).unwrap();
         let Configuration { concept, token, together, fields, .. } = open(&path).unwrap().configuration;
@@ -379,6 +387,7 @@ mod tests {
         assert_eq!(together[0].class.as_deref(), Some("house"));
         assert_eq!(fields["steps"].as_integer(), Some(30), "two epochs of ten and five");
         assert!(!fields.contains_key("resolution"), "not square, and without buckets");
+        assert_eq!(fields["alpha"].as_integer(), Some(0), "the rank");
     }
 
     /// As a user of sd-scripts writes it, with sections.

@@ -207,6 +207,9 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     }
     if let Some(error) = &refusal {
         ui.label(RichText::new(error.to_string()).color(palette.error));
+        if ui.button("Look again").on_hover_text("After you have closed other programs or made room").clicked() {
+            out.push(Command::LookAhead);
+        }
     }
     ui.horizontal_wrapped(|ui| {
         let ready = studio.preflight.is_some() && refusal.is_none() && studio.asked().is_ok();
