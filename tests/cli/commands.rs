@@ -19,7 +19,7 @@ fn a_wrong_command_exits_2_names_the_right_words_and_writes_nothing() {
         ("sample --prompt x", "--out"),
         ("methods --device toaster", "Choose auto, cpu, gpu or gpu:N"),
         (&format!("{SAMPLE} --out x.png --sampler turbo"), "dpmpp_2m_karras, dpmpp_2m, unipc"),
-        ("sample --prompt x --out x.png --steps 0", "Choose 1 to 1000 steps"),
+        ("sample --prompt x --out x.png --steps 0", "Choose 1 to 999 steps"),
         (&format!("{SAMPLE} --out x.png --size 64"), "such as 512x768"),
         (&format!("{SAMPLE} --out x.png --size 63x64"), "multiples of 4"),
         (&format!("{SAMPLE} --out x.png --size 99999999996x99999999996"), "too large"),

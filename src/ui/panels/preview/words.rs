@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use egui::{CollapsingHeader, ComboBox, DragValue, Id, RichText, TextEdit, Ui};
+use egui::{CollapsingHeader, ComboBox, DragValue, Id, Label, RichText, TextEdit, Ui};
 
 use super::emphasis;
 use crate::engine::diffusion::sampler::SAMPLERS;
@@ -147,7 +147,8 @@ fn settings(ui: &mut Ui, studio: &Studio, form: &mut PreviewForm, out: &mut Vec<
 
 fn clip_skip(ui: &mut Ui, studio: &Studio, form: &mut PreviewForm) {
     let Some(with) = studio.opened.ready() else { return };
-    let label = ui.label("Clip skip").on_hover_text(
+    // Two words that stay together beside their field.
+    let label = ui.add(Label::new("Clip skip").extend()).on_hover_text(
         "Which of the text encoder's layers is read, from the end: 1 is the last; 2 for models and adapters made with it",
     );
     let layers = with.model.text.config.num_hidden_layers;

@@ -189,7 +189,7 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
     if let Some(preflight) = &studio.preflight {
         if let Ok(Fit { estimate, room, .. }) = &preflight.fit {
             let part = |(name, bytes): (&str, u64)| format!("{name}: {}", words::bytes(bytes));
-            let free = |bytes: Option<u64>| bytes.map_or(String::new(), |b| format!(" ({} free)", words::bytes(b)));
+            let free = |bytes: Option<u64>| bytes.map_or(String::new(), |b| format!(" of {} free", words::bytes(b)));
             let mut parts = estimate.parts().map(part).to_vec();
             parts.push(format!("on the disk, at most: {}{}", words::bytes(estimate.disk), free(room.disk)));
             let free = free(room.memory);
@@ -197,7 +197,7 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
                 Some(seconds) => format!("about {}", words::duration(seconds * preflight.steps as f64)),
                 None => "the time is known after the first steps".into(),
             };
-            ui.weak(format!("About {} of memory{free}, {time}", words::bytes(estimate.total())))
+            ui.weak(format!("Memory: about {}{free}, {time}", words::bytes(estimate.total())))
                 .on_hover_text(parts.join("\n"));
         }
     } else if let Some(error) = studio.opened.failed() {
