@@ -92,14 +92,17 @@ fn answer(window: &mut Harness<'_, App>, title: &str, path: &Path) {
 
 /// Types a number into the first field of this name.
 fn set(window: &mut Harness<'_, App>, name: &str, value: &str) {
-    window.get_all_by_role_and_label(Role::SpinButton, name).next().expect("there is a field of this name").click();
-    window.run_steps(2);
+    // By the focus, wherever it is scrolled to.
+    window.get_all_by_role_and_label(Role::SpinButton, name).next().expect("there is a field of this name").focus();
+    window.run_steps(4);
     window.key_press_modifiers(Modifiers::COMMAND, Key::A);
     window.run_steps(1);
     window.event(egui::Event::Text(value.into()));
     window.run_steps(1);
     window.key_press(Key::Enter);
     window.run_steps(2);
+    let field = window.get_all_by_role_and_label(Role::SpinButton, name).next().expect("the field is still there");
+    assert_eq!(field.accesskit_node().numeric_value(), value.parse().ok(), "{name}");
 }
 
 /// Five steps of a concept are taught, and all panels have something to show.

@@ -197,8 +197,7 @@ fn start(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
                 Some(seconds) => format!("about {}", words::duration(seconds * preflight.steps as f64)),
                 None => "the time is known after the first steps".into(),
             };
-            ui.weak(format!("Memory: about {}{free}, {time}", words::bytes(estimate.total())))
-                .on_hover_text(parts.join("\n"));
+            ui.weak(format!("About {}{free}, {time}", words::bytes(estimate.total()))).on_hover_text(parts.join("\n"));
         }
     } else if let Some(error) = studio.opened.failed() {
         ui.colored_label(palette.error, error.to_string());
