@@ -1,6 +1,6 @@
 //! A picture to start from: which one, how far it may change, and what of it is repainted.
 
-use egui::{CollapsingHeader, Slider, Ui};
+use egui::{CollapsingHeader, DragValue, Slider, Ui};
 
 use crate::engine::preview::STRENGTH;
 use crate::engine::project::PreviewForm;
@@ -29,7 +29,12 @@ impl Start {
                 .label("Strength of change")
                 .on_hover_text("0 leaves the picture as it is, 1 makes another: of the steps, this share is taken");
             ui.spacing_mut().slider_width = (ui.available_width() - NUMBER).clamp(60.0, 220.0);
-            ui.add(Slider::new(&mut form.strength, 0.0..=1.0).max_decimals(2)).labelled_by(label.id);
+            ui.horizontal(|ui| {
+                // The slider's own number would have no name.
+                ui.add(Slider::new(&mut form.strength, 0.0..=1.0).show_value(false)).labelled_by(label.id);
+                let number = DragValue::new(&mut form.strength).range(0.0..=1.0).speed(0.01).max_decimals(2);
+                ui.add(number).labelled_by(label.id);
+            });
             match studio.preview.beginning.as_ref().map(|beginning| &beginning.content) {
                 Some(Loading::Ready(picture)) => self.brush.ui(ui, picture, &mut form.mask),
                 Some(Loading::Failed(error)) => failure(ui, error),
