@@ -4,8 +4,7 @@ use crate::engine::adapter::{Adapter, FileKind, Method};
 use crate::engine::io::Dtype;
 use crate::engine::model::{LayerId, StableDiffusion};
 use crate::engine::train::config::Config;
-
-const F32: usize = 4;
+use crate::engine::train::estimate::F32;
 
 /// Bytes at the most: the adapter, kept steps and the best, the saved state, samples. A file is written beside the one
 /// it replaces. `trained` is how many numbers train.
