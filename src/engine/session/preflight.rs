@@ -122,6 +122,28 @@ mod tests {
     use super::*;
     use crate::engine::device;
 
+    /// Largest anonymous memory of two steps on the CPU, in megabytes (`benches/memory.rs`).
+    #[test]
+    fn the_starter_takes_what_was_measured() {
+        let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device::cpu()).unwrap();
+        let measured = [
+            ("orthogonal", "recompute", "off", 254.0),
+            ("orthogonal", "recompute", "on", 125.0),
+            ("lora", "rank", "64", 316.0),
+            ("lora", "batch", "1", 103.0),
+            ("lora", "batch", "8", 498.0),
+            ("lora", "prior", "0", 170.0),
+            ("lora", "targets", "*", 317.0),
+            ("dora", "batch", "4", 286.0),
+        ];
+        for (method, field, value, megabytes) in measured {
+            let changes = [(field.to_owned(), value.to_owned())];
+            let estimate = estimate(&model, adapter::method(method).unwrap(), &changes).unwrap();
+            let times = estimate.total() as f64 / 1e6 / megabytes;
+            assert!((0.85..1.15).contains(&times), "{method} {field}={value}: {times:.2}, {estimate:?}");
+        }
+    }
+
     #[test]
     fn what_does_not_fit_is_refused_with_settings_that_do() {
         let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device::cpu()).unwrap();
