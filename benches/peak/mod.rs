@@ -14,7 +14,7 @@ pub struct Peak {
 
 impl Peak {
     pub fn watch() -> Self {
-        let (largest, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (largest, over) = (Arc::new(AtomicU64::new(anonymous())), Arc::new(AtomicBool::new(false)));
         let (seen, stop) = (Arc::clone(&largest), Arc::clone(&over));
         let look = move || {
             while !stop.load(Ordering::Relaxed) {

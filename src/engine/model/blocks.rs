@@ -2,12 +2,12 @@
 //!
 //! Activations are `[batch, channels, height, width]` or `[batch, tokens, width]`.
 
-use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, activation, module};
 
 use crate::engine::model::mount::Place;
 use crate::engine::model::{LayerId, Mounts, Signal};
-use crate::engine::ops::attend;
+use crate::engine::ops::{self, Then, attend};
 
 /// `y = x · weight_oiᵀ + bias`, plus what is mounted on it.
 #[derive(Debug)]
@@ -76,9 +76,7 @@ pub fn convolve(x: Tensor<4>, weight_oihw: Tensor<4>, bias: Option<Tensor<1>>, s
         let [out, channels, _, _] = weight_oihw.dims();
         return pointwise(x, weight_oihw.reshape([out, channels]), bias);
     }
-    let ConvShape { kernel: _, stride, padding } = shape;
-    let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1);
-    module::conv2d(x, weight_oihw, bias, options)
+    ops::convolve(x, weight_oihw, bias, shape.stride, shape.padding)
 }
 
 /// A 1×1 convolution as a matrix product: kernels that drivers pick for it have been wrong (burn #5626, cubek #519).
@@ -108,14 +106,8 @@ impl Norm {
     }
 
     /// Over each of `groups` groups of channels together with height and width.
-    pub fn group(&self, x: Tensor<4>, groups: usize) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let x = x.reshape([b, groups, c / groups * h * w]);
-        let mean = x.clone().mean_dim(2);
-        let centred = x - mean;
-        let variance = centred.clone().powi_scalar(2).mean_dim(2);
-        let x = centred / (variance + self.eps).sqrt();
-        x.reshape([b, c, h, w]) * self.weight.clone().reshape([1, c, 1, 1]) + self.bias.clone().reshape([1, c, 1, 1])
+    pub fn group(&self, x: Tensor<4>, groups: usize, then: Then) -> Tensor<4> {
+        ops::group_norm(x, self.weight.clone(), self.bias.clone(), groups, self.eps, then)
     }
 }
 

@@ -1,10 +1,11 @@
 //! The residual block of denoiser and autoencoder.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use crate::engine::model::Mounts;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm};
 use crate::engine::model::loader::Scope;
+use crate::engine::ops::Then;
 
 /// Two convolutions around a shortcut, optionally told the timestep (diffusers `ResnetBlock2D`).
 #[derive(Debug)]
@@ -34,13 +35,13 @@ impl Resnet {
 
     /// `time` is the embedding after its SiLU.
     pub fn forward(&self, x: Tensor<4>, time: Option<&Tensor<2>>, mounts: &Mounts) -> Tensor<4> {
-        let h = activation::silu(self.norm1.group(x.clone(), self.groups));
+        let h = self.norm1.group(x.clone(), self.groups, Then::Silu);
         let mut h = self.conv1.forward(h, mounts);
         if let (Some(linear), Some(time)) = (&self.time, time) {
             let [b, c, _, _] = h.dims();
             h = h + linear.forward(time.clone(), mounts).reshape([b, c, 1, 1]);
         }
-        let h = activation::silu(self.norm2.group(h, self.groups));
+        let h = self.norm2.group(h, self.groups, Then::Silu);
         let h = self.conv2.forward(h, mounts);
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(x, mounts) + h,

@@ -10,6 +10,7 @@ use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, tim
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
 use crate::engine::model::{Context, Hold, Mounts, Part, Table};
+use crate::engine::ops::Then;
 use crate::engine::{Error, Result};
 
 /// Most latent pixels of a picture: 1448×1448 in Stable Diffusion. Attention holds a band of its scores at a time, but its
@@ -389,7 +390,7 @@ impl Stretch<'_> {
                 }
             }
             Work::Upsample(conv) => conv.forward(upsample(x, size), mounts),
-            Work::Out(norm, groups, conv) => conv.forward(activation::silu(norm.group(x, *groups)), mounts),
+            Work::Out(norm, groups, conv) => conv.forward(norm.group(x, *groups, Then::Silu), mounts),
         }
     }
 }
@@ -429,7 +430,7 @@ impl Transformer {
 
     fn forward(&self, x: Tensor<4>, context: &Context, mounts: &Mounts) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
-        let tokens = self.norm.group(x.clone(), self.groups).reshape([b, c, h * w]).swap_dims(1, 2);
+        let tokens = self.norm.group(x.clone(), self.groups, Then::Nothing).reshape([b, c, h * w]).swap_dims(1, 2);
         let tokens = self.proj_in.forward(tokens, mounts);
         let tokens = self.blocks.iter().fold(tokens, |tokens, block| block.forward(tokens, context, mounts));
         let tokens = self.proj_out.forward(tokens, mounts);

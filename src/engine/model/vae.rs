@@ -1,6 +1,6 @@
 //! Latents ↔ pixels (diffusers `AutoencoderKL`). Pixels are `[b, 3, h, w]` in −1…1.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::engine::io::Checkpoint;
@@ -9,6 +9,7 @@ use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
 use crate::engine::model::tiles::in_tiles;
 use crate::engine::model::{Hold, Mounts, Part, Table};
+use crate::engine::ops::Then;
 use crate::engine::{Error, Result};
 
 /// The autoencoder's own epsilon, fixed in diffusers.
@@ -248,7 +249,7 @@ impl Half {
     }
 
     fn finish(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv_out.forward(activation::silu(self.norm_out.group(x, self.groups)), &Mounts::none())
+        self.conv_out.forward(self.norm_out.group(x, self.groups, Then::Silu), &Mounts::none())
     }
 }
 
@@ -289,7 +290,7 @@ impl Attention {
 
     fn forward(&self, x: Tensor<4>, mounts: &Mounts) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
-        let tokens = self.norm.group(x.clone(), self.groups).reshape([b, c, h * w]).swap_dims(1, 2);
+        let tokens = self.norm.group(x.clone(), self.groups, Then::Nothing).reshape([b, c, h * w]).swap_dims(1, 2);
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|linear| linear.forward(tokens.clone(), mounts));
         let tokens = self.out.forward(attention(q, k, v, 1, None), mounts);
         tokens.swap_dims(1, 2).reshape([b, c, h, w]) + x

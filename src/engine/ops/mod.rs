@@ -4,7 +4,10 @@
 //! CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations.
 
 mod attend;
+mod convolve;
+mod cpu;
 mod fuse;
+mod group_norm;
 mod low_rank;
 pub mod self_test;
 pub mod wgsl;
@@ -16,7 +19,9 @@ use burn::tensor::{DType, Tensor};
 use self::wgsl::Wgsl;
 
 pub use attend::attend;
+pub use convolve::convolve;
 pub use fuse::fuse;
+pub use group_norm::{Then, group_norm};
 pub use low_rank::low_rank;
 pub use widen::widen;
 

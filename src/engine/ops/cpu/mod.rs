@@ -1,0 +1,25 @@
+//! Loops of our own for the CPU: what burn-flex does in many passes over memory, in one.
+
+pub mod norm;
+pub mod patches;
+pub mod winograd;
+
+mod disjoint;
+mod exp;
+mod product;
+
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Shape};
+
+/// The numbers of an f32 tensor, row after row; copied only where they do not lie so.
+pub fn contiguous(x: FlexTensor) -> FlexTensor {
+    match x.is_contiguous() && x.layout().start_offset() == 0 {
+        true => x,
+        false => x.to_contiguous(),
+    }
+}
+
+/// A tensor of these numbers, row after row.
+pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
+}
