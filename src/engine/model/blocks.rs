@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, activation, module};
 
 use crate::engine::model::mount::Place;
 use crate::engine::model::{LayerId, Mounts, Signal};
-use crate::engine::ops::{self, Then, attend};
+use crate::engine::ops::{self, Then};
 
 /// `y = x · weight_oiᵀ + bias`, plus what is mounted on it.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ pub struct Norm {
 impl Norm {
     /// Over the last axis.
     pub fn layer<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::layer_norm(x, self.weight.clone(), Some(self.bias.clone()), self.eps)
+        ops::layer_norm(x, self.weight.clone(), self.bias.clone(), self.eps)
     }
 
     /// Over each of `groups` groups of channels together with height and width.
@@ -121,12 +121,9 @@ pub fn upsample(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     module::interpolate(x, InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size))
 }
 
-/// Scores that attention keeps for the backward pass; beyond, it computes them again. 16 MB: more than any layer of the
-/// starter has at a batch of eight, a thirtieth of what one picture of 512×512 takes in Stable Diffusion's first level.
-pub const MOST_SCORES: usize = 1 << 22;
-
 /// `softmax(q·kᵀ/√d + mask)·v` on `heads` heads; `q [b, n, c]`, `k, v [b, m, c]`, `mask [1, 1, n, m]`.
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Option<Tensor<4>>) -> Tensor<3> {
+    let Some(mask) = mask else { return ops::attend(q, k, v, heads) };
     let [b, n, c] = q.dims();
     let head = c / heads;
     let split = |x: Tensor<3>| {
@@ -135,17 +132,7 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: O
     };
     // The scale goes onto the smaller operand.
     let (q, k, v) = (split(q) * (head as f64).powf(-0.5), split(k), split(v));
-    let mixed = match mask {
-        None if b * heads * n * k.dims()[2] > MOST_SCORES => attend(q, k, v),
-        mask => {
-            let scores = q.matmul(k.transpose());
-            let scores = match mask {
-                Some(mask) => scores + mask,
-                None => scores,
-            };
-            activation::softmax(scores, 3).matmul(v)
-        }
-    };
+    let mixed = activation::softmax(q.matmul(k.transpose()) + mask, 3).matmul(v);
     mixed.swap_dims(1, 2).reshape([b, n, c])
 }
 

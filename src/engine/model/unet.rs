@@ -10,7 +10,7 @@ use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, tim
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
 use crate::engine::model::{Context, Hold, Mounts, Part, Table};
-use crate::engine::ops::Then;
+use crate::engine::ops::{Then, geglu};
 use crate::engine::{Error, Result};
 
 /// Most latent pixels of a picture: 1448×1448 in Stable Diffusion. Attention holds a band of its scores at a time, but its
@@ -456,9 +456,8 @@ impl TransformerBlock {
         let x = self.self_attention.forward(&h, &h, mounts) + x;
         let context = context.at(self.number);
         let x = self.cross_attention.forward(&norm2.layer(x.clone()), context, mounts) + x;
-        let mut halves = self.ff_in.forward(norm3.layer(x.clone()), mounts).chunk(2, 2).into_iter();
-        let (Some(value), Some(gate)) = (halves.next(), halves.next()) else { return x };
-        self.ff_out.forward(value * activation::gelu(gate), mounts) + x
+        let gated = geglu(self.ff_in.forward(norm3.layer(x.clone()), mounts));
+        self.ff_out.forward(gated, mounts) + x
     }
 }
 

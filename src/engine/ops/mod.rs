@@ -3,11 +3,14 @@
 //! A kernel is `shaders/ops/NAME.wgsl`, `src/engine/ops/NAME.rs` and its row in [`OPS`]; the tests read the row. On the
 //! CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations.
 
+mod adamw;
 mod attend;
 mod convolve;
 mod cpu;
 mod fuse;
+mod geglu;
 mod group_norm;
+mod layer_norm;
 mod low_rank;
 pub mod self_test;
 pub mod wgsl;
@@ -18,10 +21,13 @@ use burn::tensor::{DType, Tensor};
 
 use self::wgsl::Wgsl;
 
+pub use adamw::{Step, adamw};
 pub use attend::attend;
 pub use convolve::convolve;
 pub use fuse::fuse;
+pub use geglu::geglu;
 pub use group_norm::{Then, group_norm};
+pub use layer_norm::layer_norm;
 pub use low_rank::low_rank;
 pub use widen::widen;
 

@@ -1,10 +1,8 @@
-//! AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), step for step as PyTorch computes it.
+//! AdamW's memory of a parameter, and clipping by the joint norm.
 
 use burn::tensor::Tensor;
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
-const EPS: f64 = 1e-8;
+use crate::engine::ops::{self, Step};
 
 /// Running mean and mean square of one parameter's gradient.
 #[derive(Clone, Debug)]
@@ -23,11 +21,10 @@ impl Moments {
     /// The parameter after a step along `gradient`.
     pub fn step(&mut self, parameter: Tensor<2>, gradient: Tensor<2>, rate: f64, decay: f64) -> Tensor<2> {
         self.steps = self.steps.saturating_add(1);
-        let (unbias1, unbias2) = (1.0 - BETA1.powi(self.steps), 1.0 - BETA2.powi(self.steps));
-        self.mean = self.mean.clone() * BETA1 + gradient.clone() * (1.0 - BETA1);
-        self.square = self.square.clone() * BETA2 + gradient.powi_scalar(2) * (1.0 - BETA2);
-        let scale = (self.square.clone().sqrt() / unbias2.sqrt()) + EPS;
-        parameter * (1.0 - rate * decay) - self.mean.clone() / scale * (rate / unbias1)
+        let step = Step { rate, decay, number: self.steps };
+        let [value, mean, square] = ops::adamw(parameter, self.mean.clone(), self.square.clone(), gradient, step);
+        (self.mean, self.square) = (mean, square);
+        value
     }
 }
 

@@ -1,5 +1,8 @@
 //! Loops of our own for the CPU: what burn-flex does in many passes over memory, in one.
 
+pub mod attention;
+pub mod gate;
+pub mod moments;
 pub mod norm;
 pub mod patches;
 pub mod winograd;
@@ -7,6 +10,7 @@ pub mod winograd;
 mod disjoint;
 mod exp;
 mod product;
+mod reduce;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{Bytes, DType, Shape};

@@ -4,11 +4,10 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::exp::sigmoid;
+use super::reduce;
 
 /// Numbers that are worth a thread's while.
 const GRAIN: usize = 1 << 14;
-/// Sums run side by side, as one after the other would wait for each addition.
-const LANES: usize = 16;
 
 #[derive(Clone, Copy)]
 pub struct Norm<'a> {
@@ -54,31 +53,10 @@ fn group([_, c, h, w]: [usize; 4], groups: usize) -> (usize, usize) {
 
 /// Mean, and one over the deviation.
 #[inline(always)]
-fn moments(x: &[f32], eps: f32) -> [f32; 2] {
+fn moments<S: Simd>(s: S, x: &[f32], eps: f32) -> [f32; 2] {
     let n = x.len() as f32;
-    let mean = sum(
-        x,
-        #[inline(always)]
-        |x| x,
-    ) / n;
-    let variance = sum(
-        x,
-        #[inline(always)]
-        |x| (x - mean) * (x - mean),
-    ) / n;
-    [mean, (variance + eps).sqrt().recip()]
-}
-
-#[inline(always)]
-fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            sums[i] += f(chunk[i]);
-        }
-    }
-    sums.iter().sum::<f32>() + rest.iter().map(|&x| f(x)).sum::<f32>()
+    let mean = reduce::sum(s, x) / n;
+    [mean, (reduce::spread(s, x, mean) / n + eps).sqrt().recip()]
 }
 
 struct Forward<'a> {
@@ -95,9 +73,9 @@ impl WithSimd for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, s: S) {
         let Self { x, y, norm, channel, pixels, silu } = self;
-        let [mean, r] = moments(x, norm.eps);
+        let [mean, r] = moments(s, x, norm.eps);
         for (i, (x, y)) in x.chunks_exact(pixels).zip(y.chunks_exact_mut(pixels)).enumerate() {
             let gain = norm.gain[channel + i] * r;
             let offset = norm.offset[channel + i] - mean * gain;
@@ -127,11 +105,11 @@ impl WithSimd for Backward<'_> {
 
     /// As `GroupNorm::group_norm_backward` says it.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, s: S) {
         let Self { x, g, by_x, norm, channel, pixels, silu } = self;
-        let [mean, r] = moments(x, norm.eps);
+        let [mean, r] = moments(s, x, norm.eps);
         let n = x.len() as f32;
-        let (mut total, mut along) = ([0.0; LANES], [0.0; LANES]);
+        let (mut total, mut along) = (0.0, 0.0);
         for (i, x) in x.chunks_exact(pixels).enumerate() {
             let (gain, offset) = (norm.gain[channel + i], norm.offset[channel + i]);
             let by_normal = &mut by_x[i * pixels..][..pixels];
@@ -142,22 +120,73 @@ impl WithSimd for Backward<'_> {
                 let slope = if silu { s * (1.0 + z * (1.0 - s)) } else { 1.0 };
                 *to *= slope * gain;
             }
-            let ((chunks, rest), (xs, x_rest)) = (by_normal.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-            for (g, x) in chunks.iter().zip(xs) {
-                for lane in 0..LANES {
-                    total[lane] += g[lane];
-                    along[lane] += g[lane] * (x[lane] - mean);
+            total += reduce::sum(s, by_normal);
+            along += reduce::along(s, by_normal, x, mean);
+        }
+        let (total, along) = (total / n, along / n * r * r);
+        for (to, &x) in by_x.iter_mut().zip(x) {
+            *to = r * (*to - total - (x - mean) * along);
+        }
+    }
+}
+
+/// Each row of `x`, as long as the gain.
+pub fn layer_norm(x: &[f32], norm: Norm<'_>) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let block = rows(norm);
+    y.par_chunks_mut(block)
+        .zip(x.par_chunks(block))
+        .for_each(|(y, x)| Arch::new().dispatch(Rows { x, g: None, to: y, norm }));
+    y
+}
+
+/// The gradient of `x` from `g`, that of the result.
+pub fn layer_norm_backward(x: &[f32], g: &[f32], norm: Norm<'_>) -> Vec<f32> {
+    let mut by_x = vec![0.0; x.len()];
+    let block = rows(norm);
+    by_x.par_chunks_mut(block)
+        .zip(x.par_chunks(block))
+        .zip(g.par_chunks(block))
+        .for_each(|((to, x), g)| Arch::new().dispatch(Rows { x, g: Some(g), to, norm }));
+    by_x
+}
+
+/// Numbers of the rows that a thread takes at a time.
+fn rows(norm: Norm<'_>) -> usize {
+    let n = norm.gain.len().max(1);
+    GRAIN.div_ceil(n) * n
+}
+
+/// Forwards, or backwards where there is a gradient.
+struct Rows<'a> {
+    x: &'a [f32],
+    g: Option<&'a [f32]>,
+    to: &'a mut [f32],
+    norm: Norm<'a>,
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let Self { x, g, to, norm } = self;
+        let n = norm.gain.len();
+        for (i, (x, to)) in x.chunks_exact(n).zip(to.chunks_exact_mut(n)).enumerate() {
+            let [mean, r] = moments(s, x, norm.eps);
+            match g {
+                None => {
+                    for (((to, &x), &gain), &offset) in to.iter_mut().zip(x).zip(norm.gain).zip(norm.offset) {
+                        *to = (x - mean) * r * gain + offset;
+                    }
+                }
+                Some(g) => {
+                    to.iter_mut().zip(&g[i * n..]).zip(norm.gain).for_each(|((to, &g), &gain)| *to = g * gain);
+                    let (total, along) = (reduce::sum(s, to), reduce::along(s, to, x, mean));
+                    let (total, along) = (total / n as f32, along / n as f32 * r * r);
+                    to.iter_mut().zip(x).for_each(|(to, &x)| *to = r * (*to - total - (x - mean) * along));
                 }
             }
-            for (g, x) in rest.iter().zip(x_rest) {
-                total[0] += g;
-                along[0] += g * (x - mean);
-            }
-        }
-        let mean_g = total.iter().sum::<f32>() / n;
-        let along = along.iter().sum::<f32>() / n * r * r;
-        for (to, &x) in by_x.iter_mut().zip(x) {
-            *to = r * (*to - mean_g - (x - mean) * along);
         }
     }
 }

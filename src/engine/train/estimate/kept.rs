@@ -1,9 +1,8 @@
-//! What a pass keeps until its gradients are known: the numbers that burn's backward operations ask for, layer by layer.
+//! What a pass keeps until its gradients are known: the numbers that backward operations ask for, layer by layer.
 //!
-//! A norm keeps its centred input, SiLU its input and its factor, a convolution its input, a matrix product both factors
-//! that a gradient flows through. A layer whose adapter trains its read side keeps its input for that.
+//! A norm, with the SiLU behind it, keeps its input, attention its queries, keys and values, a gate both its halves; a
+//! frozen layer keeps nothing. A layer whose adapter trains its read side keeps its input for that.
 
-use crate::engine::model::blocks::MOST_SCORES;
 use crate::engine::model::{Layer, Part, StableDiffusion};
 
 /// One pass of `pictures` of a size.
@@ -29,14 +28,10 @@ impl<'a> Pass<'a> {
         let [input, out] = self.numbers(layer);
         let own = if reads { input } else { 0 };
         match layer.path.rsplit('.').next() {
-            Some("conv1" | "conv2" | "conv_out") => 4 * input,
-            // Of the resamplers.
-            Some("conv" | "conv_in") => input,
-            Some("proj_in") => input + own,
+            Some("conv1" | "conv2" | "conv_out" | "proj_in") => input + own,
             Some("to_q" | "q_proj") => input + own + out + self.scores(layer),
             Some("to_k" | "to_v" | "k_proj" | "v_proj") => out,
-            // Value, gate and the gate's GELU, each a half of the answer.
-            Some("proj") => input + own + out / 2 * 3,
+            Some("proj") => input + own + out,
             // The quick GELU's input and factor.
             Some("fc1") => input + own + 2 * out,
             _ => own,
@@ -84,17 +79,13 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Attention's scores, three times over; where they are too many they are computed again.
+    /// The text encoder's scores, which are masked, three times over; the denoiser's are computed again.
     fn scores(&self, layer: &Layer) -> usize {
-        let [places, _] = self.places(layer);
         let text = self.model.text.length();
-        let (heads, keys, may_forget) = match layer.part {
-            Part::Text => (self.model.text.config.num_attention_heads, text, false),
-            _ if layer.path.contains("attn2") => (self.model.unet.config.heads(self.level(layer)), text, true),
-            _ => (self.model.unet.config.heads(self.level(layer)), places, true),
-        };
-        let scores = self.pictures * heads * places * keys;
-        if may_forget && scores > MOST_SCORES { 0 } else { 3 * scores }
+        match layer.part {
+            Part::Text => 3 * self.pictures * self.model.text.config.num_attention_heads * text * text,
+            _ => 0,
+        }
     }
 }
 
