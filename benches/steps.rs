@@ -1,6 +1,6 @@
 //! Seconds per training step and per sampling step of the starter model on the CPU, as JSON.
 //!
-//! `cargo bench --profile dev --bench steps`; `benches/compare/steps.py` does the same work with PyTorch, diffusers and
+//! `cargo bench --profile dev --bench steps [-- NAME…]`; `benches/compare/steps.py` does the same work with PyTorch, diffusers and
 //! PEFT and prints both.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
@@ -27,20 +27,29 @@ fn main() {
     let begun = Instant::now();
     let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device).unwrap();
     let load = begun.elapsed().as_secs_f64();
-    let result = json!({
-        "load": load,
-        "train_b4": train(&model, "lora", 4, 0),
-        "train_b4_prior4": train(&model, "lora", 4, 4),
-        "train_b8": train(&model, "lora", 8, 0),
-        "train_orthogonal_b4_prior4": train(&model, "orthogonal", 4, 4),
-        "sample_b1": sample(&model, 1, &Mounts::none()),
-        "sample_b6": sample(&model, 6, &Mounts::none()),
-        "sample_b1_three_adapters": sample(&model, 1, &three(&model)),
-        "sample_b1_three_at_rest": sample(&model, 1, &three(&model).rest(&model.weights)),
-        "resting": median(|| drop(three(&model).rest(&model.weights))),
-    });
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let mut result = json!({ "load": load });
+    for (name, seconds) in WORK {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            result[name] = device::on_worker(|| seconds(&model)).into();
+        }
+    }
     println!("{result}");
 }
+
+type Seconds = fn(&StableDiffusion) -> f64;
+
+const WORK: &[(&str, Seconds)] = &[
+    ("train_b4", |model| train(model, "lora", 4, 0)),
+    ("train_b4_prior4", |model| train(model, "lora", 4, 4)),
+    ("train_b8", |model| train(model, "lora", 8, 0)),
+    ("train_orthogonal_b4_prior4", |model| train(model, "orthogonal", 4, 4)),
+    ("sample_b1", |model| sample(model, 1, &Mounts::none())),
+    ("sample_b6", |model| sample(model, 6, &Mounts::none())),
+    ("sample_b1_three_adapters", |model| sample(model, 1, &three(model))),
+    ("sample_b1_three_at_rest", |model| sample(model, 1, &three(model).rest(&model.weights))),
+    ("resting", |model| median(|| drop(three(model).rest(&model.weights)))),
+];
 
 /// Median seconds of one call.
 fn median(mut call: impl FnMut()) -> f64 {

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::engine::adapter::mount::Strength;
-use crate::engine::device::Choice;
+use crate::engine::device::{self, Choice};
 use crate::engine::error::Kind;
 use crate::engine::model::Precision;
 use crate::engine::session::Session;
@@ -91,7 +91,7 @@ impl Cli {
     pub fn run(self, began: Instant) -> ExitCode {
         let shell = Shell { device: self.device, precision: self.precision.unwrap_or_default(), json: self.json };
         let Some(command) = self.command else { return window(self.project, self.device, self.precision, began) };
-        let result = match command {
+        let result = device::on_worker(|| match command {
             Command::Demo(args) => demo::run(&args, &shell),
             Command::Inspect(args) => inspect::run(&args, &shell),
             Command::Sample(args) => sample::run(&args, &shell),
@@ -101,7 +101,7 @@ impl Cli {
             Command::Spectrum(args) => spectrum::run(&args, &shell),
             Command::Overlap(args) => overlap::run(&args, &shell),
             Command::Methods(args) => methods::run(&args, &shell),
-        };
+        });
         match result {
             Ok(code) => code,
             Err(error) => {

@@ -57,6 +57,11 @@ pub fn cpu() -> Device {
     Device::flex()
 }
 
+/// Runs `work` on one of the threads that compute: from any other, each operation is handed over and waited for.
+pub fn on_worker<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
 /// A tensor's values on the host. Waits for the device, which may have been unplugged or reset meanwhile.
 pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let values = || -> Result<Vec<f32>, TensorReadError> { Ok(tensor.try_into_data()?.try_to_vec()?) };

@@ -22,21 +22,21 @@ pub fn geglu(x: Tensor<3>) -> Tensor<3> {
 pub trait Geglu: Backend {
     #[fusion(default)]
     fn geglu_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let [value, gate] = halves::<Self>(x);
+        let [value, gate] = halves::<Self>(&x);
         Self::float_mul(value, Self::gelu(gate))
     }
 
     /// The gradient of `x` from `g`, that of the result.
     #[fusion(default)]
     fn geglu_rows_backward(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self> {
-        let [value, gate] = halves::<Self>(x);
+        let [value, gate] = halves::<Self>(&x);
         let by_value = Self::float_mul(g.clone(), Self::gelu(gate.clone()));
         let by_gate = Self::gelu_backward(gate, Self::float_mul(g, value));
         Self::float_cat(vec![by_value, by_gate], 1)
     }
 }
 
-fn halves<B: Backend>(x: FloatTensor<B>) -> [FloatTensor<B>; 2] {
+fn halves<B: Backend>(x: &FloatTensor<B>) -> [FloatTensor<B>; 2] {
     let [_, both] = x.shape().dims();
     let half = |from: usize| B::float_slice(x.clone(), &[Slice::full(), Slice::from(from..from + both / 2)]);
     [half(0), half(both / 2)]

@@ -61,16 +61,15 @@ pub trait GroupNorm: Backend {
     ) -> FloatTensor<Self> {
         let shape = x.shape();
         let (normal, r) = normal::<Self>(x, groups, eps);
-        let by_z = match silu {
-            false => g,
-            true => {
-                // σ(z)·(1 + z·(1 − σ(z)))
-                let z = affine::<Self>(Self::float_reshape(normal.clone(), shape.clone()), gain.clone(), offset);
-                let s = Self::sigmoid(z.clone());
-                let rest = Self::float_add_scalar(Self::float_neg(s.clone()), 1.0_f32.into());
-                let slope = Self::float_mul(s, Self::float_add_scalar(Self::float_mul(z, rest), 1.0_f32.into()));
-                Self::float_mul(g, slope)
-            }
+        let by_z = if silu {
+            // σ(z)·(1 + z·(1 − σ(z)))
+            let z = affine::<Self>(Self::float_reshape(normal.clone(), shape.clone()), gain.clone(), offset);
+            let s = Self::sigmoid(z.clone());
+            let rest = Self::float_add_scalar(Self::float_neg(s.clone()), 1.0_f32.into());
+            let slope = Self::float_mul(s, Self::float_add_scalar(Self::float_mul(z, rest), 1.0_f32.into()));
+            Self::float_mul(g, slope)
+        } else {
+            g
         };
         let grouped = normal.shape();
         let by_normal = Self::float_reshape(Self::float_mul(by_z, by_channel::<Self>(gain)), grouped);

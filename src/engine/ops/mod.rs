@@ -6,6 +6,7 @@
 mod adamw;
 mod attend;
 mod convolve;
+#[expect(clippy::inline_always, reason = "what is not inlined where it is dispatched runs without vector instructions")]
 mod cpu;
 mod fuse;
 mod geglu;

@@ -10,6 +10,7 @@ use egui::{ColorImage, Context, TextureHandle, TextureOptions};
 use image::RgbImage;
 
 use crate::engine::adapter::mount::Strength;
+use crate::engine::device;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::preview::Request;
@@ -136,7 +137,7 @@ fn paint(inbox: &Shared<Order>, post: &Post) {
             };
             let begun = Instant::now();
             let picture = guarded(|| {
-                let image = one(&order, steps, &stale, post)?;
+                let image = device::on_worker(|| one(&order, steps, &stale, post))?;
                 let texture = texture(&image, post.ctx());
                 let seconds = at.elapsed().as_secs_f32();
                 Ok(Picture { image: Arc::new(image), texture, coarse, seconds, heard: heard(&order.mix) })
@@ -169,7 +170,7 @@ pub fn heard(mix: &Mix) -> Arc<[(String, f32)]> {
     mix.iter().filter(|(_, s)| s.unet != 0.0).map(|(file, s)| (stem(&file.path), s.unet)).collect()
 }
 
-fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Result<RgbImage> {
+fn one(order: &Order, steps: usize, stale: &(dyn Fn() -> bool + Sync), post: &Post) -> Result<RgbImage> {
     let Order { with: Opened { session, model }, mix, request, .. } = order;
     let heard = mix.iter().filter(|(_, strength)| strength.unet != 0.0 || strength.text != 0.0);
     let used: Vec<Used> =

@@ -151,10 +151,14 @@ impl WithSimd for Softmax<'_> {
         let Self { scores, m, scale } = self;
         for row in scores.chunks_exact_mut(m) {
             let largest = reduce::largest(s, row);
-            row.iter_mut().for_each(|x| *x = exp((*x - largest) * scale));
+            for x in row.iter_mut() {
+                *x = exp((*x - largest) * scale);
+            }
             let sum = reduce::sum(s, row);
             let share = sum.recip();
-            row.iter_mut().for_each(|x| *x *= share);
+            for x in row.iter_mut() {
+                *x *= share;
+            }
         }
     }
 }

@@ -53,13 +53,12 @@ impl Shape {
         pictures: impl IndexedParallelIterator<Item = &'a mut [f32]>,
         picture: impl Fn(usize, &mut [f32], Parallelism) + Sync,
     ) {
-        match self.batch >= rayon::current_num_threads() {
-            true => pictures.enumerate().for_each(|(i, to)| picture(i, to, Parallelism::None)),
-            false => {
-                let mut all: Vec<_> = Vec::new();
-                pictures.collect_into_vec(&mut all);
-                all.into_iter().enumerate().for_each(|(i, to)| picture(i, to, Parallelism::Rayon(0)));
-            }
+        if self.batch >= rayon::current_num_threads() {
+            pictures.enumerate().for_each(|(i, to)| picture(i, to, Parallelism::None));
+        } else {
+            let mut all = Vec::new();
+            pictures.collect_into_vec(&mut all);
+            all.into_iter().enumerate().for_each(|(i, to)| picture(i, to, Parallelism::Rayon(0)));
         }
     }
 }

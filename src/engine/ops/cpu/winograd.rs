@@ -138,7 +138,8 @@ fn store<S: Simd>(to: &mut [f32], x: S::f32s) {
 /// `Bᵀ·d`.
 #[inline(always)]
 fn b<S: Simd>(s: S, [d0, d1, d2, d3, d4, d5]: [S::f32s; 6]) -> [S::f32s; 6] {
-    let [two, four, minus_four, minus_five] = [2.0, 4.0, -4.0, -5.0].map(|x| s.splat_f32s(x));
+    let (two, four) = (s.splat_f32s(2.0), s.splat_f32s(4.0));
+    let (minus_four, minus_five) = (s.splat_f32s(-4.0), s.splat_f32s(-5.0));
     let (even, odd) = (s.mul_add_f32s(d2, minus_four, d4), s.mul_add_f32s(d1, minus_four, d3));
     let (far, near) = (s.sub_f32s(d4, d2), s.mul_f32s(s.sub_f32s(d3, d1), two));
     [
@@ -154,7 +155,8 @@ fn b<S: Simd>(s: S, [d0, d1, d2, d3, d4, d5]: [S::f32s; 6]) -> [S::f32s; 6] {
 /// `G·g`.
 #[inline(always)]
 fn g<S: Simd>(s: S, [g0, g1, g2]: [S::f32s; 3]) -> [S::f32s; 6] {
-    let [quarter, sixth, twelfth, last] = [0.25, 1.0 / 6.0, 1.0 / 12.0, 1.0 / 24.0].map(|x| s.splat_f32s(x));
+    let (quarter, sixth) = (s.splat_f32s(0.25), s.splat_f32s(1.0 / 6.0));
+    let (twelfth, last) = (s.splat_f32s(1.0 / 12.0), s.splat_f32s(1.0 / 24.0));
     let (outer, inner) = (s.mul_f32s(s.add_f32s(g0, g2), sixth), s.mul_f32s(g1, sixth));
     let (far, near) = (s.mul_add_f32s(g0, last, s.mul_f32s(g2, sixth)), s.mul_f32s(g1, twelfth));
     [
@@ -170,7 +172,7 @@ fn g<S: Simd>(s: S, [g0, g1, g2]: [S::f32s; 3]) -> [S::f32s; 6] {
 /// `Aᵀ·m`.
 #[inline(always)]
 fn a<S: Simd>(s: S, [m0, m1, m2, m3, m4, m5]: [S::f32s; 6]) -> [S::f32s; 4] {
-    let [two, four, eight] = [2.0, 4.0, 8.0].map(|x| s.splat_f32s(x));
+    let (two, four, eight) = (s.splat_f32s(2.0), s.splat_f32s(4.0), s.splat_f32s(8.0));
     let (sum, difference) = (s.add_f32s(m1, m2), s.sub_f32s(m1, m2));
     let (far_sum, far) = (s.add_f32s(m3, m4), s.sub_f32s(m3, m4));
     [
@@ -208,16 +210,16 @@ impl WithSimd for SpreadFilter<'_> {
             }
             for (i, input_at) in inputs.clone().enumerate() {
                 for l in (0..LANES).step_by(S::F32_LANES) {
-                    let tap = |k: usize| {
+                    let mut t = [s.splat_f32s(0.0); 9];
+                    for (k, t) in t.iter_mut().enumerate() {
                         let k = if flipped { 8 - k } else { k };
-                        load::<S>(&side_by_side[(9 * i + k) * LANES + l..])
-                    };
-                    let rows = [0, 3, 6].map(
-                        #[inline(always)]
-                        |k| g(s, [tap(k), tap(k + 1), tap(k + 2)]),
-                    );
-                    for across in 0..6 {
-                        let column = g(s, [rows[0][across], rows[1][across], rows[2][across]]);
+                        *t = load::<S>(&side_by_side[(9 * i + k) * LANES + l..]);
+                    }
+                    let top = g(s, [t[0], t[1], t[2]]);
+                    let middle = g(s, [t[3], t[4], t[5]]);
+                    let bottom = g(s, [t[6], t[7], t[8]]);
+                    for (across, ((top, middle), bottom)) in top.into_iter().zip(middle).zip(bottom).enumerate() {
+                        let column = g(s, [top, middle, bottom]);
                         for (down, &value) in column.iter().enumerate() {
                             let at = (6 * down + across) * plane(input * lanes) + input_at * lanes + o + l;
                             #[expect(unsafe_code, reason = "the planes of one input lie far apart")]
@@ -280,8 +282,11 @@ impl WithSimd for SpreadTiles<'_> {
                     for l in (0..LANES).step_by(S::F32_LANES) {
                         let mut columns = [[s.splat_f32s(0.0); 6]; 6];
                         for (i, column) in columns.iter_mut().enumerate() {
-                            let d = |j: usize| load::<S>(&pixels[(j * padded + 4 * tile + i) * LANES + l..]);
-                            *column = b(s, [d(0), d(1), d(2), d(3), d(4), d(5)]);
+                            let mut d = [s.splat_f32s(0.0); 6];
+                            for (j, d) in d.iter_mut().enumerate() {
+                                *d = load::<S>(&pixels[(j * padded + 4 * tile + i) * LANES + l..]);
+                            }
+                            *column = b(s, d);
                         }
                         for j in 0..6 {
                             let [c0, c1, c2, c3, c4, c5] = columns;
@@ -335,8 +340,11 @@ impl WithSimd for Gather<'_> {
                         let offset = load::<S>(&offsets[l..]);
                         let mut columns = [[offset; 4]; 6];
                         for (i, column) in columns.iter_mut().enumerate() {
-                            let m = |j: usize| load::<S>(&m[(6 * j + i) * plane + from + l..]);
-                            *column = a(s, [m(0), m(1), m(2), m(3), m(4), m(5)]);
+                            let mut places = [offset; 6];
+                            for (j, place) in places.iter_mut().enumerate() {
+                                *place = load::<S>(&m[(6 * j + i) * plane + from + l..]);
+                            }
+                            *column = a(s, places);
                         }
                         for j in 0..4 {
                             let [c0, c1, c2, c3, c4, c5] = columns;
