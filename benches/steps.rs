@@ -5,9 +5,12 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
+mod median;
+
 use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
+use median::median;
 use serde_json::json;
 use triptych::engine::adapter::{self, Context, Spot, target};
 use triptych::engine::device::{self, read};
@@ -18,8 +21,6 @@ use triptych::engine::model::{Branch, Change, Mounts, StableDiffusion};
 use triptych::engine::random::Philox;
 use triptych::engine::train::step::{Batch, Group, Prior, Rates, Text, Trainee};
 
-const WARM_UP: usize = 3;
-const RUNS: usize = 15;
 const RATES: Rates = Rates { adapter: 1e-3, token: 1e-3, decay: 1e-2, clip: 1.0 };
 
 fn main() {
@@ -31,7 +32,7 @@ fn main() {
     let mut result = json!({ "load": load });
     for (name, seconds) in WORK {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            result[name] = device::on_worker(|| seconds(&model)).into();
+            result[name] = device::on_workers("bench", device::cores(), || seconds(&model)).unwrap().into();
         }
     }
     println!("{result}");
@@ -50,20 +51,6 @@ const WORK: &[(&str, Seconds)] = &[
     ("sample_b1_three_at_rest", |model| sample(model, 1, &three(model).rest(&model.weights))),
     ("resting", |model| median(|| drop(three(model).rest(&model.weights)))),
 ];
-
-/// Median seconds of one call.
-fn median(mut call: impl FnMut()) -> f64 {
-    let mut seconds: Vec<f64> = (0..WARM_UP + RUNS)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed().as_secs_f64()
-        })
-        .skip(WARM_UP)
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[RUNS / 2]
-}
 
 fn noise(model: &StableDiffusion, shape: [usize; 4]) -> Tensor<4> {
     Tensor::from_data(TensorData::new(Philox::new(1).normal(0, shape.iter().product()), shape), &model.device)

@@ -91,7 +91,7 @@ impl Cli {
     pub fn run(self, began: Instant) -> ExitCode {
         let shell = Shell { device: self.device, precision: self.precision.unwrap_or_default(), json: self.json };
         let Some(command) = self.command else { return window(self.project, self.device, self.precision, began) };
-        let result = device::on_worker(|| match command {
+        let work = || match command {
             Command::Demo(args) => demo::run(&args, &shell),
             Command::Inspect(args) => inspect::run(&args, &shell),
             Command::Sample(args) => sample::run(&args, &shell),
@@ -101,7 +101,8 @@ impl Cli {
             Command::Spectrum(args) => spectrum::run(&args, &shell),
             Command::Overlap(args) => overlap::run(&args, &shell),
             Command::Methods(args) => methods::run(&args, &shell),
-        });
+        };
+        let result = device::on_workers("computing", device::cores(), work).and_then(|result| result);
         match result {
             Ok(code) => code,
             Err(error) => {

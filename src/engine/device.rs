@@ -57,9 +57,20 @@ pub fn cpu() -> Device {
     Device::flex()
 }
 
-/// Runs `work` on one of the threads that compute: from any other, each operation is handed over and waited for.
-pub fn on_worker<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    rayon::scope(|_| work())
+/// Runs `work` on one of so many threads of its own that share what it computes: from any other thread, each operation on
+/// the CPU would be handed over and waited for.
+pub fn on_workers<T: Send>(name: &'static str, threads: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(move |i| format!("{name} {i}"))
+        .build()
+        .map_err(|e| Error::new(format!("No threads could be started ({e})"), "Close other programs"))?;
+    Ok(pool.install(work))
+}
+
+/// As many as can run at once.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// A tensor's values on the host. Waits for the device, which may have been unplugged or reset meanwhile.

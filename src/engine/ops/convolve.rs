@@ -12,9 +12,9 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata as _, back
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{DType, Tensor};
 
+use super::cpu;
 use super::cpu::patches::{self, Shape};
 use super::cpu::winograd::{self, Filter};
-use super::cpu::{self};
 
 /// `x [b, i, h, w]` with `weight [o, i, kh, kw]` and `bias [o]`: `[b, o, h', w']`.
 pub fn convolve(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Tensor<4> {
@@ -46,8 +46,9 @@ pub trait Convolve: Backend {
         padding: usize,
     ) -> FloatTensor<Self> {
         let ([_, _, h, w], [_, _, kh, kw]) = (g.shape().dims(), weight.shape().dims());
-        let reached = |behind: usize, kernel: usize| (behind - 1) * stride + kernel - 2 * padding;
-        let unread = [before[0] - reached(h, kh), before[1] - reached(w, kw)];
+        let unread =
+            |before: usize, behind: usize, kernel: usize| before + 2 * padding - ((behind - 1) * stride + kernel);
+        let unread = [unread(before[0], h, kh), unread(before[1], w, kw)];
         Self::conv_transpose2d(g, weight, None, ConvTransposeOptions::new([stride; 2], [padding; 2], unread, [1; 2], 1))
     }
 }
@@ -201,6 +202,10 @@ mod tests {
             ([1, 16, 10, 11], 5, 3, 2, 0),
             ([4, 5, 6, 7], 3, 1, 1, 0),
             ([1, 2, 9, 9], 4, 4, 3, 2),
+            // More than one block of outputs, more than one band of patches, pictures of one pixel.
+            ([1, 400, 20, 20], 300, 3, 1, 1),
+            ([1, 48, 80, 80], 5, 4, 1, 1),
+            ([30, 9, 1, 1], 17, 3, 1, 1),
         ] {
             let tensor = |draw, shape: &[usize]| {
                 let values = Philox::new(0).normal(draw, shape.iter().product());

@@ -8,7 +8,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::wgpu::CubeBackend;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata as _, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::cpu;
 use super::cpu::norm::{Norm, group_norm as forward, group_norm_backward as backward};
@@ -23,6 +23,7 @@ pub enum Then {
 /// `x [b, c, h, w]`, normalised over each of `groups` groups of channels, times `gain [c]` plus `offset [c]`. Gain and
 /// offset are frozen: no gradient flows to them.
 pub fn group_norm(x: Tensor<4>, gain: Tensor<1>, offset: Tensor<1>, groups: usize, eps: f64, then: Then) -> Tensor<4> {
+    assert!(x.dims()[1].is_multiple_of(groups), "{groups} groups of {} channels", x.dims()[1]);
     let (x, gain, offset) = (x.into_dispatch(), gain.into_dispatch(), offset.into_dispatch());
     Tensor::from_dispatch(Dispatch::group_norm(x, gain, offset, groups, eps, then == Then::Silu))
 }
@@ -110,7 +111,6 @@ impl GroupNorm for Flex {
         eps: f64,
         silu: bool,
     ) -> FlexTensor {
-        assert_eq!(x.dtype(), DType::F32, "everything is computed in f32");
         let [x, gain, offset] = [x, gain, offset].map(cpu::contiguous);
         let shape = x.shape();
         let norm = Norm { gain: gain.storage(), offset: offset.storage(), eps: eps as f32 };

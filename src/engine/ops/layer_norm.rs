@@ -127,8 +127,8 @@ mod tests {
             let values = Philox::new(0).normal(draw, shape.iter().product());
             Tensor::<3>::from_data(TensorData::new(values, shape), &cpu())
         };
-        let x = (tensor(0, [2, 5, 37]) * 3.0 + 1.0).autodiff().require_grad();
-        let pull = tensor(1, [2, 5, 37]).autodiff();
+        let x = (tensor(0, [2, 300, 37]) * 3.0 + 1.0).autodiff().require_grad();
+        let pull = tensor(1, [2, 300, 37]).autodiff();
         let [gain, offset] = [2, 3].map(|draw| tensor(draw, [1, 1, 37]).reshape([37]).autodiff());
         let run = |y: Tensor<3>| {
             let gradients = (y.clone() * pull.clone()).sum().backward();

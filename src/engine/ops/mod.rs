@@ -1,7 +1,8 @@
 //! What runs on the device below the networks.
 //!
-//! A kernel is `shaders/ops/NAME.wgsl`, `src/engine/ops/NAME.rs` and its row in [`OPS`]; the tests read the row. On the
-//! CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations.
+//! A kernel for GPUs is `shaders/ops/NAME.wgsl`, `src/engine/ops/NAME.rs` and its row in [`OPS`]; the tests read the row.
+//! On the CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations. What the CPU
+//! has a loop of its own for is in `cpu`; its plain tensor operations are then for GPUs.
 
 mod adamw;
 mod attend;

@@ -87,7 +87,7 @@ impl Painter {
         let inbox = Arc::<Shared<Order>>::default();
         let theirs = Arc::clone(&inbox);
         let work = move |post: &Post| {
-            paint(&theirs, post);
+            device::on_workers("painting", device::cores(), || paint(&theirs, post))?;
             Ok("The painter has stopped".into())
         };
         post.spawn("preview", work, Report::Done);
@@ -137,7 +137,7 @@ fn paint(inbox: &Shared<Order>, post: &Post) {
             };
             let begun = Instant::now();
             let picture = guarded(|| {
-                let image = device::on_worker(|| one(&order, steps, &stale, post))?;
+                let image = one(&order, steps, &stale, post)?;
                 let texture = texture(&image, post.ctx());
                 let seconds = at.elapsed().as_secs_f32();
                 Ok(Picture { image: Arc::new(image), texture, coarse, seconds, heard: heard(&order.mix) })
@@ -170,7 +170,7 @@ pub fn heard(mix: &Mix) -> Arc<[(String, f32)]> {
     mix.iter().filter(|(_, s)| s.unet != 0.0).map(|(file, s)| (stem(&file.path), s.unet)).collect()
 }
 
-fn one(order: &Order, steps: usize, stale: &(dyn Fn() -> bool + Sync), post: &Post) -> Result<RgbImage> {
+fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Result<RgbImage> {
     let Order { with: Opened { session, model }, mix, request, .. } = order;
     let heard = mix.iter().filter(|(_, strength)| strength.unet != 0.0 || strength.text != 0.0);
     let used: Vec<Used> =

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::engine::device;
 use crate::engine::event::Event;
 use crate::engine::queue::Claim;
 use crate::engine::session::Training;
@@ -104,13 +105,7 @@ fn accounted<T>(claim: Option<Claim>, work: impl FnOnce() -> Result<T>) -> Resul
 
 /// On the CPU one core stays free, or the window would wait for its turn.
 fn with_a_core_free<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(cores.saturating_sub(1).max(1))
-        .thread_name(|i| format!("training {i}"))
-        .build()
-        .map_err(|e| Error::new(format!("No threads could be started ({e})"), "Close other programs"))?;
-    Ok(pool.install(work))
+    device::on_workers("training", device::cores().saturating_sub(1).max(1), work)
 }
 
 /// An adapter that is about to be taught anew stays as it was under another name.

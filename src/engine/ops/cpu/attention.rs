@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::disjoint::Disjoint;
 use super::exp::exp;
-use super::product::{Into, Parallelism, View, product};
+use super::product::{Parallelism, View, Write, product};
 use super::reduce;
 
 /// Of queries `[batch, n, heads·d]`, keys `[batch, m, heads·d]` and values `[batch, m, heads·e]`.
@@ -57,7 +57,7 @@ impl Head {
     fn put(self, rows: &[f32], first: usize, into: &Disjoint<'_>) {
         for (i, row) in rows.chunks_exact(self.width).enumerate() {
             #[expect(unsafe_code, reason = "a head's columns lie between those of others")]
-            // SAFETY: only this head's thread writes them.
+            // SAFETY: each of these rows of this head is put by one thread.
             let to = unsafe { into.part(self.at + (first + i) * self.stride, self.width) };
             to.copy_from_slice(row);
         }
@@ -90,10 +90,10 @@ pub fn attend(q: &[f32], k: &[f32], v: &[f32], shape: Shape) -> Vec<f32> {
         scores.resize(band.len() * m, 0.0);
         mixed.resize(band.len() * e, 0.0);
         let (q, k) = (q_head.of(q, band.start), turned(k_head.of(k, 0)));
-        product(&mut scores, m, [band.len(), d, m], q, k, Into::Replace, Parallelism::None);
+        product(&mut scores, m, [band.len(), d, m], q, k, Write::Replace, Parallelism::None);
         Arch::new().dispatch(Softmax { scores: &mut scores, m, scale: shape.scale() });
         let v = v_head.of(v, 0);
-        product(&mut mixed, e, [band.len(), m, e], rows(&scores, m), v, Into::Replace, Parallelism::None);
+        product(&mut mixed, e, [band.len(), m, e], rows(&scores, m), v, Write::Replace, Parallelism::None);
         out_head.put(&mixed, band.start, &whole);
         BANDS.set([scores, spare, mixed]);
     });
@@ -115,18 +115,18 @@ pub fn backward(q: &[f32], k: &[f32], v: &[f32], g: &[f32], shape: Shape) -> [Ve
         let (k_rows, v_rows) = rest.split_at_mut(m * d);
         for band in shape.bands() {
             let count = band.len();
-            let into = if band.start == 0 { Into::Replace } else { Into::Add };
+            let write = if band.start == 0 { Write::Replace } else { Write::Add };
             let (q, k, v, g) = (q_head.of(q, band.start), k_head.of(k, 0), v_head.of(v, 0), g_head.of(g, band.start));
             p.resize(count * m, 0.0);
             s.resize(count * m, 0.0);
-            product(&mut p, m, [count, d, m], q, turned(k), Into::Replace, Parallelism::None);
+            product(&mut p, m, [count, d, m], q, turned(k), Write::Replace, Parallelism::None);
             Arch::new().dispatch(Softmax { scores: &mut p, m, scale: shape.scale() });
-            product(v_rows, e, [m, count, e], turned(rows(&p, m)), g, into, Parallelism::None);
-            product(&mut s, m, [count, e, m], g, turned(v), Into::Replace, Parallelism::None);
+            product(v_rows, e, [m, count, e], turned(rows(&p, m)), g, write, Parallelism::None);
+            product(&mut s, m, [count, e, m], g, turned(v), Write::Replace, Parallelism::None);
             Arch::new().dispatch(SoftmaxBackward { p: &p, d: &mut s, m, scale: shape.scale() });
             let of_band = &mut q_rows[band.start * d..][..count * d];
-            product(of_band, d, [count, m, d], rows(&s, m), k, Into::Replace, Parallelism::None);
-            product(k_rows, d, [m, count, d], turned(rows(&s, m)), q, into, Parallelism::None);
+            product(of_band, d, [count, m, d], rows(&s, m), k, Write::Replace, Parallelism::None);
+            product(k_rows, d, [m, count, d], turned(rows(&s, m)), q, write, Parallelism::None);
         }
         q_head.put(q_rows, 0, &by_q);
         k_head.put(k_rows, 0, &by_k);

@@ -1,11 +1,12 @@
-//! AdamW's step in one pass over a parameter, in place.
+//! AdamW's step in one pass over a parameter.
 
 use pulp::{Arch, Simd, WithSimd};
 
 #[derive(Clone, Copy)]
 pub struct Factors {
-    pub beta1: f32,
-    pub beta2: f32,
+    /// β₁ and 1 − β₁, β₂ and 1 − β₂: differences that f32 would not keep.
+    pub beta1: [f32; 2],
+    pub beta2: [f32; 2],
     pub eps: f32,
     /// Of the value, behind its decay.
     pub left: f32,
@@ -34,8 +35,8 @@ impl WithSimd for Step<'_> {
         let Self { state: [values, means, squares], gradient, factors } = self;
         let Factors { beta1, beta2, eps, left, rate, unbias } = factors;
         for (((x, m), v), &g) in values.iter_mut().zip(means).zip(squares).zip(gradient) {
-            *m = *m * beta1 + g * (1.0 - beta1);
-            *v = *v * beta2 + g * g * (1.0 - beta2);
+            *m = *m * beta1[0] + g * beta1[1];
+            *v = *v * beta2[0] + g * g * beta2[1];
             *x = *x * left - *m / (v.sqrt() / unbias + eps) * rate;
         }
     }

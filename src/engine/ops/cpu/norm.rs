@@ -116,8 +116,8 @@ impl WithSimd for Backward<'_> {
             by_normal.copy_from_slice(&g[i * pixels..][..pixels]);
             for (to, &x) in by_normal.iter_mut().zip(x) {
                 let z = (x - mean) * r * gain + offset;
-                let s = sigmoid(z);
-                let slope = if silu { s * (1.0 + z * (1.0 - s)) } else { 1.0 };
+                let share = sigmoid(z);
+                let slope = if silu { share * (1.0 + z * (1.0 - share)) } else { 1.0 };
                 *to *= slope * gain;
             }
             total += reduce::sum(s, by_normal);

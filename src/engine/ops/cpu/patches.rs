@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::product::{Into, Parallelism, View, product};
+use super::product::{Parallelism, View, Write, product};
 
 /// Numbers of a band of patches: 4 MB.
 const BAND: usize = 1 << 20;
@@ -21,10 +21,10 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Height and width behind.
+    /// Height and width behind. The kernel is no larger than a padded picture.
     pub fn behind(&self) -> [usize; 2] {
         let Self { before, kernel, stride, padding, .. } = self;
-        [0, 1].map(|i| (before[i] + 2 * padding).saturating_sub(kernel[i]) / stride + 1)
+        [0, 1].map(|i| (before[i] + 2 * padding - kernel[i]) / stride + 1)
     }
 
     /// Numbers of a picture before and behind.
@@ -48,17 +48,11 @@ impl Shape {
     }
 
     /// Calls `picture` for each: side by side, or one after the other with all threads for its products.
-    fn each<'a>(
-        &self,
-        pictures: impl IndexedParallelIterator<Item = &'a mut [f32]>,
-        picture: impl Fn(usize, &mut [f32], Parallelism) + Sync,
-    ) {
+    fn each(&self, all: &mut [f32], numbers: usize, picture: impl Fn(usize, &mut [f32], Parallelism) + Sync) {
         if self.batch >= rayon::current_num_threads() {
-            pictures.enumerate().for_each(|(i, to)| picture(i, to, Parallelism::None));
+            all.par_chunks_mut(numbers).enumerate().for_each(|(i, to)| picture(i, to, Parallelism::None));
         } else {
-            let mut all = Vec::new();
-            pictures.collect_into_vec(&mut all);
-            all.into_iter().enumerate().for_each(|(i, to)| picture(i, to, Parallelism::Rayon(0)));
+            all.chunks_mut(numbers).enumerate().for_each(|(i, to)| picture(i, to, Parallelism::Rayon(0)));
         }
     }
 }
@@ -71,7 +65,7 @@ pub fn convolve(x: &[f32], taps: &[f32], bias: Option<&[f32]>, shape: Shape) -> 
         return y;
     }
     let weight = View { values: taps, strides: [shape.taps(), 1] };
-    shape.each(y.par_chunks_mut(behind), |picture, y, threads| {
+    shape.each(&mut y, behind, |picture, y, threads| {
         if let Some(bias) = bias {
             y.chunks_exact_mut(pixels).zip(bias).for_each(|(channel, &bias)| channel.fill(bias));
         }
@@ -87,7 +81,7 @@ pub fn convolve(x: &[f32], taps: &[f32], bias: Option<&[f32]>, shape: Shape) -> 
                     .for_each(|(to, &x)| *to = x),
             });
             let patches = View { values: &patches, strides: [count, 1] };
-            product(&mut y[first..], pixels, [shape.out, shape.taps(), count], weight, patches, Into::Add, threads);
+            product(&mut y[first..], pixels, [shape.out, shape.taps(), count], weight, patches, Write::Add, threads);
         });
     });
     y
@@ -101,13 +95,13 @@ pub fn backward(g: &[f32], taps: &[f32], shape: Shape) -> Vec<f32> {
         return by_x;
     }
     let turned = View { values: taps, strides: [1, shape.taps()] };
-    shape.each(by_x.par_chunks_mut(before), |picture, by_x, threads| {
+    shape.each(&mut by_x, before, |picture, by_x, threads| {
         let g = &g[picture * behind..][..behind];
         for_bands(&shape, |rows| {
             let (first, count) = (rows.start * shape.behind()[1], rows.len() * shape.behind()[1]);
             let mut patches = vec![0.0; shape.taps() * count];
             let g = View { values: &g[first..], strides: [pixels, 1] };
-            product(&mut patches, count, [shape.taps(), shape.out, count], turned, g, Into::Replace, threads);
+            product(&mut patches, count, [shape.taps(), shape.out, count], turned, g, Write::Replace, threads);
             walk(&shape, rows, |patch, line, pixels| {
                 let from = &patches[patch..][..pixels.count];
                 by_x[line..].iter_mut().step_by(pixels.step).zip(from).for_each(|(to, &g)| *to += g);

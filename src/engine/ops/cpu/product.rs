@@ -11,7 +11,7 @@ pub struct View<'a> {
 
 /// What becomes of the numbers that are there already.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Into {
+pub enum Write {
     Replace,
     Add,
 }
@@ -23,11 +23,15 @@ pub fn product(
     [m, k, n]: [usize; 3],
     a: View<'_>,
     b: View<'_>,
-    into: Into,
+    write: Write,
     threads: Parallelism,
 ) {
-    if m * k * n == 0 {
+    if m * n == 0 {
         return;
+    }
+    if k == 0 {
+        let rows = out.chunks_mut(stride).take(if write == Write::Replace { m } else { 0 });
+        return rows.for_each(|row| row[..n].fill(0.0));
     }
     let end = |[rows, columns]: [usize; 2], [down, across]: [usize; 2]| (rows - 1) * down + (columns - 1) * across;
     assert!(n <= stride && out.len() > end([m, n], [stride, 1]), "the product of [{m}, {k}] and [{k}, {n}] fits");
@@ -44,7 +48,7 @@ pub fn product(
             out.as_mut_ptr(),
             1,
             stride as isize,
-            into == Into::Add,
+            write == Write::Add,
             a.values.as_ptr(),
             a_across,
             a_down,

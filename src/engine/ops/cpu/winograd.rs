@@ -11,13 +11,13 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::disjoint::Disjoint;
-use super::product::{Into, Parallelism, View, product};
+use super::product::{Parallelism, View, Write, product};
 
 /// Channels that are transformed side by side; the widest vectors have as many numbers.
 pub const LANES: usize = 16;
 /// Places of a transformed tile.
 const PLACES: usize = 36;
-/// Tiles of a band: what they become stays in a core's cache.
+/// Tiles of a band: what they become stays in a core's cache, where channels are not many.
 const BAND: usize = 32;
 /// Numbers of a transformed filter that are held at a time: 16 MB.
 const SPREAD: usize = 1 << 22;
@@ -62,7 +62,8 @@ impl Size {
         [self.height.div_ceil(4), self.width.div_ceil(4)]
     }
 
-    /// Whether there are enough tiles for it.
+    /// Whether there are enough tiles for it. All pictures of a batch count, so that one rounds otherwise alone than among
+    /// others.
     pub fn pays(self) -> bool {
         let [down, across] = self.tiles();
         self.batch * down * across >= FEWEST
@@ -109,7 +110,7 @@ pub fn convolve(x: &[f32], filter: Filter<'_>, bias: Option<&[f32]>, size: Size)
                 let v = View { values: &v[place * plane(tiles * channels)..], strides: [channels, 1] };
                 let u = View { values: &u[place * plane(input * lanes)..], strides: [lanes, 1] };
                 let m = &mut m[place * plane(tiles * lanes)..];
-                product(m, lanes, [tiles, input, lanes], v, u, Into::Replace, Parallelism::None);
+                product(m, lanes, [tiles, input, lanes], v, u, Write::Replace, Parallelism::None);
             }
             let outs = outs.clone();
             Arch::new().dispatch(Gather { m: &m, bias, size, rows, outs, out, row: &mut row, y: &whole });
@@ -261,13 +262,11 @@ impl WithSimd for SpreadTiles<'_> {
                 let (picture, tile_row) = (row / down, row % down);
                 for (r, line) in pixels.chunks_exact_mut(padded * LANES).enumerate() {
                     // The first line of the first row of tiles lies above the picture.
-                    let inside = (4 * tile_row + r).checked_sub(1).filter(|&y| y < height);
-                    let Some(y) = inside.filter(|_| count == LANES).or_else(|| {
+                    let y = (4 * tile_row + r).checked_sub(1).filter(|&y| y < height);
+                    if y.is_none() || count < LANES {
                         line.fill(0.0);
-                        inside
-                    }) else {
-                        continue;
-                    };
+                    }
+                    let Some(y) = y else { continue };
                     line[..LANES].fill(0.0);
                     line[(width + 1) * LANES..].fill(0.0);
                     for lane in 0..count {
