@@ -21,7 +21,7 @@ use kept::{Pass, stretch};
 const F32: usize = 4;
 /// What the program works with beside all that: the vocabulary, and buffers in which products and convolutions are laid
 /// out anew.
-const WORKING: u64 = 15_000_000;
+const WORKING: u64 = 22_000_000;
 /// Runs before any text is read: no gradient flows there unless it is adapted itself.
 const FIRST: [&str; 3] = ["conv_in", "time_embedding.", "down_blocks.0.resnets.0."];
 
