@@ -17,8 +17,9 @@ use super::cpu;
 use super::cpu::attention::{self, Shape};
 use crate::engine::device::cpu as cpu_device;
 
-/// Scores of a head that are alive at a time on the CPU: 256 KB, a part of a core's cache.
-const CPU_BAND: usize = 1 << 16;
+/// Scores of a head that are alive at a time on the CPU: 1 MB, what a core's cache holds. With fewer queries in a band, the
+/// keys are laid out anew too often.
+const CPU_BAND: usize = 1 << 18;
 /// Scores of all heads on a GPU: half of the 128 MiB that every adapter lets a kernel bind.
 const GPU_BAND: usize = 1 << 24;
 
