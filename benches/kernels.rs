@@ -1,7 +1,7 @@
 //! What a step is made of, one piece at a time, on the CPU: median seconds, as JSON.
 //!
-//! `cargo bench --profile dev --bench kernels `; `benches/compare/kernels.py` does the same work with PyTorch and
-//! PEFT and prints both.
+//! `cargo bench --profile dev --bench kernels`; `benches/compare/kernels.py` does the same work with PyTorch and diffusers
+//! and prints both.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 

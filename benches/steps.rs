@@ -1,7 +1,7 @@
 //! Seconds per training step and per sampling step of the starter model on the CPU, as JSON.
 //!
-//! `cargo bench --profile dev --bench steps [-- NAME…]`; `benches/compare/steps.py` does the same work with PyTorch, diffusers and
-//! PEFT and prints both.
+//! `cargo bench --profile dev --bench steps [-- NAME…]`; `benches/compare/steps.py` does the same work with PyTorch,
+//! diffusers and PEFT and prints both.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 

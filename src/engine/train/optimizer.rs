@@ -22,8 +22,8 @@ impl Moments {
     pub fn step(&mut self, parameter: Tensor<2>, gradient: Tensor<2>, rate: f64, decay: f64) -> Tensor<2> {
         self.steps = self.steps.saturating_add(1);
         let step = Step { rate, decay, number: self.steps };
-        let [value, mean, square] = ops::adamw(parameter, self.mean.clone(), self.square.clone(), gradient, step);
-        (self.mean, self.square) = (mean, square);
+        let value;
+        [value, self.mean, self.square] = ops::adamw(parameter, self.mean.clone(), self.square.clone(), gradient, step);
         value
     }
 }
