@@ -6,6 +6,8 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
+mod allocator;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

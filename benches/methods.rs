@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
+mod allocator;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
+mod allocator;
 mod median;
 
 use std::time::Instant;
