@@ -14,6 +14,7 @@ pub mod io;
 pub mod merge;
 pub mod model;
 pub mod ops;
+pub mod pages;
 pub mod parameters;
 pub mod preview;
 pub mod project;
