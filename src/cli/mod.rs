@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+mod convert;
 mod demo;
 mod inspect;
 mod merge;
@@ -72,6 +73,8 @@ enum Command {
     Queue(queue::Args),
     /// Merge adapters into one file
     Merge(merge::Args),
+    /// Write an adapter as a file of another tool
+    Convert(convert::Args),
     /// Singular values and effective ranks of an adapter, layer by layer
     Spectrum(spectrum::Args),
     /// How much adapters get in each other's way, pair by pair
@@ -98,6 +101,7 @@ impl Cli {
             Command::Train(args) => train::run(&args, &shell),
             Command::Queue(args) => queue::run(&args, &shell),
             Command::Merge(args) => merge::run(&args, &shell),
+            Command::Convert(args) => convert::run(&args, &shell),
             Command::Spectrum(args) => spectrum::run(&args, &shell),
             Command::Overlap(args) => overlap::run(&args, &shell),
             Command::Methods(args) => methods::run(&args, &shell),

@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod concept;
 pub mod contact_sheet;
+pub mod convert;
 pub mod device;
 pub mod diffusion;
 pub mod error;

@@ -44,7 +44,7 @@ pub fn single_file(scratch: &Path) -> PathBuf {
             std::fs::write(to, sd.bytes(name).unwrap_or_else(|e| panic!("{e}"))).expect("a file is written");
         }
     } else {
-        export::bake(&sd, &model(), &[], &file, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+        export::bake(&sd, &[], &file, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
     }
     file
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::engine::adapter::{self, Adapter, Context};
+use crate::engine::device::read;
 use crate::engine::field::Settings;
 use crate::engine::io::detect::Family;
+use crate::engine::io::lora_file::relative::Base;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
@@ -71,6 +73,11 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
     let matrix = |values: &[f32], shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &model.device)
     };
+    if !file.norms.is_empty() {
+        return Err(norms(file));
+    }
+    let resolved = if file.relatives.is_empty() { None } else { Some(on(model, file)?) };
+    let file = resolved.as_ref().unwrap_or(file);
     for (module, layer) in &file.layers {
         let id = find(module, Some((layer.out(), layer.input())))?;
         let down = matrix(&layer.down, [layer.rank, layer.input()]);
@@ -105,6 +112,30 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         }
     }
     Ok(())
+}
+
+/// The file with the changes that depend on a model's own weights worked out for this one.
+pub fn on(model: &StableDiffusion, file: &LoraFile) -> Result<LoraFile> {
+    let table: BTreeMap<String, LayerId> = model.layer_ids().map(|(id, layer)| (layer.module(), id)).collect();
+    file.on(|module| {
+        let Some(&id) = table.get(module) else { return Ok(None) };
+        let (layer, weight) = (model.layer(id), model.weight(id));
+        let kernel = layer.kernel.map_or_else(Vec::new, |kernel| kernel.to_vec());
+        Ok(Some(Base {
+            weight: read(weight.wide_oi())?,
+            shape: [&[layer.out, layer.channels], &kernel[..]].concat(),
+            bias: weight.bias.clone().map(read).transpose()?,
+        }))
+    })
+}
+
+/// Layers' weights have places in a forward pass where something can be added; those of norms have none.
+pub fn norms(file: &LoraFile) -> Error {
+    Error::new(
+        format!("The adapter changes {} normalisations, which cannot be done beside a model", file.norms.len()),
+        "Write it into a copy of the model instead: triptych merge F --into MODEL --out NEW",
+    )
+    .at(&file.path)
 }
 
 /// A method's tensors at work on one layer.

@@ -151,13 +151,12 @@ impl Found {
     pub fn must_be_adapter(&self, path: &Path) -> Result<()> {
         let what = format!("This is {}", self.words());
         let (what, advice) = match (self.kind, self.family) {
-            (Kind::Unknown, _) | (Kind::Adapter(_), None | Some(Family::Sd1)) => return Ok(()),
+            (Kind::Unknown, _) | (Kind::Adapter(_) | Kind::Embedding, None | Some(Family::Sd1)) => return Ok(()),
             (Kind::Pickle, _) => return Err(pickle::refusal().at(path)),
             (Kind::Adapter(_), _) => (what, format!("{ONLY}: choose an adapter made for it")),
-            (Kind::Embedding, _) => (
-                format!("{what}, not an adapter"),
-                "Words alone cannot be used so far: name an adapter that carries its word with it".to_owned(),
-            ),
+            (Kind::Embedding, _) => {
+                (format!("{what}, not an adapter"), format!("{ONLY}: choose an embedding made for it"))
+            }
             _ => (
                 format!("{what}, not an adapter"),
                 "Name a LoRA file; a model belongs after --model, or onto the window".to_owned(),

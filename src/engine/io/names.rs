@@ -24,59 +24,6 @@ pub const KOHYA_UNET: &str = "lora_unet_";
 /// kohya's prefix of an SD 1.x text-encoder module.
 pub const KOHYA_TEXT: &str = "lora_te_";
 
-/// What a key holds of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    Down,
-    Up,
-    Alpha,
-    /// `ΔW` itself (LyCORIS `full`, ComfyUI's extraction).
-    Difference,
-    /// `Δb`.
-    BiasDifference,
-}
-
-/// Endings of a key, in kohya, LyCORIS, PEFT and diffusers files (`utils/state_dict_utils.py`).
-const ROLES: [(&str, Role); 13] = [
-    (".lora_down.weight", Role::Down),
-    (".lora_up.weight", Role::Up),
-    (".alpha", Role::Alpha),
-    (".diff", Role::Difference),
-    (".diff_b", Role::BiasDifference),
-    (".lora_A.weight", Role::Down),
-    (".lora_B.weight", Role::Up),
-    (".lora_linear_layer.down.weight", Role::Down),
-    (".lora_linear_layer.up.weight", Role::Up),
-    (".lora.down.weight", Role::Down),
-    (".lora.up.weight", Role::Up),
-    ("_lora.down.weight", Role::Down),
-    ("_lora.up.weight", Role::Up),
-];
-
-/// A LoRA file's key → kohya's module name and the role, or `None` for a key of another kind.
-///
-/// kohya's flat names are the common form: dots can be flattened, but not recovered without the model.
-pub fn lora_key(stored: &str) -> Option<(String, Role)> {
-    let key = stored.strip_prefix("base_model.model.").unwrap_or(stored).replace(".default.weight", ".weight");
-    let (module, role) = ROLES.iter().find_map(|(ending, role)| Some((key.strip_suffix(ending)?.to_owned(), *role)))?;
-    if let Some(rest) = module.strip_prefix("lora_te1_") {
-        return Some((format!("{KOHYA_TEXT}{rest}"), role));
-    }
-    if module.starts_with(KOHYA_UNET) || module.starts_with(KOHYA_TEXT) {
-        return Some((module, role));
-    }
-    let flat = |path: &str| path.replace('.', "_");
-    if let Some(path) = module.strip_prefix("text_encoder.") {
-        let path = path.strip_prefix("text_model.").unwrap_or(path);
-        return Some((format!("{KOHYA_TEXT}text_model_{}", flat(path)), role));
-    }
-    let path = module.strip_prefix("unet.")?;
-    // Files of diffusers before 0.20 hang the factors on the attention processor, where `to_out` has no index.
-    let path = path.replace(".processor.", ".");
-    let path = if path.ends_with(".to_out") { format!("{path}.0") } else { path };
-    Some((format!("{KOHYA_UNET}{}", flat(&path)), role))
-}
-
 /// The stretch of the network a kohya module belongs to: `down_blocks.0`, `mid_block`, `up_blocks.2`, `text`, or the
 /// module's own first word (`conv`, `time`).
 pub fn block(module: &str) -> String {
@@ -92,37 +39,6 @@ pub fn block(module: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_spelling_leads_to_the_kohya_name() {
-        let unet = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0";
-        let text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj";
-        for (stored, module, role) in [
-            ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.alpha", unet, Role::Alpha),
-            ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight", unet, Role::Down),
-            ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora.up.weight", unet, Role::Up),
-            (
-                "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight",
-                unet,
-                Role::Down,
-            ),
-            (
-                "base_model.model.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.weight",
-                unet,
-                Role::Up,
-            ),
-            ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight", text, Role::Up),
-            (
-                "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight",
-                text,
-                Role::Down,
-            ),
-            ("text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight", text, Role::Down),
-        ] {
-            assert_eq!(lora_key(stored), Some((module.to_owned(), role)), "{stored}");
-        }
-        assert_eq!(lora_key("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"), None);
-    }
 
     #[test]
     fn blocks_are_read_off_the_name() {

@@ -16,6 +16,7 @@ pub mod residual;
 pub mod sd;
 pub mod signal;
 pub mod single_file;
+pub mod stored;
 mod tiles;
 pub mod tokenizer;
 pub mod unet;
