@@ -12,15 +12,16 @@ use crate::engine::event::{Event, Watch};
 use crate::engine::io::ldm::Network;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
-use crate::engine::io::token_vectors::Meaning;
-use crate::engine::io::{Dtype, Folder, atomic, names};
+use crate::engine::io::token_vectors::{self, Meaning};
+use crate::engine::io::{Folder, atomic, names};
 use crate::engine::merge::{Source, recipe};
 use crate::engine::model::{Part, StableDiffusion, sd};
 use crate::engine::{Error, Result};
 
 /// The networks of a model, the folder of each and what its weights are called there.
-const NETWORKS: [(Network, &str, [&str; 2]); 3] = [
+const NETWORKS: [(Network, &str, [&str; 2]); 4] = [
     (Network::Text, "text_encoder", sd::TEXT_WEIGHTS),
+    (Network::Text2, "text_encoder_2", sd::TEXT_WEIGHTS),
     (Network::Unet, "unet", sd::WEIGHTS),
     (Network::Vae, "vae", sd::WEIGHTS),
 ];
@@ -30,8 +31,6 @@ const DESCRIPTIONS: [&str; 4] = ["json", "txt", "md", "model"];
 const WORDS: &str = "embeddings";
 /// Letters of a word's file: four bytes each fit into the 255 that disks allow.
 const LONGEST_NAME: usize = 60;
-/// Key of a word's vectors in diffusers' and A1111's textual-inversion files.
-const WORD_KEY: &str = "emb_params";
 
 /// Writes the model with every source at its strength in the weights, in the number format they had: as one file where
 /// `out` ends in `.safetensors`, else as a folder. The adapters' words lie in `embeddings/` in the folder; what describes a
@@ -64,18 +63,17 @@ pub fn bake(
         let text = format!("{word} has vectors of its own for each layer, and beside a model only their mean is kept");
         watch(Event::warning(format!("{text}: mount the adapter itself for all of them")))?;
     }
+    let second = model.second.as_ref().map_or(0, |second| second.encoder.config.hidden_size);
     let file = is_file.then(|| single_file::tensors(from, model, &sums, watch)).transpose()?;
     atomic::write_folder(&folder, |new| {
         describe(&single_file::beside(from), new)?;
         if !is_file {
-            weights(from, &sums, new, watch)?;
+            weights(from, model, &sums, new, watch)?;
         }
         for (Meaning { word, vectors, .. }, name) in words.iter().zip(file_names(words.iter().map(|m| m.word))) {
-            let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
-            let tensor = Tensor::new(Dtype::F32, &shape, &vectors.concat());
             let about = BTreeMap::from([("token".to_owned(), (*word).clone())]);
             let path = new.join(WORDS).join(format!("{name}.safetensors"));
-            safetensors::save(&path, &BTreeMap::from([(WORD_KEY.to_owned(), tensor)]), &about)?;
+            safetensors::save(&path, &token_vectors::embedding(vectors, second), &about)?;
         }
         Ok(())
     })?;
@@ -86,11 +84,18 @@ pub fn bake(
         .inspect_err(|_| drop(fs::remove_dir_all(&folder)))
 }
 
-/// The three networks of a folder.
-fn weights(from: &Folder, sums: &Sums, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
-    let total = NETWORKS.len();
-    watch(Event::Stage { name: "writing the model".into(), total })?;
-    for (i, (network, folder, files)) in NETWORKS.into_iter().enumerate() {
+/// The networks that a model has.
+fn networks(model: &StableDiffusion) -> Vec<(Network, &'static str, [&'static str; 2])> {
+    let has = |network: Network| network != Network::Text2 || model.second.is_some();
+    NETWORKS.into_iter().filter(|(network, ..)| has(*network)).collect()
+}
+
+/// The networks of a folder.
+fn weights(from: &Folder, model: &StableDiffusion, sums: &Sums, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
+    let networks = networks(model);
+    watch(Event::Stage { name: "writing the model".into(), total: networks.len() })?;
+    let total = networks.len();
+    for (i, (network, folder, files)) in networks.into_iter().enumerate() {
         let file = from.checkpoint(folder, files)?;
         let mut tensors = BTreeMap::new();
         for stored in file.entries().keys() {
@@ -106,7 +111,7 @@ fn weights(from: &Folder, sums: &Sums, to: &Path, watch: &mut Watch<'_>) -> Resu
 /// Our name of what a folder's file holds; `None` for what is no weight.
 fn ours(network: Network, stored: &str) -> Option<String> {
     match network {
-        Network::Text => names::text_encoder(stored),
+        Network::Text | Network::Text2 => names::text_encoder(stored),
         Network::Vae => names::vae(stored),
         Network::Unet => Some(stored.to_owned()),
     }
@@ -132,14 +137,14 @@ fn file_names<'a>(words: impl Iterator<Item = &'a String>) -> Vec<String> {
 type Sums = BTreeMap<(Network, String), Vec<f32>>;
 
 fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> Result<Sums> {
-    let table: BTreeMap<String, _> = model.layer_ids().map(|(_, layer)| (layer.module(), layer)).collect();
+    let table = model.modules();
     let mut sums = Sums::new();
     let (mut done, total) = (0, sources.iter().map(|source| source.file.modules().len()).sum());
     watch(Event::Stage { name: "adding the adapters".into(), total })?;
     for Source { file, strength } in sources {
         refuse_own(file)?;
         for module in file.modules() {
-            let layer = table.get(module).copied().filter(|layer| fits(file, module, layer.out, layer.input()));
+            let layer = table.get(module).map(|&id| model.layer(id)).filter(|layer| fits(file, module, layer.out, layer.input()));
             let layer = layer.ok_or_else(|| {
                 Error::new(
                     format!("The adapter was made for another model than {}: layer {module} does not fit", model.name),
@@ -147,7 +152,11 @@ fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> R
                 )
                 .at(&file.path)
             })?;
-            let network = if layer.part == Part::Text { Network::Text } else { Network::Unet };
+            let network = match layer.part {
+                Part::Text => Network::Text,
+                Part::Text2 => Network::Text2,
+                Part::Unet | Part::Vae | Part::Vision => Network::Unet,
+            };
             let by = strength.of(module);
             let mut add = |ending: &str, values: &[f32]| {
                 let sum = sums

@@ -116,6 +116,8 @@ pub struct LoraFile {
     pub tokens: BTreeMap<String, Vectors>,
     /// Those of the tokens for which each cross-attention layer has its own; `tokens` has their mean over the layers.
     pub layer_tokens: BTreeMap<String, Vec<Vectors>>,
+    /// How many of each vector's last numbers are for a second text encoder: SDXL's.
+    pub second_width: usize,
     pub metadata: BTreeMap<String, String>,
     /// How exactly the file keeps its numbers.
     pub dtype: Option<Dtype>,
@@ -142,6 +144,8 @@ impl LoraFile {
                 tokens.insert(token.to_owned(), token_vectors::read(&file, stored)?);
             } else if let Some(token) = token_vectors::each(stored) {
                 layer_tokens.insert(token.to_owned(), token_vectors::read_layers(&file, stored)?);
+            } else if token_vectors::is_second(stored) {
+                // Read with those for the first.
             } else if let Some((module, role)) = names::lora_key(stored) {
                 parts.entry(module).or_default().insert(role, stored);
             } else if let Some((module, name)) = own_key(stored)
@@ -184,7 +188,14 @@ impl LoraFile {
         }
         let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         let metadata = file.metadata().clone();
-        Ok(Self { path: path.to_path_buf(), layers, differences, own, tokens, layer_tokens, metadata, dtype })
+        let (path, second_width) = (path.to_path_buf(), token_vectors::second_width(&file));
+        let mut file = Self { path, layers, differences, own, tokens, layer_tokens, second_width, metadata, dtype };
+        if file.modules().iter().any(|module| names::is_sdxl(module)) {
+            names::number_first_encoder(&mut file.layers);
+            names::number_first_encoder(&mut file.differences);
+            names::number_first_encoder(&mut file.own);
+        }
+        Ok(file)
     }
 
     /// The family of models it was made for, where its layers tell.
@@ -216,8 +227,10 @@ impl LoraFile {
                 tensors.insert(format!("{module}.{name}"), Tensor::new(dtype, shape, values));
             }
         }
-        tensors.extend(self.tokens.iter().map(|(token, vectors)| token_vectors::tensor(token, vectors, dtype)));
-        tensors.extend(self.layer_tokens.iter().map(|(token, of)| token_vectors::layer_tensor(token, of, dtype)));
+        let second = self.second_width;
+        tensors.extend(self.tokens.iter().flat_map(|(word, of)| token_vectors::tensors(word, of, second, dtype)));
+        let of_layers = self.layer_tokens.iter();
+        tensors.extend(of_layers.flat_map(|(word, of)| token_vectors::layer_tensors(word, of, second, dtype)));
         tensors
     }
 
@@ -293,7 +306,7 @@ fn exact(dtype: Dtype, alpha: f32) -> Dtype {
 
 /// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
 fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let known = stored.starts_with(names::KOHYA_UNET) || stored.starts_with(names::KOHYA_TEXT);
+    let known = stored.starts_with(names::KOHYA_UNET) || names::is_text(stored);
     stored.split_once('.').filter(|_| known)
 }
 

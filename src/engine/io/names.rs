@@ -1,5 +1,7 @@
 //! Tables of other tools' tensor names.
 
+use std::collections::BTreeMap;
+
 /// Stored name of a text-encoder tensor → ours (transformers 4, `text_model.…`), or `None` for what is not a weight.
 /// transformers 5 writes no `text_model.` level.
 pub fn text_encoder(stored: &str) -> Option<String> {
@@ -7,7 +9,10 @@ pub fn text_encoder(stored: &str) -> Option<String> {
     if name == "embeddings.position_ids" || name == "logit_scale" {
         return None;
     }
-    Some(format!("text_model.{name}"))
+    match name.starts_with("text_projection.") {
+        true => Some(name.to_owned()),
+        false => Some(format!("text_model.{name}")),
+    }
 }
 
 /// Names that older diffusers folders give to the autoencoder's attention (`models/modeling_utils.py`).
@@ -23,6 +28,30 @@ pub fn vae(stored: &str) -> Option<String> {
 pub const KOHYA_UNET: &str = "lora_unet_";
 /// kohya's prefix of an SD 1.x text-encoder module.
 pub const KOHYA_TEXT: &str = "lora_te_";
+/// kohya's prefixes of SDXL's text encoders.
+pub const KOHYA_TEXT_1: &str = "lora_te1_";
+pub const KOHYA_TEXT_2: &str = "lora_te2_";
+
+/// Whether a kohya module belongs to a text encoder.
+pub fn is_text(module: &str) -> bool {
+    [KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2].iter().any(|prefix| module.starts_with(prefix))
+}
+
+/// Whether only SDXL has a kohya module of this name: only there are layers named as LDM does.
+pub fn is_sdxl(module: &str) -> bool {
+    let ldm = ["input_blocks_", "middle_block_", "output_blocks_"];
+    let unet = module.strip_prefix(KOHYA_UNET);
+    module.starts_with(KOHYA_TEXT_2) || unet.is_some_and(|path| ldm.iter().any(|start| path.starts_with(start)))
+}
+
+/// Gives the first of two text encoders its number back: of one encoder alone both spellings are read as one.
+pub fn number_first_encoder<T>(layers: &mut BTreeMap<String, T>) {
+    let numbered = |module: String| match module.strip_prefix(KOHYA_TEXT) {
+        Some(rest) => format!("{KOHYA_TEXT_1}{rest}"),
+        None => module,
+    };
+    *layers = std::mem::take(layers).into_iter().map(|(module, layer)| (numbered(module), layer)).collect();
+}
 
 /// What a key holds of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,16 +88,18 @@ const ROLES: [(&str, Role); 13] = [
 pub fn lora_key(stored: &str) -> Option<(String, Role)> {
     let key = stored.strip_prefix("base_model.model.").unwrap_or(stored).replace(".default.weight", ".weight");
     let (module, role) = ROLES.iter().find_map(|(ending, role)| Some((key.strip_suffix(ending)?.to_owned(), *role)))?;
-    if let Some(rest) = module.strip_prefix("lora_te1_") {
+    if let Some(rest) = module.strip_prefix(KOHYA_TEXT_1) {
         return Some((format!("{KOHYA_TEXT}{rest}"), role));
     }
-    if module.starts_with(KOHYA_UNET) || module.starts_with(KOHYA_TEXT) {
+    if module.starts_with(KOHYA_UNET) || is_text(&module) {
         return Some((module, role));
     }
     let flat = |path: &str| path.replace('.', "_");
-    if let Some(path) = module.strip_prefix("text_encoder.") {
-        let path = path.strip_prefix("text_model.").unwrap_or(path);
-        return Some((format!("{KOHYA_TEXT}text_model_{}", flat(path)), role));
+    for (part, prefix) in [("text_encoder.", KOHYA_TEXT), ("text_encoder_2.", KOHYA_TEXT_2)] {
+        if let Some(path) = module.strip_prefix(part) {
+            let path = path.strip_prefix("text_model.").unwrap_or(path);
+            return Some((format!("{prefix}text_model_{}", flat(path)), role));
+        }
     }
     let path = module.strip_prefix("unet.")?;
     // Files of diffusers before 0.20 hang the factors on the attention processor, where `to_out` has no index.
@@ -81,12 +112,26 @@ pub fn lora_key(stored: &str) -> Option<(String, Role)> {
 /// module's own first word (`conv`, `time`).
 pub fn block(module: &str) -> String {
     let Some(path) = module.strip_prefix(KOHYA_UNET) else { return "text".into() };
+    if let Some(block) = sdxl_block(path) {
+        return block;
+    }
     for side in ["down_blocks", "up_blocks"] {
         if let Some(rest) = path.strip_prefix(side).and_then(|rest| rest.strip_prefix('_')) {
             return format!("{side}.{}", rest.split('_').next().unwrap_or_default());
         }
     }
     if path.starts_with("mid_block") { "mid_block".into() } else { path.split('_').next().unwrap_or_default().into() }
+}
+
+/// The same of SDXL's LDM names, whose levels have three slots each: `input_blocks_4_1_proj_in` → `down_blocks.1`.
+fn sdxl_block(path: &str) -> Option<String> {
+    const SLOTS: usize = 3;
+    if path.starts_with("middle_block_") {
+        return Some("mid_block".into());
+    }
+    let slot = |side: &str| path.strip_prefix(side)?.split('_').next()?.parse::<usize>().ok();
+    let down = slot("input_blocks_").filter(|slot| *slot > 0).map(|slot| format!("down_blocks.{}", (slot - 1) / SLOTS));
+    down.or_else(|| slot("output_blocks_").map(|slot| format!("up_blocks.{}", slot / SLOTS)))
 }
 
 #[cfg(test)]
@@ -129,6 +174,10 @@ mod tests {
         assert_eq!(block("lora_unet_up_blocks_1_attentions_2_proj_in"), "up_blocks.1");
         assert_eq!(block("lora_unet_mid_block_attentions_0_proj_in"), "mid_block");
         assert_eq!(block("lora_unet_conv_in"), "conv");
+        assert_eq!(block("lora_unet_input_blocks_6_0_op"), "down_blocks.1");
+        assert_eq!(block("lora_unet_middle_block_1_proj_in"), "mid_block");
+        assert_eq!(block("lora_unet_output_blocks_5_1_transformer_blocks_0_ff_net_2"), "up_blocks.1");
+        assert_eq!(block("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "text");
         assert_eq!(block("lora_te_text_model_encoder_layers_0_mlp_fc1"), "text");
     }
 }

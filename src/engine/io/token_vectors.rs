@@ -1,6 +1,7 @@
 //! The vectors that a file's words stand for.
 //!
-//! Every word has `bundle_emb.<word>.clip_l [n, width]` (OneTrainer's name; ComfyUI reads it). Where each cross-attention
+//! Every word has `bundle_emb.<word>.clip_l [n, width]` (OneTrainer's name; ComfyUI reads it), and for SDXL's second text
+//! encoder `bundle_emb.<word>.clip_g`: in memory a vector's numbers for both stand side by side. Where each cross-attention
 //! layer has vectors of its own, that is their mean over the layers, so that programs which know one vector still have
 //! the word, and all of them are in `layer_emb.<word>.clip_l [layers, n, width]`, a name that is ours alone.
 
@@ -13,6 +14,8 @@ use crate::engine::{Error, Result};
 const SHARED: &str = "bundle_emb.";
 const EACH: &str = "layer_emb.";
 const SUFFIX: &str = ".clip_l";
+/// Of the second text encoder.
+const SECOND: &str = ".clip_g";
 
 /// `[n][width]`.
 pub type Vectors = Vec<Vec<f32>>;
@@ -45,8 +48,32 @@ pub fn each(stored: &str) -> Option<&str> {
     stored.strip_prefix(EACH)?.strip_suffix(SUFFIX).filter(|word| !word.is_empty())
 }
 
-/// The tensor `name` as vectors of a word.
+/// Whether a tensor holds what goes with another one: a word's vectors for the second text encoder.
+pub fn is_second(stored: &str) -> bool {
+    [SHARED, EACH].iter().any(|start| stored.starts_with(start)) && stored.ends_with(SECOND)
+}
+
+/// Numbers of each vector that are for a second text encoder; 0 where there is none.
+pub fn second_width(file: &Checkpoint) -> usize {
+    let second = file.entries().iter().find(|(name, _)| is_second(name));
+    second.and_then(|(_, entry)| entry.shape.last().copied()).unwrap_or(0)
+}
+
+/// The tensor `name` as vectors of a word, side by side with those for the second text encoder where it has such.
 pub fn read(file: &Checkpoint, name: &str) -> Result<Vectors> {
+    let mut vectors = read_one(file, name)?;
+    let second = name.strip_suffix(SUFFIX).map(|start| format!("{start}{SECOND}"));
+    if let Some(second) = second.filter(|second| file.entries().contains_key(second)) {
+        let more = read_one(file, &second)?;
+        if more.len() != vectors.len() {
+            return Err(damaged(file, &second));
+        }
+        vectors.iter_mut().zip(more).for_each(|(vector, more)| vector.extend(more));
+    }
+    Ok(vectors)
+}
+
+fn read_one(file: &Checkpoint, name: &str) -> Result<Vectors> {
     let values = file.f32(name)?;
     let width = file.shape(name)?.last().copied().unwrap_or(0);
     match width {
@@ -100,18 +127,41 @@ pub fn mean(layers: &[Vectors]) -> Vectors {
     sums.into_iter().map(|sum| sum.into_iter().map(|x| (x / n) as f32).collect()).collect()
 }
 
-/// A word's tensor with its name.
-pub fn tensor(word: &str, vectors: &[Vec<f32>], dtype: Dtype) -> (String, Tensor) {
-    let width = vectors.first().map_or(0, Vec::len);
-    (format!("{SHARED}{word}{SUFFIX}"), Tensor::new(dtype, &[vectors.len(), width], &vectors.concat()))
+/// A word's tensors with their names; the last `second` numbers of each vector are for a second text encoder.
+pub fn tensors(word: &str, vectors: &[Vec<f32>], second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
+    let parts = sides(vectors, second).into_iter().map(|(suffix, side)| {
+        let width = side.first().map_or(0, Vec::len);
+        (format!("{SHARED}{word}{suffix}"), Tensor::new(dtype, &[side.len(), width], &side.concat()))
+    });
+    parts.collect()
 }
 
-/// The tensor of a word that each layer has its own vectors for, with its name.
-pub fn layer_tensor(word: &str, layers: &[Vectors], dtype: Dtype) -> (String, Tensor) {
+/// The tensors of a word that each layer has its own vectors for, with their names.
+pub fn layer_tensors(word: &str, layers: &[Vectors], second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
     let n = layers.first().map_or(0, Vec::len);
-    let width = layers.first().and_then(|vectors| vectors.first()).map_or(0, Vec::len);
-    let shape = [layers.len(), n, width];
-    (format!("{EACH}{word}{SUFFIX}"), Tensor::new(dtype, &shape, &layers.concat().concat()))
+    let parts = sides(&layers.concat(), second).into_iter().map(|(suffix, side)| {
+        let shape = [layers.len(), n, side.first().map_or(0, Vec::len)];
+        (format!("{EACH}{word}{suffix}"), Tensor::new(dtype, &shape, &side.concat()))
+    });
+    parts.collect()
+}
+
+/// A word as a file of its own, a textual inversion: A1111's and diffusers' one tensor, or SDXL's two.
+pub fn embedding(vectors: &[Vec<f32>], second: usize) -> BTreeMap<String, Tensor> {
+    let key = |suffix: &str| if second == 0 { "emb_params".to_owned() } else { suffix[1..].to_owned() };
+    let tensor = |side: Vectors| {
+        Tensor::new(Dtype::F32, &[side.len(), side.first().map_or(0, Vec::len)], &side.concat())
+    };
+    sides(vectors, second).into_iter().map(|(suffix, side)| (key(suffix), tensor(side))).collect()
+}
+
+/// What each text encoder takes of the vectors, with the ending of its tensor.
+fn sides(vectors: &[Vec<f32>], second: usize) -> Vec<(&'static str, Vectors)> {
+    let cut = |vector: &Vec<f32>| vector.len().saturating_sub(second);
+    let first = vectors.iter().map(|vector| vector[..cut(vector)].to_vec()).collect();
+    let rest = vectors.iter().map(|vector| vector[cut(vector)..].to_vec()).collect();
+    let second = (second > 0).then_some((SECOND, rest));
+    std::iter::once((SUFFIX, first)).chain(second).collect()
 }
 
 #[cfg(test)]
@@ -142,8 +192,22 @@ mod tests {
         assert_eq!(tensors["bundle_emb.<a>.clip_l"].shape, [2, 2]);
         let read = saved(tensors).unwrap();
         assert_eq!((&read.tokens, &read.layer_tokens), (&file.tokens, &file.layer_tokens));
-        let lone = saved([layer_tensor("<a>", &layers(), Dtype::F32)]).unwrap();
+        let lone = saved(layer_tensors("<a>", &layers(), 0, Dtype::F32)).unwrap();
         assert_eq!((&lone.tokens["<a>"], lone.layer_tokens), (&file.tokens["<a>"], file.layer_tokens));
+    }
+
+    #[test]
+    fn vectors_for_two_encoders_stand_side_by_side_in_memory_alone() {
+        let mut file = LoraFile { dtype: Some(Dtype::F32), second_width: 1, ..LoraFile::default() };
+        file.add_layers("<a>", layers());
+        file.tokens.insert("<b>".into(), vec![vec![7.0, 8.0]]);
+        let tensors = file.tensors();
+        assert_eq!(tensors["layer_emb.<a>.clip_g"].shape, [2, 2, 1]);
+        assert_eq!(tensors["bundle_emb.<b>.clip_l"].bytes, 7.0_f32.to_le_bytes());
+        assert_eq!(tensors["bundle_emb.<b>.clip_g"].bytes, 8.0_f32.to_le_bytes());
+        let read = saved(tensors).unwrap();
+        assert_eq!((&read.tokens, &read.layer_tokens), (&file.tokens, &file.layer_tokens));
+        assert_eq!(read.second_width, 1);
     }
 
     #[test]
@@ -159,12 +223,12 @@ mod tests {
         let flat = |shape: &[usize]| Tensor::new(Dtype::F32, shape, &vec![0.5; shape.iter().product()]);
         let name = || "layer_emb.<a>.clip_l".to_owned();
         for shape in [vec![4, 2], vec![0, 2, 2], vec![2, 0, 2]] {
-            let other = tensor("<b>", &[vec![1.0]], Dtype::F32);
-            let error = saved([(name(), flat(&shape)), other]).unwrap_err();
+            let other = tensors("<b>", &[vec![1.0]], 0, Dtype::F32);
+            let error = saved(other.into_iter().chain([(name(), flat(&shape))])).unwrap_err();
             assert!(error.what.contains("damaged"), "{shape:?}: {error}");
         }
         let three = ("bundle_emb.<a>.clip_l".to_owned(), flat(&[3, 2]));
-        let error = saved([layer_tensor("<a>", &layers(), Dtype::F32), three]).unwrap_err();
+        let error = saved(layer_tensors("<a>", &layers(), 0, Dtype::F32).into_iter().chain([three])).unwrap_err();
         assert!(error.what.contains("<a>"), "{error}");
     }
 }

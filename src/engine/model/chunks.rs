@@ -104,18 +104,30 @@ impl Chunked {
         self.chunks.iter().map(|chunk| chunk.encoded.clone()).collect()
     }
 
-    /// What the text encoder made of the rows, `z [prompts · chunks, 77, width]`, weighed and put together:
-    /// `[prompts, chunks · 77, width]`. Each chunk keeps its mean: `z′ = z·w · mean(z) / mean(z·w)`.
-    pub fn join(&self, z: Tensor<3>) -> Tensor<3> {
+    /// The row with which each prompt begins.
+    pub fn firsts(&self) -> Vec<usize> {
+        let chunks = self.chunks.len() / self.prompts.max(1);
+        (0..self.prompts).map(|prompt| prompt * chunks).collect()
+    }
+
+    /// What the text encoders, of these `widths`, made of the rows, `z [prompts · chunks, 77, width]`, weighed and put
+    /// together: `[prompts, chunks · 77, width]`. Each encoder's answer to each chunk keeps its mean:
+    /// `z′ = z·w · mean(z) / mean(z·w)`.
+    pub fn join(&self, z: Tensor<3>, widths: &[usize]) -> Tensor<3> {
         let [rows, n, width] = z.dims();
         let weights: Vec<f32> = self.chunks.iter().flat_map(|chunk| &chunk.weights).copied().collect();
         let z = if weights.iter().all(|w| (w - 1.0).abs() < f32::EPSILON) {
             z
         } else {
             let w = Tensor::<3>::from_data(TensorData::new(weights, [rows, n, 1]), &z.device());
-            let mean = |z: Tensor<3>| z.reshape([rows, n * width]).mean_dim(1).reshape([rows, 1, 1]);
-            let weighed = z.clone() * w;
-            weighed.clone() * (mean(z) / mean(weighed))
+            let weigh = |z: Tensor<3>, width: usize| {
+                let mean = |z: Tensor<3>| z.reshape([rows, n * width]).mean_dim(1).reshape([rows, 1, 1]);
+                let weighed = z.clone() * w.clone();
+                weighed.clone() * (mean(z) / mean(weighed))
+            };
+            let starts = widths.iter().scan(0, |start, width| Some(std::mem::replace(start, *start + width)));
+            let parts = starts.zip(widths).map(|(start, &width)| weigh(z.clone().narrow(2, start, width), width));
+            Tensor::cat(parts.collect(), 2)
         };
         z.reshape([self.prompts, rows / self.prompts.max(1) * n, width])
     }
