@@ -10,6 +10,7 @@ mod overlap;
 mod project;
 mod queue;
 mod sample;
+mod sdxl;
 mod start;
 mod train;
 mod training;

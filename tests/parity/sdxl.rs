@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 use triptych::engine::device::read;
 use triptych::engine::io::Folder;
 use triptych::engine::model::clip::Role;
-use triptych::engine::model::{Context, Framing, Mounts, Part, Pooled, StableDiffusion};
+use triptych::engine::model::recompute::{self, Pulled, leaf};
+use triptych::engine::model::{Change, Context, Framing, Mounts, Part, Pooled, StableDiffusion};
 use triptych::engine::preview::{self, Mounted, Request, Start};
 
 use super::reference::{self, Reference, assert_close};
@@ -62,6 +63,60 @@ fn unet_of_other_sizes() {
     assert_close("unet", out, r.tensor("unet.out"), FORWARD);
 }
 
+/// How the loss of a picture changes with weights of every network: also of those that only reach it by the pooled vector,
+/// and whether the denoiser's activations are kept or made again.
+#[test]
+fn gradients_reach_both_text_encoders() {
+    let Some(r) = more("sdxl_sizes_reference") else { return };
+    let mut model = reference::sdxl();
+    model.second.as_mut().unwrap().pad = 0;
+    let names: Vec<String> =
+        r.names().filter_map(|name| name.strip_prefix("gradient.").map(str::to_owned)).collect();
+    let layer = |name: &String| {
+        let (part, path) = name.split_once('.').unwrap();
+        let (part, path) = match part {
+            "unet" => (Part::Unet, path.to_owned()),
+            "text" => (Part::Text, format!("text_model.{path}")),
+            _ => (Part::Text2, format!("text_model.{path}")),
+        };
+        model.layer_ids().find(|(_, layer)| (layer.part, &layer.path) == (part, &path)).unwrap().0
+    };
+    let encoded = [model.tokenizer.encode(&r.text("prompt"), &[]).unwrap()];
+    let six = r.f32("unet.sizes");
+    let (x, target, t) = (r.tensor::<4>("unet.x"), r.tensor::<4>("target"), [r.number("t") as f32]);
+    for recomputes in [false, true] {
+        let mut mounts = Mounts::none();
+        let leaves: Vec<Tensor<2>> = names
+            .iter()
+            .map(|name| {
+                let [out, input] = r.shape(&format!("gradient.{name}")).try_into().unwrap();
+                let zero = leaf(Tensor::zeros([out, input], &model.device));
+                mounts.add(layer(name), Change::Weight(zero.clone()));
+                zero
+            })
+            .collect();
+        let context = model.context(&encoded, &[], 1, &mounts).framed(&framings(&six));
+        let loss = |said: Tensor<4>| (said - target.clone()).powi_scalar(2).mean();
+        let mut pulled = Pulled::new(&leaves);
+        if recomputes {
+            let inner = context.clone().inner();
+            let (said, passed) = recompute::forward(&model.unet, x.clone(), &t, inner, &Mounts::none());
+            let said = leaf(said);
+            let gradient = said.grad(&loss(said.clone()).backward()).unwrap();
+            let by_context = recompute::backward(&model.unet, passed, gradient, &leaves, &mounts, &mut pulled);
+            pulled.pull(context.dot(&by_context), None, &leaves);
+        } else {
+            let loss = loss(model.unet.forward(x.clone(), &t, &context, &mounts));
+            assert_close("loss", loss.clone().inner(), r.tensor("loss"), FORWARD);
+            pulled.pull(loss, None, &leaves);
+        }
+        for (name, found) in names.iter().zip(pulled.leaves) {
+            let found = found.unwrap_or_else(|| panic!("{name} has no gradient"));
+            assert_close(name, found, r.tensor(&format!("gradient.{name}")), SAMPLE);
+        }
+    }
+}
+
 /// From prompt to latents, as the command line goes: the sizes are the picture's own.
 #[test]
 fn sample_euler() {
@@ -71,6 +126,7 @@ fn sample_euler() {
         prompt: r.prompts()[0].clone(),
         negative: r.prompts()[1].clone(),
         sampler: "euler".into(),
+        changes: [("spacing".to_owned(), "leading".to_owned())].into(),
         steps: r.number("steps") as usize,
         cfg: r.number("cfg"),
         start: Some(Start { values: r.f32("sample.latents"), shape }),
@@ -162,12 +218,15 @@ fn pooled(context: &Context) -> Tensor<2> {
 
 /// A context as the reference has it: six numbers for each picture.
 fn told(text: Tensor<3>, pooled: Tensor<2>, sizes: &[f32]) -> Context {
+    Context::from(text).with_pooled(Pooled { text: pooled, framings: framings(sizes) })
+}
+
+fn framings(sizes: &[f32]) -> Vec<Framing> {
     let framing = |six: &[f32]| {
         let pair = |at: usize| [six[at] as usize, six[at + 1] as usize];
         Framing { original: pair(0), crop: pair(2), target: pair(4) }
     };
-    let framings = sizes.chunks(6).map(framing).collect();
-    Context::from(text).with_pooled(Pooled { text: pooled, framings })
+    sizes.chunks(6).map(framing).collect()
 }
 
 /// What `make_sdxl_reference.py` adds to a reference folder.

@@ -90,6 +90,26 @@ def single_file(unet, vae, text, text2):
     return sd
 
 
+# A layer of each network, and two that only the pooled vector and the sizes reach.
+LEARN = {"unet": ["add_embedding.linear_1", "mid_block.attentions.0.proj_in", "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"],
+         "text": ["encoder.layers.0.self_attn.q_proj"], "text2": ["encoder.layers.0.mlp.fc1", "encoder.layers.2.self_attn.v_proj"]}
+
+
+@torch.enable_grad()
+def gradients(unet, text, text2, ids, filled, x, sizes, target):
+    """Of the mean square of what is said under the prompt, less a target, with respect to weights of all networks."""
+    networks = {"unet": unet, "text": getattr(text, "text_model", text), "text2": text2.text_model}
+    weights = {f"{part}.{name}": networks[part].get_submodule(name).weight for part, names in LEARN.items() for name in names}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    o2 = text2(filled, output_hidden_states=True)
+    context = torch.cat([text(ids, output_hidden_states=True).hidden_states[-2], o2.hidden_states[-2]], -1)
+    said = unet(x, torch.tensor([333]), context, added_cond_kwargs={"text_embeds": o2.text_embeds, "time_ids": sizes}).sample
+    loss = ((said - target) ** 2).mean()
+    found = torch.autograd.grad(loss, list(weights.values()))
+    return {"target": target, "loss": loss.detach().reshape(1), **{f"gradient.{name}": g for name, g in zip(weights, found)}}
+
+
 def main(out):
     m = out / "sdxl"
     unet, vae = UNet2DConditionModel.from_pretrained(m / "unet"), AutoencoderKL.from_pretrained(m / "vae")
@@ -113,6 +133,7 @@ def main(out):
     sizes = torch.tensor([[300, 517, 16, 3, side * 8, (side + 4) * 8]]).float()
     said = unet(x, torch.tensor([333]), context, added_cond_kwargs={"text_embeds": o2.text_embeds, "time_ids": sizes}).sample
     r = {"context": context, "pooled": o2.text_embeds, "unet.x": x, "unet.sizes": sizes, "unet.out": said}
+    r |= gradients(unet, text, text2, ids, filled, x, sizes, torch.randn(x.shape, generator=g))
     save_file({k: v.contiguous() for k, v in r.items()}, out / "sdxl_sizes_reference.safetensors", metadata={"prompt": prompt, "t": "333"})
 
 

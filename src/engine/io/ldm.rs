@@ -250,7 +250,7 @@ impl Layout {
         };
         let starts = |prefix: &str| file.entries().keys().any(|name| name.starts_with(prefix));
         let family = match () {
-            () if starts(TEXT_1) || starts(TEXT_2) => Family::Sdxl,
+            () if starts("conditioner.") => Family::Sdxl,
             () if starts(OPEN_TEXT) => Family::Sd2,
             () => Family::Sd1,
         };
@@ -373,6 +373,25 @@ mod tests {
         include_str!("../../../tests/reference/sd15_names.txt").lines().map(line).collect()
     }
 
+    /// Every tensor of SDXL likewise; its autoencoder and first text encoder are SD 1.5's. Queries, keys and values of the
+    /// second text encoder share a line's name in the file.
+    fn sdxl() -> Vec<(Network, String, String, Vec<usize>)> {
+        let line = |line: &'static str| {
+            let [network, ours, ldm, shape] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let network = if network == "unet" { Network::Unet } else { Network::Text2 };
+            (network, ours.to_owned(), ldm.to_owned(), shape.split(',').map(|n| n.parse().unwrap()).collect())
+        };
+        let alike = sd15().into_iter().filter(|(network, ..)| *network != Network::Unet);
+        let alike =
+            alike.map(|(network, ours, ldm, shape)| (network, ours.to_owned(), ldm.replace(TEXT, TEXT_1), shape));
+        include_str!("../../../tests/reference/sdxl_names.txt").lines().map(line).chain(alike).collect()
+    }
+
+    fn parameters(network: &Checkpoint) -> (usize, usize) {
+        let count = network.entries().values().map(|entry| entry.shape.iter().product::<usize>()).sum();
+        (network.entries().len(), count)
+    }
+
     fn file(names: impl Iterator<Item = (String, Vec<usize>)>) -> Checkpoint {
         Checkpoint::shaped(names, Dtype::F16)
     }
@@ -387,11 +406,62 @@ mod tests {
             assert_eq!(layout.stored(network, ours).as_deref(), Some(ldm), "{ours}");
         }
         let Networks { unet, vae, text, .. } = layout.networks(&file).unwrap();
-        for (network, tensors, parameters) in
-            [(&unet, 686, 859_520_964), (&vae, 248, 83_653_863), (&text, 196, 123_060_480)]
-        {
-            let count = network.entries().values().map(|entry| entry.shape.iter().product::<usize>()).sum::<usize>();
-            assert_eq!((network.entries().len(), count), (tensors, parameters));
+        let counts = [&unet, &vae, &text].map(parameters);
+        assert_eq!(counts, [(686, 859_520_964), (248, 83_653_863), (196, 123_060_480)]);
+        assert_eq!(file.entries().len(), 1130);
+    }
+
+    #[test]
+    fn names_of_sdxl_go_there_and_back() {
+        let file = file(sdxl().into_iter().map(|(_, _, ldm, shape)| (ldm, shape)));
+        let layout = Layout::of(&file);
+        assert_eq!((layout.family(), file.entries().len()), (Family::Sdxl, 2513));
+        for (network, ours, ldm, _) in sdxl() {
+            let (found, names) = layout.ours(&ldm).unwrap();
+            assert!(found == network && names.contains(&ours), "{ldm}: {names:?}");
+            for name in names {
+                assert_eq!(layout.stored(network, &name).as_ref(), Some(&ldm), "{name}");
+            }
+        }
+        let Networks { unet, vae, text, second } = layout.networks(&file).unwrap();
+        let counts = [unet, vae, text, second.unwrap()].map(|network| parameters(&network));
+        let expected =
+            [(1680, 2_567_463_684), (248, 83_653_863), (196, 123_060_480), (517, 694_659_840)];
+        assert_eq!(counts, expected);
+    }
+
+    /// OpenCLIP-H has a layer more than SD 2.x reads, and a projection that it does not.
+    #[test]
+    fn sd2_ends_before_its_text_encoders_last_layer() {
+        let names = sdxl().into_iter().filter(|(network, ..)| *network == Network::Text2);
+        let file = file(names.map(|(_, _, ldm, shape)| (ldm.replace(TEXT_2, OPEN_TEXT), shape)));
+        let layout = Layout::of(&file);
+        assert_eq!(layout.family(), Family::Sd2);
+        let text = layout.networks(&file).unwrap().text;
+        assert_eq!(text.entries().len(), 517 - 1 - 16);
+        assert!(text.entries().keys().all(|name| !name.contains("layers.31.") && !name.contains("projection")));
+        let name = "text_model.encoder.layers.3.self_attn.k_proj.bias";
+        let stored = "cond_stage_model.model.transformer.resblocks.3.attn.in_proj_bias";
+        assert_eq!(layout.stored(Network::Text, name).as_deref(), Some(stored));
+    }
+
+    /// Whatever levels there are, and wherever they have attention.
+    #[test]
+    fn the_tables_are_one_to_one_in_models_of_all_shapes() {
+        let flags = |bits: usize, levels: usize| (0..levels).map(|level| bits >> level & 1 == 1).collect::<Vec<_>>();
+        for (layers, levels) in [(1, 1), (1, 3), (2, 3), (2, 4), (3, 2)] {
+            for (down, up) in (0..1 << levels).flat_map(|down| (0..1 << levels).map(move |up| (down, up))) {
+                let blocks = Blocks { layers, down: flags(down, levels), up: flags(up, levels) };
+                let names = unet(&blocks);
+                assert_eq!(names.to_ours.len(), names.to_ldm.len(), "{blocks:?}");
+                for (ours, ldm) in &names.to_ldm {
+                    for end in ["weight", "transformer_blocks.7.attn1.to_out.0.bias"] {
+                        let stored = format!("{ldm}.{end}");
+                        let mine = names.ours(&stored).unwrap();
+                        assert_eq!((&mine, names.ldm(&mine)), (&format!("{ours}.{end}"), Some(stored)), "{blocks:?}");
+                    }
+                }
+            }
         }
     }
 

@@ -127,41 +127,63 @@ pub fn mean(layers: &[Vectors]) -> Vectors {
     sums.into_iter().map(|sum| sum.into_iter().map(|x| (x / n) as f32).collect()).collect()
 }
 
-/// A word's tensors with their names; the last `second` numbers of each vector are for a second text encoder.
-pub fn tensors(word: &str, vectors: &[Vec<f32>], second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
-    let parts = sides(vectors, second).into_iter().map(|(suffix, side)| {
-        let width = side.first().map_or(0, Vec::len);
-        (format!("{SHARED}{word}{suffix}"), Tensor::new(dtype, &[side.len(), width], &side.concat()))
-    });
-    parts.collect()
+/// A word's tensor with its name.
+pub fn tensor(word: &str, vectors: &[Vec<f32>], dtype: Dtype) -> (String, Tensor) {
+    (format!("{SHARED}{word}{SUFFIX}"), matrix(vectors, dtype))
 }
 
-/// The tensors of a word that each layer has its own vectors for, with their names.
+/// The tensor of a word that each layer has its own vectors for, with its name.
+pub fn layer_tensor(word: &str, layers: &[Vectors], dtype: Dtype) -> (String, Tensor) {
+    (format!("{EACH}{word}{SUFFIX}"), stack(layers, dtype))
+}
+
+/// A word's tensors with their names; the last `second` numbers of each vector are for a second text encoder.
+pub fn tensors(word: &str, vectors: &Vectors, second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
+    let (first, rest) = sides(vectors, second);
+    let rest = rest.map(|rest| (format!("{SHARED}{word}{SECOND}"), matrix(&rest, dtype)));
+    [tensor(word, &first, dtype)].into_iter().chain(rest).collect()
+}
+
+/// The same of a word that each layer has its own vectors for.
 pub fn layer_tensors(word: &str, layers: &[Vectors], second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
-    let n = layers.first().map_or(0, Vec::len);
-    let parts = sides(&layers.concat(), second).into_iter().map(|(suffix, side)| {
-        let shape = [layers.len(), n, side.first().map_or(0, Vec::len)];
-        (format!("{EACH}{word}{suffix}"), Tensor::new(dtype, &shape, &side.concat()))
-    });
-    parts.collect()
+    let (first, rest): (Vec<_>, Vec<_>) = layers.iter().map(|layer| sides(layer, second)).unzip();
+    let rest: Option<Vec<Vectors>> = rest.into_iter().collect();
+    let rest = rest.map(|rest| (format!("{EACH}{word}{SECOND}"), stack(&rest, dtype)));
+    [layer_tensor(word, &first, dtype)].into_iter().chain(rest).collect()
 }
 
 /// A word as a file of its own, a textual inversion: A1111's and diffusers' one tensor, or SDXL's two.
-pub fn embedding(vectors: &[Vec<f32>], second: usize) -> BTreeMap<String, Tensor> {
-    let key = |suffix: &str| if second == 0 { "emb_params".to_owned() } else { suffix[1..].to_owned() };
-    let tensor = |side: Vectors| {
-        Tensor::new(Dtype::F32, &[side.len(), side.first().map_or(0, Vec::len)], &side.concat())
+pub fn embedding(vectors: &Vectors, second: usize) -> BTreeMap<String, Tensor> {
+    let (first, rest) = sides(vectors, second);
+    let named = match rest {
+        Some(rest) => vec![("clip_l", first), ("clip_g", rest)],
+        None => vec![("emb_params", first)],
     };
-    sides(vectors, second).into_iter().map(|(suffix, side)| (key(suffix), tensor(side))).collect()
+    named.into_iter().map(|(key, side)| (key.to_owned(), matrix(&side, Dtype::F32))).collect()
 }
 
-/// What each text encoder takes of the vectors, with the ending of its tensor.
-fn sides(vectors: &[Vec<f32>], second: usize) -> Vec<(&'static str, Vectors)> {
-    let cut = |vector: &Vec<f32>| vector.len().saturating_sub(second);
-    let first = vectors.iter().map(|vector| vector[..cut(vector)].to_vec()).collect();
-    let rest = vectors.iter().map(|vector| vector[cut(vector)..].to_vec()).collect();
-    let second = (second > 0).then_some((SECOND, rest));
-    std::iter::once((SUFFIX, first)).chain(second).collect()
+fn matrix(vectors: &[Vec<f32>], dtype: Dtype) -> Tensor {
+    let width = vectors.first().map_or(0, Vec::len);
+    Tensor::new(dtype, &[vectors.len(), width], &vectors.concat())
+}
+
+fn stack(layers: &[Vectors], dtype: Dtype) -> Tensor {
+    let of_all = matrix(&layers.concat(), dtype);
+    let n = layers.first().map_or(0, Vec::len);
+    Tensor { shape: vec![layers.len(), n, of_all.shape[1]], ..of_all }
+}
+
+/// What the first text encoder takes of the vectors, and the second, where there is one.
+fn sides(vectors: &Vectors, second: usize) -> (Vectors, Option<Vectors>) {
+    if second == 0 {
+        return (vectors.clone(), None);
+    }
+    let cut = |vector: &Vec<f32>| {
+        let (first, rest) = vector.split_at(vector.len().saturating_sub(second));
+        (first.to_vec(), rest.to_vec())
+    };
+    let (first, rest) = vectors.iter().map(cut).unzip();
+    (first, Some(rest))
 }
 
 #[cfg(test)]
@@ -192,7 +214,7 @@ mod tests {
         assert_eq!(tensors["bundle_emb.<a>.clip_l"].shape, [2, 2]);
         let read = saved(tensors).unwrap();
         assert_eq!((&read.tokens, &read.layer_tokens), (&file.tokens, &file.layer_tokens));
-        let lone = saved(layer_tensors("<a>", &layers(), 0, Dtype::F32)).unwrap();
+        let lone = saved([layer_tensor("<a>", &layers(), Dtype::F32)]).unwrap();
         assert_eq!((&lone.tokens["<a>"], lone.layer_tokens), (&file.tokens["<a>"], file.layer_tokens));
     }
 
@@ -223,12 +245,12 @@ mod tests {
         let flat = |shape: &[usize]| Tensor::new(Dtype::F32, shape, &vec![0.5; shape.iter().product()]);
         let name = || "layer_emb.<a>.clip_l".to_owned();
         for shape in [vec![4, 2], vec![0, 2, 2], vec![2, 0, 2]] {
-            let other = tensors("<b>", &[vec![1.0]], 0, Dtype::F32);
-            let error = saved(other.into_iter().chain([(name(), flat(&shape))])).unwrap_err();
+            let other = tensor("<b>", &[vec![1.0]], Dtype::F32);
+            let error = saved([(name(), flat(&shape)), other]).unwrap_err();
             assert!(error.what.contains("damaged"), "{shape:?}: {error}");
         }
         let three = ("bundle_emb.<a>.clip_l".to_owned(), flat(&[3, 2]));
-        let error = saved(layer_tensors("<a>", &layers(), 0, Dtype::F32).into_iter().chain([three])).unwrap_err();
+        let error = saved([layer_tensor("<a>", &layers(), Dtype::F32), three]).unwrap_err();
         assert!(error.what.contains("<a>"), "{error}");
     }
 }

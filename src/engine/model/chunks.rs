@@ -293,7 +293,7 @@ mod tests {
         assert_eq!((&rows[4], &rows[5]), (&empty, &empty));
         assert_eq!(rows[2], long.chunks[2].encoded);
         let z = Tensor::<3>::random([6, 77, 2], Distribution::Default, &device::cpu());
-        let joined = chunked.join(z.clone());
+        let joined = chunked.join(z.clone(), &[z.dims()[2]]);
         assert_eq!(joined.dims(), [2, 231, 2]);
         assert_eq!(joined.narrow(0, 1, 1).narrow(1, 77, 77).into_data(), z.narrow(0, 4, 1).into_data());
     }
@@ -302,7 +302,7 @@ mod tests {
     fn weights_keep_each_chunks_mean_and_leave_unweighed_ones_alone() {
         let chunked = Chunked::new(&[prompt("plain", &[]), prompt("a ((red)) [cat] (no:-1)", &[])], &tokenizer());
         let z = Tensor::<3>::random([2, 77, 8], Distribution::Normal(0.5, 1.0), &device::cpu());
-        let joined = chunked.join(z.clone());
+        let joined = chunked.join(z.clone(), &[z.dims()[2]]);
         let row = |z: &Tensor<3>, i: usize| z.clone().narrow(0, i, 1);
         assert_eq!(row(&joined, 0).into_data(), row(&z, 0).into_data());
         let [before, after]: [f32; 2] = [&z, &joined].map(|z| row(z, 1).mean().into_scalar());
@@ -315,6 +315,18 @@ mod tests {
         let found = [2, 3, 4].map(|at| ratio(at) / ratio(1));
         for (found, expected) in found.into_iter().zip([1.21, 1.0 / 1.1, -1.0]) {
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+    }
+
+    /// Of two encoders side by side, each keeps its own mean, as if it were alone.
+    #[test]
+    fn each_encoder_is_weighed_by_itself() {
+        let chunked = Chunked::new(&[prompt("a ((red)) cat", &[])], &tokenizer());
+        let z = Tensor::<3>::random([1, 77, 5], Distribution::Normal(0.5, 1.0), &device::cpu());
+        let both = chunked.join(z.clone(), &[2, 3]);
+        for (start, width) in [(0, 2), (2, 3)] {
+            let alone = chunked.join(z.clone().narrow(2, start, width), &[width]);
+            assert_eq!(both.clone().narrow(2, start, width).into_data(), alone.into_data());
         }
     }
 

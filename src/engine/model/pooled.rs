@@ -75,7 +75,8 @@ mod tests {
     fn what_a_frame_cuts_away_is_told_in_pixels_of_the_scaled_picture() {
         // 1920×1080 in the bucket 1344×768 is scaled to 1365×768.
         let wide = Framing::filling([1080, 1920], [768, 1344]);
-        assert_eq!(wide.numbers(), [1080.0, 1920.0, 0.0, 10.0, 768.0, 1344.0]);
+        assert_eq!(wide, Framing { original: [1080, 1920], crop: [0, 10], target: [768, 1344] });
+        assert_eq!(wide.numbers().map(|x| x as usize), [1080, 1920, 0, 10, 768, 1344]);
         assert_eq!(Framing::filling([1500, 1000], [1024, 1024]).crop, [256, 0]);
         assert_eq!(Framing::filling([64, 64], [64, 64]), Framing::whole([64, 64]));
     }
