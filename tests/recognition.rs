@@ -42,7 +42,11 @@ const NO_MODELS: [(Make, &str, &str); 12] = [
         "for SD 3",
         "Only the families of SD 1.x",
     ),
-    (|d| save(d, "x.safetensors", &[("double_blocks.0.img_mod.lin.bias", &[1])]), "for Flux", "Only the families of SD 1.x"),
+    (
+        |d| save(d, "x.safetensors", &[("double_blocks.0.img_mod.lin.bias", &[1])]),
+        "for Flux",
+        "Only the families of SD 1.x",
+    ),
     (
         |d| save(d, "x.safetensors", &[("model.diffusion_model.input_blocks.0.0.weight", &[4, 4, 3, 3])]),
         "a denoiser without text encoder and autoencoder",

@@ -144,7 +144,10 @@ fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> R
     for Source { file, strength } in sources {
         refuse_own(file)?;
         for module in file.modules() {
-            let layer = table.get(module).map(|&id| model.layer(id)).filter(|layer| fits(file, module, layer.out, layer.input()));
+            let layer = table
+                .get(module)
+                .map(|&id| model.layer(id))
+                .filter(|layer| fits(file, module, layer.out, layer.input()));
             let layer = layer.ok_or_else(|| {
                 Error::new(
                     format!("The adapter was made for another model than {}: layer {module} does not fit", model.name),

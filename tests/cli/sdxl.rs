@@ -1,8 +1,10 @@
-//! SDXL by the command line: painted, taught, merged into a folder and a file, all on a model small enough for a test.
+//! SDXL and SD 2.x by the command line: painted, taught, merged into a folder and a file, all on models small enough for a
+//! test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
+use triptych::engine::io::open_clip;
 use triptych::engine::io::safetensors::Tensor;
 
 use crate::command::{Desk, tensors};
@@ -19,7 +21,7 @@ fn desk() -> Desk {
 /// The latents a prompt ends in.
 fn latents(desk: &Desk, line: &str) -> Tensor {
     desk.run(&format!("sample --steps 2 --seed 3 --out x.png --dump dump.safetensors {line}")).result();
-    tensors(&desk.path("dump.safetensors")).0.remove("latents").unwrap()
+    tensors(&desk.path("dump.safetensors")).0.remove("latents").expect("latents are dumped")
 }
 
 #[test]
@@ -120,4 +122,50 @@ fn a_single_file_says_that_it_predicts_v() {
         }
         assert_eq!(desk.run("inspect file.safetensors").result()["prediction"], prediction);
     }
+}
+
+/// SD 2.x is SD 1.x with other settings: linear projections, another text encoder, v, prompts filled up with `!`.
+#[test]
+fn sd2_is_a_matter_of_configuration() {
+    let desk = Desk::new();
+    desk.copy("tests/reference/sd", "sd1");
+    desk.copy("tests/reference/sd", "sd2");
+    let set = |name: &str, key: &str, value: serde_json::Value| {
+        let mut config: serde_json::Value = serde_json::from_slice(&desk.read(name)).unwrap();
+        config[key] = value;
+        desk.write(name, config.to_string());
+    };
+    set("sd2/unet/config.json", "use_linear_projection", json!(true));
+    let of = |model: &str| latents(&desk, &format!("--model {model} --prompt 'a robot'")).bytes;
+    assert_eq!(of("sd2"), of("sd1"), "a 1×1 convolution is a linear layer");
+    set("sd2/text_encoder/config.json", "hidden_act", json!("gelu"));
+    set("sd2/scheduler/scheduler_config.json", "prediction_type", json!("v_prediction"));
+    let filled_up_with_the_end = of("sd2");
+    assert_ne!(filled_up_with_the_end, of("sd1"));
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        set(&format!("sd2/tokenizer/{file}"), "pad_token", json!("!"));
+    }
+    assert_ne!(of("sd2"), filled_up_with_the_end);
+    assert_eq!(desk.run("inspect sd2").result()["prediction"], "v_prediction");
+    desk.run(&format!("{TRAIN} --steps 1 --token <a> --out a.safetensors").replace("--model xl", "--model sd2"))
+        .result();
+    assert_eq!(desk.run("inspect a.safetensors").result()["base"], "sd2");
+
+    // As a single file: OpenCLIP's names, and the layer that is never read.
+    desk.run("merge a.safetensors:0 --into sd2 --out one.safetensors").result();
+    desk.edit("one.safetensors", |content| {
+        const PREFIX: &str = "cond_stage_model.transformer.";
+        let ours: Vec<String> = content.keys().filter(|name| name.starts_with(PREFIX)).cloned().collect();
+        let mut parts: BTreeMap<String, Vec<(String, Tensor)>> = BTreeMap::new();
+        for name in ours {
+            let (tensor, name) = (content.remove(&name).unwrap(), name[PREFIX.len()..].to_owned());
+            let last = name.contains("encoder.layers.2.").then(|| name.replace("layers.2.", "layers.3."));
+            for name in last.into_iter().chain([name]) {
+                parts.entry(open_clip::stored(&name).unwrap()).or_default().push((name, tensor.clone()));
+            }
+        }
+        let fused = parts.into_iter().map(|(name, parts)| (name, open_clip::fuse(parts).unwrap()));
+        content.extend(fused.map(|(name, tensor)| (format!("cond_stage_model.model.{name}"), tensor)));
+    });
+    assert_eq!(of("one.safetensors"), of("sd2"));
 }

@@ -70,8 +70,7 @@ fn gradients_reach_both_text_encoders() {
     let Some(r) = more("sdxl_sizes_reference") else { return };
     let mut model = reference::sdxl();
     model.second.as_mut().unwrap().pad = 0;
-    let names: Vec<String> =
-        r.names().filter_map(|name| name.strip_prefix("gradient.").map(str::to_owned)).collect();
+    let names: Vec<String> = r.names().filter_map(|name| name.strip_prefix("gradient.").map(str::to_owned)).collect();
     let layer = |name: &String| {
         let (part, path) = name.split_once('.').unwrap();
         let (part, path) = match part {
@@ -184,7 +183,8 @@ fn what_is_never_read_may_be_broken() {
     let path = folder.join("text_encoder/model.safetensors");
     let last = format!("encoder.layers.{}.", model.text.config.num_hidden_layers - 1);
     let broken = |break_it: &dyn Fn(&str) -> bool| {
-        let file = triptych::engine::io::Checkpoint::open(&reference::folder().join("sdxl/text_encoder/model.safetensors"));
+        let file =
+            triptych::engine::io::Checkpoint::open(&reference::folder().join("sdxl/text_encoder/model.safetensors"));
         let file = file.unwrap();
         let tensors = file.entries().keys().map(|name| {
             let mut tensor = file.raw(name).unwrap();
@@ -197,7 +197,8 @@ fn what_is_never_read_may_be_broken() {
         StableDiffusion::open(&Folder::Disk(folder.clone()), &model.device)
     };
     let r = Reference::open("sdxl_reference");
-    let open = broken(&|name| name.contains(&last) || name.contains("final_layer_norm")).unwrap_or_else(|e| panic!("{e}"));
+    let open =
+        broken(&|name| name.contains(&last) || name.contains("final_layer_norm")).unwrap_or_else(|e| panic!("{e}"));
     assert_close("context", read_prompts(&open, &r.prompts()).at(0).clone(), r.tensor("text.context"), FORWARD);
     let error = broken(&|name| name.contains("encoder.layers.0.")).err().expect("what is read must be whole");
     assert!(error.what.contains("holds NaN"), "{error}");

@@ -90,7 +90,7 @@ fn exchange(table: &BTreeMap<String, String>, name: &str) -> Option<String> {
 }
 
 /// Inside a residual block of the denoiser; attention is alike in both layouts.
-const RESNET: [(&str, &str); 6] = [
+pub(super) const RESNET: [(&str, &str); 6] = [
     ("norm1", "in_layers.0"),
     ("conv1", "in_layers.2"),
     ("time_emb_proj", "emb_layers.1"),
@@ -425,9 +425,23 @@ mod tests {
         }
         let Networks { unet, vae, text, second } = layout.networks(&file).unwrap();
         let counts = [unet, vae, text, second.unwrap()].map(|network| parameters(&network));
-        let expected =
-            [(1680, 2_567_463_684), (248, 83_653_863), (196, 123_060_480), (517, 694_659_840)];
+        let expected = [(1680, 2_567_463_684), (248, 83_653_863), (196, 123_060_480), (517, 694_659_840)];
         assert_eq!(counts, expected);
+    }
+
+    /// kohya's flat names of SDXL's layers, back to those that follow from diffusers' paths.
+    #[test]
+    fn flat_names_of_sdxl_are_told_apart() {
+        let file = file(sdxl().into_iter().map(|(_, _, ldm, shape)| (ldm, shape)));
+        let layout = Layout::of(&file);
+        let modules = sdxl().into_iter().filter(|(network, .., shape)| *network == Network::Unet && shape.len() > 1);
+        for (_, ours, ..) in modules {
+            let ours = ours.strip_suffix(".weight").unwrap();
+            let ldm = layout.unet.module(ours).unwrap();
+            let flat = |path: &str| path.replace('.', "_");
+            assert_eq!(names::sdxl_path(&flat(&ldm)), Some(flat(ours)), "{ldm}");
+            assert_eq!(names::sdxl_path(&flat(ours)), None, "{ours}");
+        }
     }
 
     /// OpenCLIP-H has a layer more than SD 2.x reads, and a projection that it does not.

@@ -53,7 +53,8 @@ pub fn stored(ours: &str) -> Option<String> {
     }
     let (n, inside) = ours.strip_prefix(OURS)?.split_once('.')?;
     let row = ROWS.iter().find_map(|row| inside.strip_prefix("self_attn.")?.strip_prefix(row)?.strip_prefix('.'));
-    let fused = row.and_then(|kind| FUSED.iter().find(|(mine, _)| *mine == kind)).map(|(_, theirs)| (*theirs).to_owned());
+    let fused =
+        row.and_then(|kind| FUSED.iter().find(|(mine, _)| *mine == kind)).map(|(_, theirs)| (*theirs).to_owned());
     let renamed = || LAYER.iter().find_map(|(mine, theirs)| Some(format!("{theirs}{}", inside.strip_prefix(mine)?)));
     Some(format!("{THEIRS}{n}.{}", fused.or_else(renamed)?))
 }

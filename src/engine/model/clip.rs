@@ -96,13 +96,7 @@ struct EncoderLayer {
 }
 
 impl TextEncoder {
-    pub fn load(
-        config: Config,
-        role: Role,
-        file: &Checkpoint,
-        hold: Hold<'_>,
-        table: Table,
-    ) -> Result<(Self, Table)> {
+    pub fn load(config: Config, role: Role, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
         let act = match config.hidden_act.as_str() {
             "quick_gelu" => Act::QuickGelu,
             "gelu" => Act::Gelu,

@@ -51,7 +51,8 @@ impl Context {
     }
 
     pub fn is_tracked(&self) -> bool {
-        self.slices.iter().any(Tensor::is_tracked) || self.pooled.as_ref().is_some_and(|pooled| pooled.text.is_tracked())
+        self.slices.iter().any(Tensor::is_tracked)
+            || self.pooled.as_ref().is_some_and(|pooled| pooled.text.is_tracked())
     }
 
     /// With every slice changed alike.

@@ -194,7 +194,14 @@ impl Scope<'_> {
 
     fn register(&self, out: usize, channels: usize, kernel: Option<[usize; 2]>, weight: Weight) -> LayerId {
         let table = &mut self.loader.state.borrow_mut().table;
-        table.layers.push(Layer { part: self.loader.part, path: self.path.clone(), out, channels, kernel, module: None });
+        table.layers.push(Layer {
+            part: self.loader.part,
+            path: self.path.clone(),
+            out,
+            channels,
+            kernel,
+            module: None,
+        });
         table.weights.push(weight);
         LayerId(table.layers.len() - 1)
     }

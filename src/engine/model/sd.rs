@@ -155,13 +155,7 @@ impl StableDiffusion {
     }
 
     /// Whether the networks are of one model.
-    fn fit(
-        text: &clip::TextEncoder,
-        second: Option<&Second>,
-        unet: &Unet,
-        vae: &Vae,
-        words: usize,
-    ) -> Result<()> {
+    fn fit(text: &clip::TextEncoder, second: Option<&Second>, unet: &Unet, vae: &Vae, words: usize) -> Result<()> {
         let other = "The parts belong to different models";
         let encoders = || std::iter::once(text).chain(second.map(|second| &second.encoder));
         let gives: usize = encoders().map(|text| text.config.hidden_size).sum();
@@ -174,7 +168,8 @@ impl StableDiffusion {
         }
         let pooled = second.map(|second| second.encoder.config.projection_dim);
         if unet.config.pooled_width() != pooled {
-            let told = |width: Option<usize>| width.map_or_else(|| "none".to_owned(), |width| format!("one of {width}"));
+            let told =
+                |width: Option<usize>| width.map_or_else(|| "none".to_owned(), |width| format!("one of {width}"));
             return Err(Error::new(
                 format!(
                     "The denoiser expects a pooled text vector ({}), the text encoders give {}",

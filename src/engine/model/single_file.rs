@@ -39,7 +39,9 @@ pub fn open(path: &Path) -> Result<Parts> {
     let layout = Layout::of(&file);
     if let Some(mark) = OTHER_SCHEDULES.iter().find(|mark| file.entries().contains_key(**mark)) {
         return Err(Error::new(
-            format!("This model was taught on a schedule of its own, as CosXL and Playground 2.5 were ({mark} says so)"),
+            format!(
+                "This model was taught on a schedule of its own, as CosXL and Playground 2.5 were ({mark} says so)"
+            ),
             "Choose a model made from SDXL itself",
         )
         .at(path));
@@ -263,6 +265,57 @@ mod tests {
         let text = text(&networks.text, QUICK_GELU);
         assert_eq!((text.vocab_size, text.hidden_size, text.intermediate_size), (49_408, 768, 3072));
         assert_eq!((text.num_hidden_layers, text.num_attention_heads, text.max_position_embeddings), (12, 12, 77));
+    }
+
+    /// The tensors of SDXL and, out of others' lists, of SD 2.x; diffusers' and transformers' configurations of them.
+    #[test]
+    fn sdxl_and_sd2_are_recognised_by_their_shapes() {
+        let lines = |text: &'static str| {
+            text.lines().map(|line| {
+                let [network, _, name, shape] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+                let shape: Vec<usize> = shape.split(',').map(|n| n.parse().unwrap()).collect();
+                (network, name.to_owned(), shape)
+            })
+        };
+        let sd15 = || lines(include_str!("../../../tests/reference/sd15_names.txt"));
+        let xl = || lines(include_str!("../../../tests/reference/sdxl_names.txt"));
+        let first =
+            |name: String| name.replace("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.");
+        let rest = sd15().filter(|(network, ..)| *network != "unet").map(|(_, name, shape)| (first(name), shape));
+        let file = Checkpoint::shaped(xl().map(|(_, name, shape)| (name, shape)).chain(rest), Dtype::F16);
+        let layout = Layout::of(&file);
+        let networks = layout.networks(&file).unwrap();
+        let second = text(&networks.second.unwrap(), GELU);
+        assert_eq!((second.hidden_size, second.intermediate_size, second.num_hidden_layers), (1280, 5120, 32));
+        assert_eq!((second.num_attention_heads, second.projection_dim), (20, 1280));
+        let unet = denoiser(&networks.unet, &layout, Some(1280), false);
+        assert_eq!(unet.block_out_channels, [320, 640, 1280]);
+        assert_eq!((1..3).map(|level| unet.heads(level)).collect::<Vec<_>>(), [10, 20]);
+        let PerBlock::Each(depth) = &unet.transformer_layers_per_block else { panic!("one depth for all") };
+        assert_eq!(depth[1..], [2, 10]);
+        assert_eq!((unet.cross_attention_dim, unet.use_linear_projection, unet.sample_size), (2048, true, Some(128)));
+        assert_eq!((unet.sizes_width(), unet.pooled_width()), (Some(256), Some(1280)));
+        assert!((autoencoder(&networks.vae, Family::Sdxl).scaling_factor - 0.13025).abs() < 1e-9);
+
+        let linear = |(network, name, mut shape): (&str, String, Vec<usize>)| {
+            if name.contains(".proj_") {
+                shape.truncate(2);
+            } else if name.contains("attn2.to_k.weight") || name.contains("attn2.to_v.weight") {
+                shape[1] = 1024;
+            }
+            (network != "text").then_some((name, shape))
+        };
+        let of_text = xl()
+            .filter(|(network, ..)| *network == "text2")
+            .map(|(_, name, shape)| (name.replace("conditioner.embedders.1.model.", "cond_stage_model.model."), shape));
+        let file = Checkpoint::shaped(sd15().filter_map(linear).chain(of_text), Dtype::F16);
+        let layout = Layout::of(&file);
+        let networks = layout.networks(&file).unwrap();
+        assert_eq!((layout.family(), text(&networks.text, GELU).num_hidden_layers), (Family::Sd2, 31));
+        let unet = denoiser(&networks.unet, &layout, None, true);
+        assert_eq!((0..4).map(|level| unet.heads(level)).collect::<Vec<_>>(), [5, 10, 20, 20]);
+        assert_eq!((unet.cross_attention_dim, unet.use_linear_projection, unet.sample_size), (1024, true, Some(96)));
+        assert_eq!(unet.pooled_width(), None);
     }
 
     #[test]

@@ -240,8 +240,11 @@ struct Attention {
 impl Unet {
     pub fn load(config: Config, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
         config.check().map_err(|why| {
-            Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the family of SD 1.x, SD 2.x or SDXL")
-                .at(file.path())
+            Error::new(
+                format!("This denoiser cannot be used: {why}"),
+                "Choose a model of the family of SD 1.x, SD 2.x or SDXL",
+            )
+            .at(file.path())
         })?;
         let loader = Loader::new(file, |name| Some(name.to_owned()), hold, Part::Unet, table);
         let root = loader.root();
