@@ -100,6 +100,7 @@ fn train(model: &StableDiffusion, prior: usize) -> Vec<f64> {
             noise: noise(model, [1, 4, 64, 64]),
             timesteps: vec![500],
             text: Text::Context(context(model).into()),
+            framings: Vec::new(),
             weights: vec![1.0],
             mask: None,
             measure: Measure::Square,

@@ -85,6 +85,7 @@ fn train(model: &StableDiffusion, method: &str, b: usize, p: usize) -> f64 {
             noise: latents.clone(),
             timesteps: vec![500; b],
             text: Text::Prompts(vec![prompt.clone()], vec![0; b]),
+            framings: Vec::new(),
             weights: vec![1.0; b],
             mask: None,
             measure: triptych::engine::diffusion::loss::Measure::Square,

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails loudly and shows what it measured")]
 
 mod reference;
+#[path = "parity/sdxl.rs"]
+mod sdxl;
 
 use burn::tensor::Tensor;
 use reference::{Reference, assert_close, training};

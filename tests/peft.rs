@@ -119,7 +119,7 @@ impl<'a> Compared<'a> {
         let shape = r.shape(&format!("{key}.weight0"));
         let (out, channels) = (shape[0], shape[1]);
         let kernel = shape.get(2).map(|&height| [height, shape[3]]);
-        let layer = Layer { part: Part::Unet, path: key.clone(), out, channels, kernel };
+        let layer = Layer { part: Part::Unet, path: key.clone(), out, channels, kernel, module: None };
         let oi = Self::matrix(r, &format!("{key}.weight0"), [out, layer.input()]);
         let weight = Weight { oi, bias: Some(r.tensor(&format!("{key}.bias"))) };
         Self { r, twin, key, adapter, layer, weight }

@@ -35,24 +35,18 @@ const CLIP: &str = "cond_stage_model.transformer.text_model.final_layer_norm.bia
 type Make = fn(&Desk);
 
 /// Files that are no model for us, what is said of each, and what to do.
-const NO_MODELS: [(Make, &str, &str); 14] = [
-    (
-        |d| checkpoint(d, 2048, 4, "conditioner.embedders.0.x.bias"),
-        "This is an SDXL checkpoint",
-        "Only the SD 1.x family",
-    ),
-    (
-        |d| checkpoint(d, 1024, 4, "cond_stage_model.model.ln_final.bias"),
-        "an SD 2.x checkpoint",
-        "Only the SD 1.x family",
-    ),
+const NO_MODELS: [(Make, &str, &str); 12] = [
     (|d| checkpoint(d, 768, 9, CLIP), "takes 9 channels", "Models for inpainting or editing cannot be used"),
     (
         |d| save(d, "x.safetensors", &[("model.diffusion_model.joint_blocks.0.x", &[1])]),
         "for SD 3",
-        "Only the SD 1.x family",
+        "Only the families of SD 1.x",
     ),
-    (|d| save(d, "x.safetensors", &[("double_blocks.0.img_mod.lin.bias", &[1])]), "for Flux", "Only the SD 1.x family"),
+    (
+        |d| save(d, "x.safetensors", &[("double_blocks.0.img_mod.lin.bias", &[1])]),
+        "for Flux",
+        "Only the families of SD 1.x",
+    ),
     (
         |d| save(d, "x.safetensors", &[("model.diffusion_model.input_blocks.0.0.weight", &[4, 4, 3, 3])]),
         "a denoiser without text encoder and autoencoder",
@@ -108,11 +102,39 @@ fn what_is_no_model_is_refused_by_name() {
     }
 }
 
+/// Models of the families that can be used, of which something is missing or otherwise than it should be.
+#[test]
+fn other_models_of_a_known_family_are_refused_with_a_reason() {
+    let desk = Desk::new();
+    let xl = "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias";
+    let marked = |desk: &Desk, mark: &str| {
+        checkpoint(desk, 2048, 4, xl);
+        desk.edit("x.safetensors", |t| drop(t.insert(mark.into(), Tensor::new(Dtype::F32, &[1], &[0.0]))));
+    };
+    let refused = |words: &str| {
+        for line in ["sample --model x.safetensors --steps 1 --prompt x --out x.png", "inspect x.safetensors"] {
+            let failure = desk.run(line).failure();
+            assert!(failure.contains(words) && failure.ends_with("x.safetensors"), "{words}: {failure}");
+        }
+    };
+    for mark in ["edm_vpred.sigma_max", "edm_mean"] {
+        marked(&desk, mark);
+        refused("taught on a schedule of its own");
+    }
+    checkpoint(&desk, 2048, 4, xl);
+    refused("is missing");
+    checkpoint(&desk, 1024, 4, "cond_stage_model.model.ln_final.bias");
+    refused("is missing");
+    // SDXL's refiner has one text encoder, in the place of the other.
+    checkpoint(&desk, 1280, 4, "conditioner.embedders.0.model.ln_final.bias");
+    refused("a tensor that no SDXL model has, such as conditioner.embedders.0.model.ln_final.bias");
+}
+
 #[test]
 fn what_is_no_adapter_is_refused_by_name() {
     let desk = Desk::new();
     let to_k = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
-    let cases: [(Make, &str); 8] = [
+    let cases: [(Make, &str); 7] = [
         (|d| checkpoint(d, 768, 4, CLIP), "This is an SD 1.x checkpoint, not an adapter"),
         (|d| checkpoint(d, 2048, 4, "conditioner.embedders.0.x.bias"), "This is an SDXL checkpoint, not an adapter"),
         (|d| save(d, "x.safetensors", &[("emb_params", &[2, 768])]), "a textual inversion (an embedding)"),
@@ -132,16 +154,6 @@ fn what_is_no_adapter_is_refused_by_name() {
             },
             "This is a LoRA for Flux",
         ),
-        (
-            |d| {
-                save(
-                    d,
-                    "x.safetensors",
-                    &[("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", &[4, 64])],
-                );
-            },
-            "This is a LoRA for SDXL",
-        ),
     ];
     let refused = |what: &str| {
         let before = desk.files();
@@ -159,7 +171,8 @@ fn what_is_no_adapter_is_refused_by_name() {
         refused(what);
     }
     // Whole adapters of other families, which can be read: they do not fit, and the family is named.
-    let families: [(&str, usize, &str); 4] = [
+    let families: [(&str, usize, &str); 5] = [
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", 64, "SDXL"),
         (to_k, 2048, "SDXL"),
         (to_k, 1024, "SD 2.x"),
         ("lora_unet_double_blocks_0_img_attn_proj", 64, "Flux"),
@@ -178,7 +191,7 @@ fn what_is_no_adapter_is_refused_by_name() {
 #[test]
 fn inspect_says_what_there_is() {
     let desk = Desk::new();
-    for (make, what, advice) in &NO_MODELS[..9] {
+    for (make, what, advice) in &NO_MODELS[..7] {
         make(&desk);
         let report = desk.run("inspect x.safetensors").result();
         assert_eq!(report["kind"], "other", "{report}");
@@ -190,7 +203,7 @@ fn inspect_says_what_there_is() {
     }
     assert!(desk.path("x.safetensors").is_file());
     for (name, index, what) in [
-        ("xl", r#"{"_class_name": "StableDiffusionXLPipeline"}"#, "This is an SDXL checkpoint"),
+        ("sd3", r#"{"_class_name": "StableDiffusion3Pipeline"}"#, "This is an SD 3 checkpoint"),
         ("flux", r#"{"_class_name": "FluxPipeline"}"#, "This is a Flux checkpoint"),
     ] {
         desk.write(&format!("{name}/model_index.json"), index);

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::cli::{Progress, Shell};
 use crate::engine::convert::{self, Format, Loss, Paths};
 use crate::engine::io::Dtype;
+use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::model::StableDiffusion;
 use crate::engine::model::stored::Stored;
@@ -50,8 +51,8 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         file = file.on(|module| model.base(module))?;
     }
     let paths = match &model {
-        Some(model) => Paths::new(&model.blocks(), false, model.shapes()),
-        None => Paths::of(&file),
+        Some(model) => Paths::new(&model.blocks(), model.family() == Family::Sdxl, model.shapes()),
+        None => Paths::of(file.family()),
     };
     let mut progress = Progress::new(shell.json);
     let loss = convert::convert(&file, &paths, args.to, args.rank, args.dtype, &args.out, &mut progress.watch())?;

@@ -19,7 +19,7 @@ use crate::engine::{Error, Result};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`
+    /// A folder in diffusers layout, a single file (.safetensors), of the family of SD 1.x, 2.x or SDXL, or `starter`
     #[arg(long, default_value = "starter")]
     model: String,
     /// What the picture shows, of any length: `(word)` or `(word:1.2)` counts more, `[word]` less, `\(` is a bracket, and

@@ -19,7 +19,7 @@ const METHOD: &str = "orthogonal";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter`, which is the default
+    /// A folder in diffusers layout, a single file (.safetensors), of the family of SD 1.x, 2.x or SDXL, or `starter`, which is the default
     #[arg(long)]
     model: Option<String>,
     /// Folder of pictures, with or without captions; several are taught together into one file and one slot

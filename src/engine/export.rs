@@ -12,17 +12,18 @@ use walkdir::WalkDir;
 use crate::engine::event::{Event, Watch};
 use crate::engine::export::changes::Changes;
 use crate::engine::io::ldm::Network;
-use crate::engine::io::safetensors::{self, Slot, Tensor};
-use crate::engine::io::token_vectors::Meaning;
-use crate::engine::io::{Dtype, Entry, Folder, atomic, names};
+use crate::engine::io::safetensors::{self, Checkpoint, Slot};
+use crate::engine::io::token_vectors::{self, Meaning};
+use crate::engine::io::{Entry, Folder, atomic, names};
 use crate::engine::merge::{Source, recipe};
 use crate::engine::model::sd;
 use crate::engine::model::stored::Stored;
 use crate::engine::{Error, Result};
 
 /// The networks of a model, the folder of each and what its weights are called there.
-const NETWORKS: [(Network, &str, [&str; 2]); 3] = [
+const NETWORKS: [(Network, &str, [&str; 2]); 4] = [
     (Network::Text, "text_encoder", sd::TEXT_WEIGHTS),
+    (Network::Text2, "text_encoder_2", sd::TEXT_WEIGHTS),
     (Network::Unet, "unet", sd::WEIGHTS),
     (Network::Vae, "vae", sd::WEIGHTS),
 ];
@@ -32,8 +33,6 @@ const DESCRIPTIONS: [&str; 4] = ["json", "txt", "md", "model"];
 const WORDS: &str = "embeddings";
 /// Letters of a word's file: four bytes each fit into the 255 that disks allow.
 const LONGEST_NAME: usize = 60;
-/// Key of a word's vectors in diffusers' and A1111's textual-inversion files.
-const WORD_KEY: &str = "emb_params";
 
 /// Writes the model with every source at its strength in the weights, in the number format they had: as one file where
 /// `out` ends in `.safetensors`, else as a folder. The adapters' words lie in `embeddings/` in the folder; what describes a
@@ -62,17 +61,16 @@ pub fn bake(from: &Folder, sources: &[Source], out: &Path, watch: &mut Watch<'_>
         let text = format!("{word} has vectors of its own for each layer, and beside a model only their mean is kept");
         watch(Event::warning(format!("{text}: mount the adapter itself for all of them")))?;
     }
+    let second = model.parts.second.as_ref().map_or(0, |second| second.config.hidden_size);
     atomic::write_folder(&folder, |new| {
         describe(&single_file::beside(from), new)?;
         if !is_file {
-            weights(from, &changes, new, watch)?;
+            weights(from, &model, &changes, new, watch)?;
         }
         for (Meaning { word, vectors, .. }, name) in words.iter().zip(file_names(words.iter().map(|m| m.word))) {
-            let shape = [vectors.len(), vectors.first().map_or(0, Vec::len)];
-            let tensor = Tensor::new(Dtype::F32, &shape, &vectors.concat());
             let about = BTreeMap::from([("token".to_owned(), (*word).clone())]);
             let path = new.join(WORDS).join(format!("{name}.safetensors"));
-            safetensors::save(&path, &BTreeMap::from([(WORD_KEY.to_owned(), tensor)]), &about)?;
+            safetensors::save(&path, &token_vectors::embedding(vectors, second), &about)?;
         }
         Ok(())
     })?;
@@ -83,11 +81,16 @@ pub fn bake(from: &Folder, sources: &[Source], out: &Path, watch: &mut Watch<'_>
     single_file::write(from, &model, &changes, out, watch).inspect_err(|_| drop(fs::remove_dir_all(&folder)))
 }
 
-/// The three networks of a folder.
-fn weights(from: &Folder, changes: &Changes<'_>, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
-    let files =
-        NETWORKS.map(|(network, folder, files)| Ok((network, folder, files[0], from.checkpoint(folder, files)?)));
-    let files = files.into_iter().collect::<Result<Vec<_>>>()?;
+/// The files of a folder's networks.
+fn networks(from: &Folder, model: &Stored) -> Result<Vec<(Network, &'static str, &'static str, Checkpoint)>> {
+    let has = |network: Network| network != Network::Text2 || model.parts.second.is_some();
+    let there = NETWORKS.into_iter().filter(|(network, ..)| has(*network));
+    there.map(|(network, folder, files)| Ok((network, folder, files[0], from.checkpoint(folder, files)?))).collect()
+}
+
+/// The networks of a folder.
+fn weights(from: &Folder, model: &Stored, changes: &Changes<'_>, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
+    let files = networks(from, model)?;
     let total = files.iter().map(|(.., file)| file.entries().len()).sum();
     watch(Event::Stage { name: "writing the model".into(), total })?;
     let mut done = 0;
@@ -97,7 +100,7 @@ fn weights(from: &Folder, changes: &Changes<'_>, to: &Path, watch: &mut Watch<'_
         safetensors::save_each(&to.join(folder).join(name), &slots, file.metadata(), |stored| {
             done += 1;
             watch(Event::Progress { done, total })?;
-            changes.bytes(file, stored, ours(*network, stored).map(|ours| (*network, ours)))
+            changes.bytes(file, stored, ours(*network, stored).map(|ours| (*network, vec![ours])))
         })?;
     }
     Ok(())
@@ -106,7 +109,7 @@ fn weights(from: &Folder, changes: &Changes<'_>, to: &Path, watch: &mut Watch<'_
 /// Our name of what a folder's file holds; `None` for what is no weight.
 fn ours(network: Network, stored: &str) -> Option<String> {
     match network {
-        Network::Text => names::text_encoder(stored),
+        Network::Text | Network::Text2 => names::text_encoder(stored),
         Network::Vae => names::vae(stored),
         Network::Unet => Some(stored.to_owned()),
     }

@@ -154,8 +154,8 @@ fn other(path: &Path, refusal: &Error) -> Result<Report> {
 
 fn model(path: &str) -> Result<Report> {
     let model = StableDiffusion::open(&StableDiffusion::folder(path), &crate::engine::device::cpu())?;
-    let count = |part: Part| {
-        model.layers.iter().filter(|layer| layer.part == part).map(|layer| layer.out * layer.input()).sum()
+    let count = |is: fn(Part) -> bool| {
+        model.layers.iter().filter(|layer| is(layer.part)).map(|layer| layer.out * layer.input()).sum()
     };
     let group = |name: &'static str| (name, target::select(name, &model.layers).map_or(0, |ids| ids.len()));
     let block = default_block(&model);
@@ -164,8 +164,8 @@ fn model(path: &str) -> Result<Report> {
         name: model.name.clone(),
         sha256: model.hash.clone(),
         parameters: BTreeMap::from([
-            ("text encoder layers", count(Part::Text)),
-            ("denoiser layers", count(Part::Unet)),
+            ("text encoder layers", count(Part::is_text)),
+            ("denoiser layers", count(|part| part == Part::Unet)),
         ]),
         native_size: model.native_size(),
         prediction: model.schedule.prediction_type.clone(),

@@ -18,7 +18,7 @@ use crate::engine::io::token_vectors::Meaning;
 use crate::engine::model::chunks::Prompt;
 use crate::engine::model::tokenizer::{self, Word};
 use crate::engine::model::unet::MOST_PIXELS;
-use crate::engine::model::{Context, Mounts, StableDiffusion};
+use crate::engine::model::{Context, Framing, Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::words::counted;
 use crate::engine::{Error, Result};
@@ -102,7 +102,7 @@ impl Token {
     pub fn of(model: &StableDiffusion, meaning: Meaning<'_>) -> Result<Self> {
         let Meaning { word, vectors, layers, path } = meaning;
         let wrong = |what: String| Err(Error::new(what, "Choose the model the adapter was trained on").at(path));
-        let (width, has) = (model.text.config.hidden_size, model.unet.cross_attentions);
+        let (width, has) = (model.word_width(), model.unet.cross_attentions);
         let layers = match layers {
             Some(layers) if layers.len() != has => {
                 let layers = counted(layers.len(), "cross-attention layer");
@@ -202,6 +202,7 @@ pub fn sample(
     let context = model.read(&[negative?, prompt?], &vectors, request.clip_skip, &mounts);
 
     let [n, _, h, w] = shape;
+    let context = context.framed(&[Framing::whole([h, w].map(|side| side * model.vae.factor())); 2]);
     let chunk = (BATCH_PIXELS / (h * w)).clamp(1, n);
     let passes = row.passes(steps.timesteps.len());
     let total = n.div_ceil(chunk) * passes;
@@ -322,12 +323,7 @@ impl Denoiser for Run<'_, '_> {
     fn denoise(&mut self, x: &Tensor<4>, i: usize) -> Result<Tensor<4>> {
         let (sigma, t) = (self.steps.sigmas[i], self.steps.timesteps[i] as f32);
         let [n, _, _, _] = x.dims();
-        let context = |row: usize| {
-            self.context.map(|both| {
-                let [_, tokens, width] = both.dims();
-                both.narrow(0, row, 1).expand([n, tokens, width])
-            })
-        };
+        let context = |row: usize| self.context.rows(&vec![row; n]);
         let input = guidance::network_input(x.clone(), sigma);
         let forward = |input: Tensor<4>, context: Context| {
             let times = vec![t; input.dims()[0]];

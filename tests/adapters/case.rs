@@ -47,7 +47,7 @@ pub fn wide() -> Case {
 impl Case {
     pub fn new(what: &str, [out, channels]: [usize; 2], kernel: Option<[usize; 2]>, conv: Option<ConvShape>) -> Self {
         let path = "mid_block.attentions.0.proj_in".into();
-        let layer = Layer { part: Part::Unet, path, out, channels, kernel };
+        let layer = Layer { part: Part::Unet, path, out, channels, kernel, module: None };
         let input = layer.input();
         let oi = tensor(&Philox::new(2).normal(0, out * input), [out, input]) * (input as f32).powf(-0.5);
         let bias = Some(tensor(&Philox::new(3).normal(0, out), [out]));

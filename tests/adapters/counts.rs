@@ -29,7 +29,7 @@ fn counts_are_what_begins() {
 }
 
 fn linear(input: usize, out: usize) -> Layer {
-    Layer { part: Part::Unet, path: String::new(), out, channels: input, kernel: None }
+    Layer { part: Part::Unet, path: String::new(), out, channels: input, kernel: None, module: None }
 }
 
 /// The attention of Stable Diffusion 1.5: sixteen blocks of six layers d → d and two 768 → d.

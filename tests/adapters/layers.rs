@@ -63,6 +63,7 @@ fn batch(model: &StableDiffusion, stranger: Tensor<3>) -> Batch {
         noise: twice(7),
         timesteps: vec![321, 700],
         text: Text::Prompts(prompts, vec![0, 1]),
+        framings: Vec::new(),
         weights: vec![1.0; 2],
         mask: None,
         measure: Measure::Square,

@@ -17,7 +17,7 @@ use crate::{reference, tensor};
 fn reads(changes: &[(&str, &str)], context: &Context, width: usize) -> triptych::engine::Result<Vec<f32>> {
     let method = adapter::method("orthogonal").unwrap();
     let settings = Settings::new(method.fields, changes.iter().copied()).unwrap();
-    let layer = Layer { part: Part::Unet, path: String::new(), out: 1, channels: width, kernel: None };
+    let layer = Layer { part: Part::Unet, path: String::new(), out: 1, channels: width, kernel: None, module: None };
     let weight = Weight { oi: tensor(&vec![0.0; width], [1, width]), bias: None };
     let spot = Spot { layer: &layer, weight: &weight, depth: 0.0, random: Philox::new(context.seed) };
     let starts = (method.build)(&settings, context)?.begin(&spot)?;

@@ -80,6 +80,7 @@ pub fn batch(model: &StableDiffusion) -> Batch {
         noise: latents(model, 7),
         timesteps: vec![321],
         text: Text::Prompts(vec![prompt], vec![0]),
+        framings: Vec::new(),
         weights: vec![1.0],
         mask: None,
         measure: triptych::engine::diffusion::loss::Measure::Square,

@@ -11,6 +11,7 @@ mod overlap;
 mod project;
 mod queue;
 mod sample;
+mod sdxl;
 mod start;
 mod train;
 mod training;

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write sd15_names.txt: every tensor of Stable Diffusion 1.5 as diffusers and as a single file name it, with its shape.
+"""Write sd15_names.txt: every tensor of Stable Diffusion 1.5 as diffusers and as a single file name it, with its shape;
+and sdxl_names.txt: the same of SDXL's denoiser and second text encoder, whose queries, keys and values share a tensor.
 
 Usage: make_names.py OUT_DIR
 Needs torch, diffusers and transformers; nothing is downloaded, and no weight is made.
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from make_sdxl_reference import to_open_clip, unet_to_ldm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 # That script makes its files as soon as it is imported, so the one function is taken out of it.
 functions = ast.parse(Path(__file__).with_name("make_reference.py").read_text()).body
@@ -55,3 +57,24 @@ for kind, module in [("unet", unet), ("vae", vae), ("text", text)]:
     for ours, (ldm, shape) in sorted(names(kind, module).items()):
         lines.append(f"{kind} {ours} {ldm} {','.join(map(str, shape))}")
 Path(sys.argv[1], "sd15_names.txt").write_text("\n".join(lines) + "\n")
+
+with torch.device("meta"):
+    unet = UNet2DConditionModel(
+        sample_size=128, cross_attention_dim=2048, attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",), use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 10), addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816)
+    text2 = CLIPTextModelWithProjection(CLIPTextConfig(
+        vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+        hidden_act="gelu", projection_dim=1280))
+
+lines = [f"unet {ours} model.diffusion_model.{unet_to_ldm(ours)} {','.join(map(str, x.shape))}" for ours, x in unet.state_dict().items()]
+state = {k if k.startswith("text_") else "text_model." + k: x for k, x in text2.state_dict().items() if "position_ids" not in k}
+theirs = to_open_clip(state)
+for ours, x in state.items():
+    # One tensor is changed, so that the one that holds it differs.
+    marked = to_open_clip({**state, ours: torch.empty([x.shape[0] + 1, *x.shape[1:]], device="meta")})
+    [ldm] = [name for name, y in marked.items() if y.shape != theirs[name].shape]
+    lines.append(f"text2 {ours} conditioner.embedders.1.model.{ldm} {','.join(map(str, theirs[ldm].shape))}")
+Path(sys.argv[1], "sdxl_names.txt").write_text("\n".join(sorted(lines)) + "\n")

@@ -31,6 +31,10 @@ pub fn model_on(device: &Device) -> StableDiffusion {
     StableDiffusion::open(&Folder::Disk(folder().join("sd")), device).unwrap_or_else(|e| panic!("{e}"))
 }
 
+pub fn sdxl() -> StableDiffusion {
+    StableDiffusion::open(&Folder::Disk(folder().join("sdxl")), &device::cpu()).unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// `single.safetensors` in `scratch`: PyTorch's file where the reference folder has one, else made from its `sd` under the
 /// names whose table `io/ldm.rs` holds against diffusers' own; and the configurations of `sd` in `single/`.
 pub fn single_file(scratch: &Path) -> PathBuf {
@@ -96,6 +100,10 @@ impl Reference {
 
     pub fn prompts(&self) -> Vec<String> {
         serde_json::from_str(&self.0.metadata()["prompts"]).expect("prompts are a JSON list")
+    }
+
+    pub fn text(&self, key: &str) -> String {
+        self.0.metadata()[key].clone()
     }
 
     /// A JSON text of the metadata.

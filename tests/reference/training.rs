@@ -39,6 +39,7 @@ pub fn batch(r: &Reference, step: usize, device: &Device) -> Batch {
     Batch {
         latents: r.tensor::<4>("latents").to_device(device),
         noise: r.tensor::<4>(&format!("noise.{step}")).to_device(device),
+        framings: Vec::new(),
         weights: vec![1.0; timesteps.len()],
         mask: None,
         measure: triptych::engine::diffusion::loss::Measure::Square,

@@ -41,16 +41,16 @@ impl Strength {
 
     /// The multiplier of one layer, by kohya's module name.
     pub fn of(&self, module: &str) -> f32 {
-        let part = if module.starts_with(names::KOHYA_TEXT) { self.text } else { self.unet };
+        let part = if names::is_text(module) { self.text } else { self.unet };
         part * self.blocks.get(&names::block(module)).copied().unwrap_or(1.0)
     }
 }
 
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
-    let table: BTreeMap<String, LayerId> = model.layer_ids().map(|(id, layer)| (layer.module(), id)).collect();
+    let table = model.modules();
     let refused = |why: String| {
-        let family = file.family().filter(|family| *family != Family::Sd1);
+        let family = file.family().filter(|family| *family != Family::Sd1 || model.second.is_some());
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(
             format!("The adapter was made for another model than {}{family}: {why}", model.name),

@@ -55,8 +55,9 @@ pub const GROUPS: &[Group] = &[
     },
     Group {
         name: "text",
-        help: "the text encoder's attention and feed-forward layers",
-        contains: |l| l.part == Part::Text,
+        help: "the text encoders' attention and feed-forward layers",
+        // No program reads an adapter of the second encoder's projection.
+        contains: |l| l.part.is_text() && l.path != "text_projection",
     },
 ];
 
@@ -120,7 +121,7 @@ mod tests {
             "mid_block.attentions.0.proj_in",
             "mid_block.resnets.0.conv1",
         ]
-        .map(|path| Layer { part: Part::Unet, path: path.into(), out: 4, channels: 4, kernel: None })
+        .map(|path| Layer { part: Part::Unet, path: path.into(), out: 4, channels: 4, kernel: None, module: None })
         .to_vec()
     }
 

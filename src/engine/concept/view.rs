@@ -11,6 +11,7 @@ use super::frame::Frame;
 use super::mask::Mask;
 use super::{Fit, Image, Picture, picture};
 use crate::engine::Result;
+use crate::engine::model::Framing;
 
 /// One picture in one frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +63,15 @@ impl View {
     /// The whole picture on white.
     pub fn whole(size: [usize; 2]) -> Self {
         Self { size, background: [255; 3], fit: Fit::Pad, mirror: false, number: 0, changes: Changes::default() }
+    }
+
+    /// Sizes and cut of a picture of `[width, height]` in this view; what a version of it turns and shifts is not told.
+    pub fn framing(&self, [width, height]: [usize; 2]) -> Framing {
+        let (picture, [w, h]) = ([height, width], self.size);
+        match self.fit {
+            Fit::Crop => Framing::filling(picture, [h, w]),
+            Fit::Pad => Framing { original: picture, ..Framing::whole([h, w]) },
+        }
     }
 
     /// What was drawn for this version of the picture in a file.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::engine::Result;
-use crate::engine::convert::paths::Network;
+use crate::engine::io::lora_file::paths::Network;
 use crate::engine::convert::{Paths, peft};
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::{Dtype, safetensors};

@@ -2,7 +2,6 @@
 
 mod diffusers;
 mod low_rank;
-mod paths;
 mod peft;
 mod whole;
 
@@ -16,7 +15,7 @@ use crate::engine::io::Dtype;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::{Error, Result};
 
-pub use paths::Paths;
+pub use crate::engine::io::lora_file::paths::Paths;
 
 /// A kind of file that other tools read.
 pub struct Format {

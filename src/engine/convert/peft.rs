@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::engine::convert::Paths;
-use crate::engine::convert::paths::Network;
+use crate::engine::io::lora_file::paths::Network;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::safetensors::Tensor;
 use crate::engine::io::{Dtype, atomic, detect, metadata};

@@ -31,7 +31,7 @@ pub struct Sampler {
 pub enum Start {
     /// To variance `σ² + 1`: noise plus what a picture would add.
     WithSignal,
-    /// To `σ`.
+    /// To `σ`, unless the steps begin low: so do diffusers' Euler and Heun (`init_noise_sigma`).
     NoiseOnly,
 }
 
@@ -178,8 +178,8 @@ impl Sampler {
         let x = match (picture, self.start) {
             (Some(picture), _) if steps.timesteps.is_empty() => return Ok(picture),
             (Some(picture), _) => picture + noise * first,
-            (None, Start::WithSignal) => noise * (first * first + 1.0).sqrt(),
-            (None, Start::NoiseOnly) => noise * first,
+            (None, Start::NoiseOnly) if !steps.begins_low => noise * first,
+            (None, _) => noise * (first * first + 1.0).sqrt(),
         };
         let x = (self.run)(steps, x, denoiser)?;
         Ok(x / (last * last + 1.0).sqrt())

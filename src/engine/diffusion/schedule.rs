@@ -91,6 +91,8 @@ pub struct Steps {
     pub sigmas: Vec<f64>,
     /// What the network is told at each of the `n` steps.
     pub timesteps: Vec<f64>,
+    /// Whether the first level lies below the schedule's highest, where what a picture adds to the noise counts.
+    pub begins_low: bool,
 }
 
 impl Schedule {
@@ -202,7 +204,7 @@ impl Schedule {
         };
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| self.sigma(t)).collect();
         sigmas.push(self.end(grid.end));
-        Ok(Steps { sigmas, timesteps })
+        Ok(Steps { sigmas, timesteps, begins_low: grid.spacing == Spacing::Leading })
     }
 
     fn karras(&self, n: usize, end: End) -> Steps {
@@ -212,7 +214,7 @@ impl Schedule {
         let mut sigmas: Vec<f64> = (0..n).map(|i| (high + share(i) * (low - high)).powf(RHO)).collect();
         let timesteps = sigmas.iter().map(|&s| self.timestep(s).round_ties_even()).collect();
         sigmas.push(self.end(end));
-        Steps { sigmas, timesteps }
+        Steps { sigmas, timesteps, begins_low: false }
     }
 
     fn end(&self, end: End) -> f64 {
@@ -225,7 +227,8 @@ impl Steps {
     #[must_use]
     pub fn last(&self, n: usize) -> Self {
         let from = self.timesteps.len().saturating_sub(n);
-        Self { sigmas: self.sigmas[from..].to_vec(), timesteps: self.timesteps[from..].to_vec() }
+        let (sigmas, timesteps) = (self.sigmas[from..].to_vec(), self.timesteps[from..].to_vec());
+        Self { sigmas, timesteps, begins_low: self.begins_low }
     }
 }
 

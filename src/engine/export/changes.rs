@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::engine::io::ldm::Network;
+use crate::engine::io::open_clip;
 use crate::engine::io::lora_file::relative::Relative;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::safetensors::{Checkpoint, Tensor};
@@ -48,24 +49,38 @@ impl<'a> Changes<'a> {
         Ok(Self { model, of })
     }
 
-    /// A stored tensor in its own number format: as it is, or with what is added under our name of it.
+    /// A stored tensor in its own number format: as it is, or with what is added to the tensors of ours that it holds.
     pub fn bytes<'f>(
         &self,
         file: &'f Checkpoint,
         stored: &str,
-        ours: Option<(Network, String)>,
+        ours: Option<(Network, Vec<String>)>,
     ) -> Result<Cow<'f, [u8]>> {
-        let Some((terms, ours)) = ours.and_then(|ours| Some((self.of.get(&ours)?, ours))) else {
+        let (network, names) = ours.unwrap_or((Network::Vae, Vec::new()));
+        let terms: Vec<_> = names.iter().map(|name| self.of.get(&(network, name.clone()))).collect();
+        if terms.iter().all(Option::is_none) {
             return Ok(Cow::Borrowed(file.stored(stored)?));
-        };
+        }
         let mut values = file.f32(stored)?;
-        for (adapter, module, by) in terms {
-            for delta in self.deltas(adapter, module, ours.1.ends_with(".bias"))? {
-                if delta.len() != values.len() {
-                    let what = format!("Layer {module} has {} numbers for a tensor of {}", delta.len(), values.len());
-                    return Err(Error::new(what, "Choose the model it was trained on").at(&adapter.path));
+        let turned = open_clip::is_transposed(stored).then(|| file.shape(stored)).transpose()?;
+        // Queries, keys and values lie in one tensor.
+        let each = values.len() / names.len();
+        for ((name, terms), part) in names.iter().zip(terms).zip(values.chunks_exact_mut(each.max(1))) {
+            for (adapter, module, by) in terms.into_iter().flatten() {
+                for delta in self.deltas(adapter, module, name.ends_with(".bias"))? {
+                    if delta.len() != part.len() {
+                        let what = format!("Layer {module} has {} numbers for a tensor of {}", delta.len(), part.len());
+                        return Err(Error::new(what, "Choose the model it was trained on").at(&adapter.path));
+                    }
+                    match turned {
+                        Some(&[rows, columns]) => {
+                            for (i, value) in part.iter_mut().enumerate() {
+                                *value += by * delta[i % columns * rows + i / columns];
+                            }
+                        }
+                        _ => part.iter_mut().zip(delta).for_each(|(value, delta)| *value += by * delta),
+                    }
                 }
-                values.iter_mut().zip(delta).for_each(|(value, delta)| *value += by * delta);
             }
         }
         let entry = &file.entries()[stored];

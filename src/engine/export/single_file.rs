@@ -4,15 +4,16 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::engine::Result;
 use crate::engine::event::{Event, Watch};
 use crate::engine::export::changes::Changes;
-use crate::engine::export::{NETWORKS, ours};
-use crate::engine::io::Folder;
+use crate::engine::export::{networks, ours};
+use crate::engine::io::detect::Family;
 use crate::engine::io::ldm::{Layout, Network};
-use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Slot};
+use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Slot, Tensor};
+use crate::engine::io::{Folder, open_clip};
 use crate::engine::model::single_file::MARKS;
 use crate::engine::model::stored::Stored;
+use crate::engine::{Error, Result};
 
 /// What an earlier program said of other tensors.
 const STALE: [&str; 3] = ["modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"];
@@ -54,25 +55,42 @@ fn of_file(file: &Checkpoint, changes: &Changes<'_>, out: &Path, watch: &mut Wat
     })
 }
 
+/// A tensor of ours: its file, its name there, its network and our name.
+type Part<'a> = (&'a Checkpoint, &'a str, Network, String);
+
 fn of_folder(from: &Folder, model: &Stored, changes: &Changes<'_>, out: &Path, watch: &mut Watch<'_>) -> Result<()> {
     let vae = &model.parts.vae.0;
-    let layout = Layout::new(model.blocks(), vae.block_out_channels.len(), vae.layers_per_block);
-    let files = NETWORKS.map(|(network, folder, files)| Ok((network, from.checkpoint(folder, files)?)));
-    let files: BTreeMap<Network, Checkpoint> = files.into_iter().collect::<Result<_>>()?;
-    let mut slots = BTreeMap::new();
-    let mut sources: BTreeMap<String, (&Checkpoint, String, (Network, String))> = BTreeMap::new();
-    for (&network, file) in &files {
-        for (stored, entry) in file.entries() {
-            let Some(ours) = ours(network, stored) else { continue };
-            let Some(ldm) = layout.stored(network, &ours) else { continue };
-            let mut slot = Slot { dtype: entry.dtype, shape: entry.shape.clone() };
-            // The file keeps the autoencoder's attention as 1×1 convolutions.
-            if ldm.contains(".attn_1.") && slot.shape.len() == 2 {
-                slot.shape.extend([1, 1]);
-            }
-            slots.insert(ldm.clone(), slot);
-            sources.insert(ldm, (file, stored.clone(), (network, ours)));
+    let layout = Layout::new(model.family(), model.blocks(), vae.block_out_channels.len(), vae.layers_per_block);
+    if layout.family() == Family::Sd2 {
+        return Err(Error::new(
+            "A folder of SD 2.x lacks the text encoder's last layer, which its single files hold",
+            "Name a folder instead of a file",
+        )
+        .at(from.path()));
+    }
+    let files = networks(from, model)?;
+    let mut parts: BTreeMap<String, Vec<Part<'_>>> = BTreeMap::new();
+    for (network, _, _, file) in &files {
+        for stored in file.entries().keys() {
+            let Some(ours) = ours(*network, stored) else { continue };
+            let Some(ldm) = layout.stored(*network, &ours) else { continue };
+            parts.entry(ldm).or_default().push((file, stored, *network, ours));
         }
+    }
+    // As fused tensors are: of no numbers, for the shape alone.
+    let shaped = |(file, stored, _, ours): &Part<'_>| {
+        let entry = &file.entries()[*stored];
+        (ours.clone(), Tensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes: Vec::new() })
+    };
+    let mut slots = BTreeMap::new();
+    for (ldm, parts) in &parts {
+        let fused = open_clip::fused_shape(parts.iter().map(shaped).collect());
+        let Some((dtype, mut shape)) = fused else { continue };
+        // The file keeps the autoencoder's attention as 1×1 convolutions.
+        if ldm.contains(".attn_1.") && shape.len() == 2 {
+            shape.extend([1, 1]);
+        }
+        slots.insert(ldm.clone(), Slot { dtype, shape });
     }
     let schedule = &model.parts.schedule;
     let is_v = schedule.prediction_type == "v_prediction";
@@ -81,7 +99,7 @@ fn of_folder(from: &Folder, model: &Stored, changes: &Changes<'_>, out: &Path, w
     }
     let metadata = [
         ("format", "pt"),
-        ("modelspec.architecture", "stable-diffusion-v1"),
+        ("modelspec.architecture", layout.family().architecture(is_v)),
         ("modelspec.prediction_type", if is_v { "v" } else { "epsilon" }),
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
@@ -90,9 +108,20 @@ fn of_folder(from: &Folder, model: &Stored, changes: &Changes<'_>, out: &Path, w
     safetensors::save_each(out, &slots, &metadata, |ldm| {
         done += 1;
         watch(Event::Progress { done, total })?;
-        match sources.get(ldm) {
-            Some((file, stored, ours)) => changes.bytes(file, stored, Some(ours.clone())),
+        let changed = |(file, stored, network, ours): &Part<'_>| {
+            changes.bytes(file, stored, Some((*network, vec![ours.clone()])))
+        };
+        match parts.get(ldm).map(Vec::as_slice) {
             None => Ok(Cow::Borrowed(&[])),
+            Some([part]) if !open_clip::is_transposed(ldm) => changed(part),
+            Some(parts) => {
+                let tensor = |part: &Part<'_>| {
+                    let (ours, shaped) = shaped(part);
+                    Ok((ours, Tensor { bytes: changed(part)?.into_owned(), ..shaped }))
+                };
+                let fused = open_clip::fuse(parts.iter().map(tensor).collect::<Result<_>>()?);
+                Ok(Cow::Owned(fused.map_or_else(Vec::new, |tensor| tensor.bytes)))
+            }
         }
     })
 }

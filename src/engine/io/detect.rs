@@ -50,8 +50,8 @@ pub struct Found {
 /// The weights in a folder that PEFT saved.
 pub const PEFT_FILE: &str = "adapter_model.safetensors";
 
-const ONLY: &str = "Only the SD 1.x family can be used so far";
-const PLAIN: &str = "choose a model made from Stable Diffusion 1.4 or 1.5";
+const ONLY: &str = "Only the families of SD 1.x, SD 2.x and SDXL can be used so far";
+const PLAIN: &str = "choose a model made from one of them";
 
 impl Family {
     pub fn title(self) -> &'static str {
@@ -64,8 +64,43 @@ impl Family {
         }
     }
 
+    /// Whether its models can be opened.
+    pub fn is_known(self) -> bool {
+        matches!(self, Self::Sd1 | Self::Sd2 | Self::Sdxl)
+    }
+
+    /// Stability's name of a model that can be opened (`modelspec.architecture`).
+    pub fn architecture(self, predicts_v: bool) -> &'static str {
+        match (self, predicts_v) {
+            (Self::Sd2, true) => "stable-diffusion-v2-768-v",
+            (Self::Sd2, false) => "stable-diffusion-v2-512",
+            (Self::Sdxl, _) => "stable-diffusion-xl-v1-base",
+            _ => "stable-diffusion-v1",
+        }
+    }
+
+    /// kohya's name of it (`ss_base_model_version`).
+    pub fn base_version(self, predicts_v: bool) -> &'static str {
+        match (self, predicts_v) {
+            (Self::Sdxl, _) => "sdxl_base_v1-0",
+            (Self::Sd2, true) => "sd_v2_v",
+            (Self::Sd2, false) => "sd_v2",
+            (_, true) => "sd_v1_v",
+            (_, false) => "sd_v1",
+        }
+    }
+
+    /// Of a model that reads text of this width, from two encoders or from one.
+    pub fn of_model(two_encoders: bool, context: usize) -> Self {
+        match (two_encoders, Self::of_context(context)) {
+            (true, _) => Self::Sdxl,
+            (false, Some(Self::Sd2)) => Self::Sd2,
+            (false, _) => Self::Sd1,
+        }
+    }
+
     /// By the width of the text that cross-attention reads.
-    fn of_context(width: usize) -> Option<Self> {
+    pub fn of_context(width: usize) -> Option<Self> {
         match width {
             768 => Some(Self::Sd1),
             1024 => Some(Self::Sd2),
@@ -115,13 +150,13 @@ impl Found {
         let what = format!("This is {}", self.words());
         let part = "Name the whole checkpoint, or the folder in diffusers layout that it belongs to";
         let (what, advice) = match (self.kind, self.family) {
-            (Kind::Model, Some(Family::Sd1)) => return Ok(()),
+            (Kind::Model, Some(family)) if family.is_known() => return Ok(()),
             (Kind::Pickle, _) => return Err(pickle::refusal().at(path)),
             (Kind::Editing(_), _) => {
-                let advice = "Models for inpainting or editing cannot be used: choose a plain one of the SD 1.x family";
+                let advice = "Models for inpainting or editing cannot be used: choose a plain one of its family";
                 (what, advice.to_owned())
             }
-            (Kind::Denoiser(_), None | Some(Family::Sd1)) => (what, part.to_owned()),
+            (Kind::Denoiser(_), family) if family.is_none_or(Family::is_known) => (what, part.to_owned()),
             (Kind::Model | Kind::Denoiser(_), _) => (what, format!("{ONLY}: {PLAIN}")),
             (Kind::Autoencoder | Kind::TextEncoder, _) => (format!("{what}, not a model"), part.to_owned()),
             (Kind::Adapter(_), _) => (
@@ -130,7 +165,7 @@ impl Found {
                     .to_owned(),
             ),
             (Kind::ControlNet | Kind::Embedding, _) => {
-                (format!("{what}, not a model"), format!("It draws nothing by itself: {PLAIN}"))
+                (format!("{what}, not a model"), "It draws nothing by itself: choose a model".to_owned())
             }
             (Kind::Unknown, _) if first_inside(path).is_some() => (
                 "This folder is not a model in diffusers layout".to_owned(),
@@ -138,7 +173,7 @@ impl Found {
             ),
             (Kind::Unknown, _) => (
                 "This is not a model that is known here".to_owned(),
-                "Name a folder in diffusers layout, a single file (.safetensors) of the SD 1.x family, or `starter` \
+                "Name a folder in diffusers layout, a single file (.safetensors) of a model, or `starter` \
                  for the model that comes with the program"
                     .to_owned(),
             ),
@@ -151,7 +186,8 @@ impl Found {
     pub fn must_be_adapter(&self, path: &Path) -> Result<()> {
         let what = format!("This is {}", self.words());
         let (what, advice) = match (self.kind, self.family) {
-            (Kind::Unknown, _) | (Kind::Adapter(_) | Kind::Embedding, None | Some(Family::Sd1)) => return Ok(()),
+            (Kind::Unknown, _) => return Ok(()),
+            (Kind::Adapter(_) | Kind::Embedding, family) if family.is_none_or(Family::is_known) => return Ok(()),
             (Kind::Pickle, _) => return Err(pickle::refusal().at(path)),
             (Kind::Adapter(_), _) => (what, format!("{ONLY}: choose an adapter made for it")),
             (Kind::Embedding, _) => {

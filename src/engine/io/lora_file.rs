@@ -8,6 +8,7 @@ pub mod kinds;
 pub mod loads;
 mod numbers;
 pub mod parts;
+pub mod paths;
 pub mod relative;
 pub mod spelling;
 
@@ -20,6 +21,7 @@ use half::{bf16, f16};
 use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::kinds::{Kind, Read, WITH_ALL};
 use crate::engine::io::lora_file::parts::{Array, Parts, Wrong};
+use crate::engine::io::lora_file::paths::Paths;
 use crate::engine::io::lora_file::relative::{Axis, Base, Delta, Relative};
 use crate::engine::io::names;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
@@ -130,6 +132,8 @@ pub struct LoraFile {
     pub tokens: BTreeMap<String, Vectors>,
     /// Those of the tokens for which each cross-attention layer has its own; `tokens` has their mean over the layers.
     pub layer_tokens: BTreeMap<String, Vec<Vectors>>,
+    /// How many of each vector's last numbers are for a second text encoder: SDXL's.
+    pub second_width: usize,
     pub metadata: BTreeMap<String, String>,
     /// How exactly the file keeps its numbers.
     pub dtype: Option<Dtype>,
@@ -155,6 +159,8 @@ impl LoraFile {
                 read.tokens.insert(token.to_owned(), token_vectors::read(&file, stored)?);
             } else if let Some(token) = token_vectors::each(stored) {
                 read.layer_tokens.insert(token.to_owned(), token_vectors::read_layers(&file, stored)?);
+            } else if token_vectors::is_second(stored) {
+                // Read with those for the first.
             } else if let Some((module, name)) = own_key(stored)
                 && own_names.contains(&name)
             {
@@ -208,6 +214,11 @@ impl LoraFile {
             return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
         }
         read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
+        read.second_width = token_vectors::second_width(&file);
+        // Two files of one family must have one name for a layer, or a merge would take it for two.
+        if let Some(family) = detect::tensors(&file).family {
+            Paths::of(Some(family)).rename(&mut read);
+        }
         Ok(read)
     }
 
@@ -306,8 +317,10 @@ impl LoraFile {
                 tensors.insert(format!("{module}.{name}"), Tensor::new(dtype, shape, values));
             }
         }
-        tensors.extend(self.tokens.iter().map(|(token, vectors)| token_vectors::tensor(token, vectors, dtype)));
-        tensors.extend(self.layer_tokens.iter().map(|(token, of)| token_vectors::layer_tensor(token, of, dtype)));
+        let second = self.second_width;
+        tensors.extend(self.tokens.iter().flat_map(|(word, of)| token_vectors::tensors(word, of, second, dtype)));
+        let of_layers = self.layer_tokens.iter();
+        tensors.extend(of_layers.flat_map(|(word, of)| token_vectors::layer_tensors(word, of, second, dtype)));
         tensors
     }
 
@@ -401,7 +414,7 @@ fn exact(dtype: Dtype, alpha: f32) -> Dtype {
 
 /// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
 fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let known = stored.starts_with(names::KOHYA_UNET) || stored.starts_with(names::KOHYA_TEXT);
+    let known = stored.starts_with(names::KOHYA_UNET) || names::is_text(stored);
     stored.split_once('.').filter(|_| known)
 }
 

@@ -10,6 +10,7 @@ pub mod lock;
 pub mod lora_file;
 pub mod metadata;
 pub mod names;
+pub mod open_clip;
 pub mod pickle;
 pub mod png;
 pub mod safetensors;

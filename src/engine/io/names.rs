@@ -1,5 +1,7 @@
 //! Tables of other tools' tensor names.
 
+use crate::engine::io::ldm::RESNET;
+
 /// Stored name of a text-encoder tensor → ours (transformers 4, `text_model.…`), or `None` for what is not a weight.
 /// transformers 5 writes no `text_model.` level.
 pub fn text_encoder(stored: &str) -> Option<String> {
@@ -7,7 +9,10 @@ pub fn text_encoder(stored: &str) -> Option<String> {
     if name == "embeddings.position_ids" || name == "logit_scale" {
         return None;
     }
-    Some(format!("text_model.{name}"))
+    match name.starts_with("text_projection.") {
+        true => Some(name.to_owned()),
+        false => Some(format!("text_model.{name}")),
+    }
 }
 
 /// Names that older diffusers folders give to the autoencoder's attention (`models/modeling_utils.py`).
@@ -23,17 +28,73 @@ pub fn vae(stored: &str) -> Option<String> {
 pub const KOHYA_UNET: &str = "lora_unet_";
 /// kohya's prefix of an SD 1.x text-encoder module.
 pub const KOHYA_TEXT: &str = "lora_te_";
+/// kohya's prefixes of SDXL's text encoders.
+pub const KOHYA_TEXT_1: &str = "lora_te1_";
+pub const KOHYA_TEXT_2: &str = "lora_te2_";
+
+/// Whether a kohya module belongs to a text encoder.
+pub fn is_text(module: &str) -> bool {
+    [KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2].iter().any(|prefix| module.starts_with(prefix))
+}
 
 /// The stretch of the network a kohya module belongs to: `down_blocks.0`, `mid_block`, `up_blocks.2`, `text`, or the
 /// module's own first word (`conv`, `time`).
 pub fn block(module: &str) -> String {
     let Some(path) = module.strip_prefix(KOHYA_UNET) else { return "text".into() };
+    let ours = sdxl_path(path);
+    let path = ours.as_deref().unwrap_or(path);
     for side in ["down_blocks", "up_blocks"] {
         if let Some(rest) = path.strip_prefix(side).and_then(|rest| rest.strip_prefix('_')) {
             return format!("{side}.{}", rest.split('_').next().unwrap_or_default());
         }
     }
     if path.starts_with("mid_block") { "mid_block".into() } else { path.split('_').next().unwrap_or_default().into() }
+}
+
+/// What is outside of SDXL's blocks, by LDM's and by diffusers' flat path.
+const SDXL_ENDS: [(&str, &str); 6] = [
+    ("input_blocks_0_0", "conv_in"),
+    ("time_embed_0", "time_embedding_linear_1"),
+    ("time_embed_2", "time_embedding_linear_2"),
+    ("label_emb_0_0", "add_embedding_linear_1"),
+    ("label_emb_0_2", "add_embedding_linear_2"),
+    ("out_2", "conv_out"),
+];
+
+/// The flat path that SDXL's layers have in diffusers, from LDM's, in which a level has three slots:
+/// `input_blocks_4_1_proj_in` → `down_blocks_1_attentions_0_proj_in`. `None` where it is none of LDM's.
+pub fn sdxl_path(path: &str) -> Option<String> {
+    const SLOTS: usize = 3;
+    if let Some((_, ours)) = SDXL_ENDS.iter().find(|(ldm, _)| *ldm == path) {
+        return Some((*ours).to_owned());
+    }
+    let number = |text: &str| -> Option<(usize, String)> {
+        let (digits, rest) = text.split_once('_')?;
+        Some((digits.parse().ok()?, rest.to_owned()))
+    };
+    let resnet = |rest: &str| {
+        let inside = RESNET.iter().find(|(_, ldm)| ldm.replace('.', "_") == rest);
+        inside.map_or_else(|| rest.to_owned(), |(ours, _)| (*ours).to_owned())
+    };
+    if let Some((module, rest)) = path.strip_prefix("middle_block_").and_then(number) {
+        return Some(match module {
+            1 => format!("mid_block_attentions_0_{rest}"),
+            _ => format!("mid_block_resnets_{}_{}", module / 2, resnet(&rest)),
+        });
+    }
+    let (side, first, slots) = [("down", 1, "input_blocks_"), ("up", 0, "output_blocks_")]
+        .into_iter()
+        .find_map(|(side, first, start)| Some((side, first, path.strip_prefix(start)?)))?;
+    let (slot, rest) = number(slots)?;
+    let (module, rest) = number(&rest)?;
+    let slot = slot.checked_sub(first)?;
+    let (level, j) = (slot / SLOTS, slot % SLOTS);
+    let inside = match (rest.as_str(), module) {
+        ("op" | "conv", _) => format!("{side}samplers_0_conv"),
+        (_, 0) => format!("resnets_{j}_{}", resnet(&rest)),
+        _ => format!("attentions_{j}_{rest}"),
+    };
+    Some(format!("{side}_blocks_{level}_{inside}"))
 }
 
 #[cfg(test)]
@@ -45,6 +106,10 @@ mod tests {
         assert_eq!(block("lora_unet_up_blocks_1_attentions_2_proj_in"), "up_blocks.1");
         assert_eq!(block("lora_unet_mid_block_attentions_0_proj_in"), "mid_block");
         assert_eq!(block("lora_unet_conv_in"), "conv");
+        assert_eq!(block("lora_unet_input_blocks_6_0_op"), "down_blocks.1");
+        assert_eq!(block("lora_unet_middle_block_1_proj_in"), "mid_block");
+        assert_eq!(block("lora_unet_output_blocks_5_1_transformer_blocks_0_ff_net_2"), "up_blocks.1");
+        assert_eq!(block("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "text");
         assert_eq!(block("lora_te_text_model_encoder_layers_0_mlp_fc1"), "text");
     }
 }

@@ -39,6 +39,8 @@ pub struct Entry {
 enum Bytes {
     Mapped(Mmap),
     Embedded(&'static [u8]),
+    /// Changed on the way.
+    Made(Vec<u8>),
 }
 
 impl std::ops::Deref for Bytes {
@@ -48,6 +50,7 @@ impl std::ops::Deref for Bytes {
         match self {
             Self::Mapped(map) => map,
             Self::Embedded(bytes) => bytes,
+            Self::Made(bytes) => bytes,
         }
     }
 }
@@ -129,6 +132,36 @@ impl Checkpoint {
         Self { path: self.path.clone(), files: self.files.clone(), entries, metadata: self.metadata.clone() }
     }
 
+    /// Exchanges a tensor for equal parts of its rows under these names, as many as there are; the bytes are shared. What
+    /// does not divide stays as it is.
+    pub fn split(&mut self, name: &str, parts: &[String]) {
+        let Some(entry) = self.entries.get(name) else { return };
+        let count = parts.len();
+        if count > 1 && !entry.shape.first().is_some_and(|rows| rows.is_multiple_of(count)) {
+            return;
+        }
+        let Some(entry) = self.entries.remove(name) else { return };
+        let bytes = (entry.end - entry.start) / count.max(1);
+        for (i, part) in parts.iter().enumerate() {
+            let mut of_part = Entry { start: entry.start + i * bytes, ..entry.clone() };
+            of_part.end = of_part.start + bytes;
+            if count > 1 {
+                of_part.shape[0] /= count;
+            }
+            self.entries.insert(part.clone(), of_part);
+        }
+    }
+
+    /// Exchanges a matrix for its transpose, under another name.
+    pub fn transpose(&mut self, name: &str, renamed: &str) -> Result<()> {
+        let tensor = self.raw(name)?.transposed();
+        self.entries.remove(name);
+        let (dtype, file, end) = (tensor.dtype, self.files.len(), tensor.bytes.len());
+        self.entries.insert(renamed.to_owned(), Entry { dtype, shape: tensor.shape, file, start: 0, end });
+        self.files.push(Arc::new(Bytes::Made(tensor.bytes)));
+        Ok(())
+    }
+
     /// The tensors of all of `shards` as one checkpoint; `path` is what messages call it.
     pub fn joined(path: &Path, shards: Vec<Self>) -> Self {
         let whole = Self { path: path.into(), files: Vec::new(), entries: BTreeMap::new(), metadata: BTreeMap::new() };
@@ -147,7 +180,8 @@ impl Checkpoint {
     pub(crate) fn shaped(names: impl Iterator<Item = (String, Vec<usize>)>, dtype: Dtype) -> Self {
         let entry = |shape| Entry { dtype, shape, file: 0, start: 0, end: 0 };
         let entries = names.map(|(name, shape)| (name, entry(shape))).collect();
-        Self { path: "made.safetensors".into(), files: Vec::new(), entries, metadata: BTreeMap::new() }
+        let files = vec![Arc::new(Bytes::Made(Vec::new()))];
+        Self { path: "made.safetensors".into(), files, entries, metadata: BTreeMap::new() }
     }
 
     pub fn path(&self) -> &Path {
@@ -247,6 +281,16 @@ impl Tensor {
             _ => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
         };
         Self { dtype, shape: shape.to_vec(), bytes }
+    }
+
+    /// A matrix with rows and columns exchanged; what is none stays as it is.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        let [rows, columns] = self.shape[..] else { return self };
+        let size = self.bytes.len() / (rows * columns).max(1);
+        let at = |row: usize, column: usize| &self.bytes[(row * columns + column) * size..][..size];
+        let bytes = (0..columns).flat_map(|column| (0..rows).flat_map(move |row| at(row, column))).copied().collect();
+        Self { shape: vec![columns, rows], bytes, ..self }
     }
 
     /// Whether each of its numbers is one, in the format it is stored in: f16 ends at 65504.

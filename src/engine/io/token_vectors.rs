@@ -1,6 +1,7 @@
 //! The vectors that a file's words stand for.
 //!
-//! Every word has `bundle_emb.<word>.clip_l [n, width]` (OneTrainer's name; ComfyUI reads it). Where each cross-attention
+//! Every word has `bundle_emb.<word>.clip_l [n, width]` (OneTrainer's name; ComfyUI reads it), and for SDXL's second text
+//! encoder `bundle_emb.<word>.clip_g`: in memory a vector's numbers for both stand side by side. Where each cross-attention
 //! layer has vectors of its own, that is their mean over the layers, so that programs which know one vector still have
 //! the word, and all of them are in `layer_emb.<word>.clip_l [layers, n, width]`, a name that is ours alone.
 
@@ -15,6 +16,8 @@ const EACH: &str = "layer_emb.";
 const SUFFIX: &str = ".clip_l";
 /// Of OneTrainer's older files.
 const OLD_SUFFIX: &str = ".string_to_param.*";
+/// Of the second text encoder.
+const SECOND: &str = ".clip_g";
 
 /// `[n][width]`.
 pub type Vectors = Vec<Vec<f32>>;
@@ -62,8 +65,32 @@ pub fn each(stored: &str) -> Option<&str> {
     stored.strip_prefix(EACH)?.strip_suffix(SUFFIX).filter(|word| !word.is_empty())
 }
 
-/// The tensor `name` as vectors of a word.
+/// Whether a tensor holds what goes with another one: a word's vectors for the second text encoder.
+pub fn is_second(stored: &str) -> bool {
+    [SHARED, EACH].iter().any(|start| stored.starts_with(start)) && stored.ends_with(SECOND)
+}
+
+/// Numbers of each vector that are for a second text encoder; 0 where there is none.
+pub fn second_width(file: &Checkpoint) -> usize {
+    let second = file.entries().iter().find(|(name, _)| is_second(name));
+    second.and_then(|(_, entry)| entry.shape.last().copied()).unwrap_or(0)
+}
+
+/// The tensor `name` as vectors of a word, side by side with those for the second text encoder where it has such.
 pub fn read(file: &Checkpoint, name: &str) -> Result<Vectors> {
+    let mut vectors = read_one(file, name)?;
+    let second = name.strip_suffix(SUFFIX).map(|start| format!("{start}{SECOND}"));
+    if let Some(second) = second.filter(|second| file.entries().contains_key(second)) {
+        let more = read_one(file, &second)?;
+        if more.len() != vectors.len() {
+            return Err(damaged(file, &second));
+        }
+        vectors.iter_mut().zip(more).for_each(|(vector, more)| vector.extend(more));
+    }
+    Ok(vectors)
+}
+
+fn read_one(file: &Checkpoint, name: &str) -> Result<Vectors> {
     let values = file.f32(name)?;
     let width = file.shape(name)?.last().copied().unwrap_or(0);
     match width {
@@ -119,16 +146,61 @@ pub fn mean(layers: &[Vectors]) -> Vectors {
 
 /// A word's tensor with its name.
 pub fn tensor(word: &str, vectors: &[Vec<f32>], dtype: Dtype) -> (String, Tensor) {
-    let width = vectors.first().map_or(0, Vec::len);
-    (format!("{SHARED}{word}{SUFFIX}"), Tensor::new(dtype, &[vectors.len(), width], &vectors.concat()))
+    (format!("{SHARED}{word}{SUFFIX}"), matrix(vectors, dtype))
 }
 
 /// The tensor of a word that each layer has its own vectors for, with its name.
 pub fn layer_tensor(word: &str, layers: &[Vectors], dtype: Dtype) -> (String, Tensor) {
+    (format!("{EACH}{word}{SUFFIX}"), stack(layers, dtype))
+}
+
+/// A word's tensors with their names; the last `second` numbers of each vector are for a second text encoder.
+pub fn tensors(word: &str, vectors: &Vectors, second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
+    let (first, rest) = sides(vectors, second);
+    let rest = rest.map(|rest| (format!("{SHARED}{word}{SECOND}"), matrix(&rest, dtype)));
+    [tensor(word, &first, dtype)].into_iter().chain(rest).collect()
+}
+
+/// The same of a word that each layer has its own vectors for.
+pub fn layer_tensors(word: &str, layers: &[Vectors], second: usize, dtype: Dtype) -> Vec<(String, Tensor)> {
+    let (first, rest): (Vec<_>, Vec<_>) = layers.iter().map(|layer| sides(layer, second)).unzip();
+    let rest: Option<Vec<Vectors>> = rest.into_iter().collect();
+    let rest = rest.map(|rest| (format!("{EACH}{word}{SECOND}"), stack(&rest, dtype)));
+    [layer_tensor(word, &first, dtype)].into_iter().chain(rest).collect()
+}
+
+/// A word as a file of its own, a textual inversion: A1111's and diffusers' one tensor, or SDXL's two.
+pub fn embedding(vectors: &Vectors, second: usize) -> BTreeMap<String, Tensor> {
+    let (first, rest) = sides(vectors, second);
+    let named = match rest {
+        Some(rest) => vec![("clip_l", first), ("clip_g", rest)],
+        None => vec![("emb_params", first)],
+    };
+    named.into_iter().map(|(key, side)| (key.to_owned(), matrix(&side, Dtype::F32))).collect()
+}
+
+fn matrix(vectors: &[Vec<f32>], dtype: Dtype) -> Tensor {
+    let width = vectors.first().map_or(0, Vec::len);
+    Tensor::new(dtype, &[vectors.len(), width], &vectors.concat())
+}
+
+fn stack(layers: &[Vectors], dtype: Dtype) -> Tensor {
+    let of_all = matrix(&layers.concat(), dtype);
     let n = layers.first().map_or(0, Vec::len);
-    let width = layers.first().and_then(|vectors| vectors.first()).map_or(0, Vec::len);
-    let shape = [layers.len(), n, width];
-    (format!("{EACH}{word}{SUFFIX}"), Tensor::new(dtype, &shape, &layers.concat().concat()))
+    Tensor { shape: vec![layers.len(), n, of_all.shape[1]], ..of_all }
+}
+
+/// What the first text encoder takes of the vectors, and the second, where there is one.
+fn sides(vectors: &Vectors, second: usize) -> (Vectors, Option<Vectors>) {
+    if second == 0 {
+        return (vectors.clone(), None);
+    }
+    let cut = |vector: &Vec<f32>| {
+        let (first, rest) = vector.split_at(vector.len().saturating_sub(second));
+        (first.to_vec(), rest.to_vec())
+    };
+    let (first, rest) = vectors.iter().map(cut).unzip();
+    (first, Some(rest))
 }
 
 #[cfg(test)]
@@ -161,6 +233,20 @@ mod tests {
         assert_eq!((&read.tokens, &read.layer_tokens), (&file.tokens, &file.layer_tokens));
         let lone = saved([layer_tensor("<a>", &layers(), Dtype::F32)]).unwrap();
         assert_eq!((&lone.tokens["<a>"], lone.layer_tokens), (&file.tokens["<a>"], file.layer_tokens));
+    }
+
+    #[test]
+    fn vectors_for_two_encoders_stand_side_by_side_in_memory_alone() {
+        let mut file = LoraFile { dtype: Some(Dtype::F32), second_width: 1, ..LoraFile::default() };
+        file.add_layers("<a>", layers());
+        file.tokens.insert("<b>".into(), vec![vec![7.0, 8.0]]);
+        let tensors = file.tensors();
+        assert_eq!(tensors["layer_emb.<a>.clip_g"].shape, [2, 2, 1]);
+        assert_eq!(tensors["bundle_emb.<b>.clip_l"].bytes, 7.0_f32.to_le_bytes());
+        assert_eq!(tensors["bundle_emb.<b>.clip_g"].bytes, 8.0_f32.to_le_bytes());
+        let read = saved(tensors).unwrap();
+        assert_eq!((&read.tokens, &read.layer_tokens), (&file.tokens, &file.layer_tokens));
+        assert_eq!(read.second_width, 1);
     }
 
     #[test]

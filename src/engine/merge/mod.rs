@@ -197,7 +197,9 @@ pub fn merge(
     let fits = format(&sources[0]) != Dtype::F16 || largest < f16::MAX.to_f32();
     let dtype = Some(if same && fits { format(&sources[0]) } else { Dtype::F32 });
     let metadata = of_recipe;
-    let file = LoraFile { layers, differences, tokens, layer_tokens, metadata, dtype, ..LoraFile::default() };
+    let second_width = sources.iter().map(|source| source.file.second_width).max().unwrap_or(0);
+    let file =
+        LoraFile { layers, differences, tokens, layer_tokens, second_width, metadata, dtype, ..LoraFile::default() };
     Ok((file, notes))
 }
 

@@ -104,18 +104,30 @@ impl Chunked {
         self.chunks.iter().map(|chunk| chunk.encoded.clone()).collect()
     }
 
-    /// What the text encoder made of the rows, `z [prompts · chunks, 77, width]`, weighed and put together:
-    /// `[prompts, chunks · 77, width]`. Each chunk keeps its mean: `z′ = z·w · mean(z) / mean(z·w)`.
-    pub fn join(&self, z: Tensor<3>) -> Tensor<3> {
+    /// The row with which each prompt begins.
+    pub fn firsts(&self) -> Vec<usize> {
+        let chunks = self.chunks.len() / self.prompts.max(1);
+        (0..self.prompts).map(|prompt| prompt * chunks).collect()
+    }
+
+    /// What the text encoders, of these `widths`, made of the rows, `z [prompts · chunks, 77, width]`, weighed and put
+    /// together: `[prompts, chunks · 77, width]`. Each encoder's answer to each chunk keeps its mean:
+    /// `z′ = z·w · mean(z) / mean(z·w)`.
+    pub fn join(&self, z: Tensor<3>, widths: &[usize]) -> Tensor<3> {
         let [rows, n, width] = z.dims();
         let weights: Vec<f32> = self.chunks.iter().flat_map(|chunk| &chunk.weights).copied().collect();
         let z = if weights.iter().all(|w| (w - 1.0).abs() < f32::EPSILON) {
             z
         } else {
             let w = Tensor::<3>::from_data(TensorData::new(weights, [rows, n, 1]), &z.device());
-            let mean = |z: Tensor<3>| z.reshape([rows, n * width]).mean_dim(1).reshape([rows, 1, 1]);
-            let weighed = z.clone() * w;
-            weighed.clone() * (mean(z) / mean(weighed))
+            let weigh = |z: Tensor<3>, width: usize| {
+                let mean = |z: Tensor<3>| z.reshape([rows, n * width]).mean_dim(1).reshape([rows, 1, 1]);
+                let weighed = z.clone() * w.clone();
+                weighed.clone() * (mean(z) / mean(weighed))
+            };
+            let starts = widths.iter().scan(0, |start, width| Some(std::mem::replace(start, *start + width)));
+            let parts = starts.zip(widths).map(|(start, &width)| weigh(z.clone().narrow(2, start, width), width));
+            Tensor::cat(parts.collect(), 2)
         };
         z.reshape([self.prompts, rows / self.prompts.max(1) * n, width])
     }
@@ -281,7 +293,7 @@ mod tests {
         assert_eq!((&rows[4], &rows[5]), (&empty, &empty));
         assert_eq!(rows[2], long.chunks[2].encoded);
         let z = Tensor::<3>::random([6, 77, 2], Distribution::Default, &device::cpu());
-        let joined = chunked.join(z.clone());
+        let joined = chunked.join(z.clone(), &[z.dims()[2]]);
         assert_eq!(joined.dims(), [2, 231, 2]);
         assert_eq!(joined.narrow(0, 1, 1).narrow(1, 77, 77).into_data(), z.narrow(0, 4, 1).into_data());
     }
@@ -290,7 +302,7 @@ mod tests {
     fn weights_keep_each_chunks_mean_and_leave_unweighed_ones_alone() {
         let chunked = Chunked::new(&[prompt("plain", &[]), prompt("a ((red)) [cat] (no:-1)", &[])], &tokenizer());
         let z = Tensor::<3>::random([2, 77, 8], Distribution::Normal(0.5, 1.0), &device::cpu());
-        let joined = chunked.join(z.clone());
+        let joined = chunked.join(z.clone(), &[z.dims()[2]]);
         let row = |z: &Tensor<3>, i: usize| z.clone().narrow(0, i, 1);
         assert_eq!(row(&joined, 0).into_data(), row(&z, 0).into_data());
         let [before, after]: [f32; 2] = [&z, &joined].map(|z| row(z, 1).mean().into_scalar());
@@ -303,6 +315,18 @@ mod tests {
         let found = [2, 3, 4].map(|at| ratio(at) / ratio(1));
         for (found, expected) in found.into_iter().zip([1.21, 1.0 / 1.1, -1.0]) {
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+    }
+
+    /// Of two encoders side by side, each keeps its own mean, as if it were alone.
+    #[test]
+    fn each_encoder_is_weighed_by_itself() {
+        let chunked = Chunked::new(&[prompt("a ((red)) cat", &[])], &tokenizer());
+        let z = Tensor::<3>::random([1, 77, 5], Distribution::Normal(0.5, 1.0), &device::cpu());
+        let both = chunked.join(z.clone(), &[2, 3]);
+        for (start, width) in [(0, 2), (2, 3)] {
+            let alone = chunked.join(z.clone().narrow(2, start, width), &[width]);
+            assert_eq!(both.clone().narrow(2, start, width).into_data(), alone.into_data());
         }
     }
 

@@ -1,4 +1,7 @@
-//! CLIP text encoder (transformers `CLIPTextModel`): token ids `[b, 77]` → hidden states `[b, 77, width]`.
+//! CLIP text encoders (transformers `CLIPTextModel`, `CLIPTextModelWithProjection`): token ids `[b, 77]` → hidden states
+//! `[b, 77, width]`, and in SDXL's second one a vector `[b, width]` that sums the prompt up.
+
+use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use serde::Deserialize;
@@ -24,6 +27,9 @@ pub struct Config {
     pub hidden_act: String,
     #[serde(default = "default_eps")]
     pub layer_norm_eps: f64,
+    /// Of the pooled vector, where there is one.
+    #[serde(default = "default_projection")]
+    pub projection_dim: usize,
 }
 
 fn default_positions() -> usize {
@@ -36,6 +42,21 @@ pub(super) fn default_act() -> String {
 
 pub(super) fn default_eps() -> f64 {
     1e-5
+}
+
+fn default_projection() -> usize {
+    512
+}
+
+/// What a model reads of a text encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Stable Diffusion 1.x and 2.x: a layer's state behind the final norm.
+    Only,
+    /// SDXL: the state of the layer before the last, as it is.
+    First,
+    /// Likewise, and the projected last state at the end of the prompt.
+    Second,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +74,9 @@ pub struct TextEncoder {
     positions: Tensor<2>,
     layers: Vec<EncoderLayer>,
     final_norm: Norm,
+    /// To the pooled vector.
+    projection: Option<Linear>,
+    role: Role,
     /// `[1, 1, 77, 77]`: −∞ where a token would look ahead.
     causal: Tensor<4>,
 }
@@ -72,7 +96,7 @@ struct EncoderLayer {
 }
 
 impl TextEncoder {
-    pub fn load(config: Config, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
+    pub fn load(config: Config, role: Role, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
         let act = match config.hidden_act.as_str() {
             "quick_gelu" => Act::QuickGelu,
             "gelu" => Act::Gelu,
@@ -98,7 +122,12 @@ impl TextEncoder {
             return Err(Error::new(format!("{width} channels do not divide into {heads} heads"), "Check config.json")
                 .at(file.path()));
         }
-        let loader = Loader::new(file, crate::engine::io::names::text_encoder, hold, Part::Text, table);
+        let part = if role == Role::Second { Part::Text2 } else { Part::Text };
+        let mut loader = Loader::new(file, crate::engine::io::names::text_encoder, hold, part, table);
+        if role == Role::First {
+            let last = config.num_hidden_layers.saturating_sub(1);
+            loader.leave_idle([format!("text_model.encoder.layers.{last}."), "text_model.final_layer_norm.".into()]);
+        }
         let root = loader.root().sub("text_model");
         let eps = config.layer_norm_eps;
         let encoder = Self {
@@ -108,10 +137,17 @@ impl TextEncoder {
                 .map(|i| EncoderLayer::load(&root.sub(format!("encoder.layers.{i}")), &config, act))
                 .collect(),
             final_norm: root.norm("final_layer_norm", width, eps),
+            projection: (role == Role::Second)
+                .then(|| loader.root().linear("text_projection", width, config.projection_dim, false)),
+            role,
             causal: causal_mask(length, hold.device),
             config,
         };
         Ok((encoder, loader.finish()?))
+    }
+
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// Longest prompt in tokens, both ends included.
@@ -139,15 +175,54 @@ impl TextEncoder {
         ))
     }
 
-    /// Embedded tokens → hidden state after the final norm: of the last layer where `clip_skip` is 1, of the last but one
-    /// where it is 2, and so on (A1111's `CLIP_stop_at_last_layers`).
+    /// Embedded tokens → what the denoiser reads: the state of the last layer where `clip_skip` is 1, of the last but one
+    /// where it is 2, and so on (A1111's `CLIP_stop_at_last_layers`), behind the final norm. In SDXL 1 and 2 both are the
+    /// last but one, as in ComfyUI, and no norm follows.
     pub fn forward(&self, embedded: Tensor<3>, clip_skip: usize, mounts: &Mounts) -> Tensor<3> {
+        let mask = self.mask(&embedded);
+        let x = self.run(0..self.read(clip_skip), self.placed(embedded), &mask, mounts);
+        if self.role == Role::Only { self.final_norm.layer(x) } else { x }
+    }
+
+    /// The same, and what the model reads of the prompts as wholes `[b, projection]`: the last state at each one's end
+    /// token, whose positions are `ends`, behind norm and projection. `None` where the model reads no such thing.
+    pub fn forward_pooled(
+        &self,
+        embedded: Tensor<3>,
+        ends: &[usize],
+        clip_skip: usize,
+        mounts: &Mounts,
+    ) -> (Tensor<3>, Option<Tensor<2>>) {
+        let Some(projection) = &self.projection else { return (self.forward(embedded, clip_skip, mounts), None) };
+        let mask = self.mask(&embedded);
+        let read = self.read(clip_skip);
+        let state = self.run(0..read, self.placed(embedded), &mask, mounts);
+        let last = self.run(read..self.layers.len(), state.clone(), &mask, mounts);
+        let [b, n, width] = last.dims();
+        let rows: Vec<i32> = ends.iter().enumerate().map(|(row, end)| (row * n + end) as i32).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [b]), &last.device());
+        let at_end = self.final_norm.layer(last).reshape([b * n, width]).select(0, rows);
+        (state, Some(projection.forward(at_end, mounts)))
+    }
+
+    /// How many layers run before the state that is read.
+    fn read(&self, clip_skip: usize) -> usize {
+        let skip = if self.role == Role::Only { clip_skip } else { clip_skip.max(2) };
+        (self.layers.len() + 1).saturating_sub(skip)
+    }
+
+    fn placed(&self, embedded: Tensor<3>) -> Tensor<3> {
         let [_, n, _] = embedded.dims();
-        let x = embedded + self.positions.clone().narrow(0, 0, n).unsqueeze();
-        let mask = self.causal.clone().narrow(2, 0, n).narrow(3, 0, n);
-        let read = (self.layers.len() + 1).saturating_sub(clip_skip);
-        let x = self.layers.iter().take(read).fold(x, |x, layer| layer.forward(x, &mask, mounts));
-        self.final_norm.layer(x)
+        embedded + self.positions.clone().narrow(0, 0, n).unsqueeze()
+    }
+
+    fn mask(&self, embedded: &Tensor<3>) -> Tensor<4> {
+        let [_, n, _] = embedded.dims();
+        self.causal.clone().narrow(2, 0, n).narrow(3, 0, n)
+    }
+
+    fn run(&self, layers: Range<usize>, x: Tensor<3>, mask: &Tensor<4>, mounts: &Mounts) -> Tensor<3> {
+        self.layers[layers].iter().fold(x, |x, layer| layer.forward(x, mask, mounts))
     }
 }
 

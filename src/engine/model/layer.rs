@@ -13,11 +13,19 @@ pub struct LayerId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Text,
+    /// SDXL's second text encoder.
+    Text2,
     Unet,
     /// Never adapted.
     Vae,
     /// An image classifier.
     Vision,
+}
+
+impl Part {
+    pub fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Text2)
+    }
 }
 
 /// One linear or convolution layer.
@@ -31,6 +39,8 @@ pub struct Layer {
     pub channels: usize,
     /// `[height, width]` of the kernel; `None` for a linear layer.
     pub kernel: Option<[usize; 2]>,
+    /// kohya's name of it, where that does not follow from part and path: in SDXL.
+    pub module: Option<String>,
 }
 
 /// The untouched parameters of a layer: handles, the model keeps the numbers.
@@ -78,10 +88,17 @@ impl Layer {
         }
     }
 
-    /// kohya's name of it, unique in the model: `lora_unet_mid_block_attentions_0_proj_in`.
+    /// kohya's name of it, unique in the model: `lora_unet_mid_block_attentions_0_proj_in`, and in SDXL
+    /// `lora_unet_middle_block_1_proj_in`.
     pub fn module(&self) -> String {
+        self.module.clone().unwrap_or_else(|| self.flat_path())
+    }
+
+    /// The name that follows from its path: files for SDXL have it where they were written by diffusers.
+    pub fn flat_path(&self) -> String {
         let prefix = match self.part {
             Part::Text => names::KOHYA_TEXT,
+            Part::Text2 => names::KOHYA_TEXT_2,
             Part::Unet | Part::Vae | Part::Vision => names::KOHYA_UNET,
         };
         format!("{prefix}{}", self.path.replace('.', "_"))

@@ -22,6 +22,8 @@ pub struct Loader<'a> {
     part: Part,
     /// Our name → name in the file.
     stored: BTreeMap<String, String>,
+    /// Beginnings of the names of what is never computed with.
+    idle: Vec<String>,
     state: RefCell<State>,
 }
 
@@ -46,8 +48,15 @@ impl<'a> Loader<'a> {
             hold,
             part,
             stored,
+            idle: Vec::new(),
             state: RefCell::new(State { taken: BTreeSet::new(), faults: Vec::new(), table }),
         }
+    }
+
+    /// Accepts NaN in tensors whose names begin so: nothing reads them, and merged models hold such (SDXL's first text
+    /// encoder is read before its last layer).
+    pub fn leave_idle(&mut self, starts: impl IntoIterator<Item = String>) {
+        self.idle.extend(starts);
     }
 
     pub fn root(&self) -> Scope<'_> {
@@ -93,12 +102,13 @@ impl<'a> Loader<'a> {
             fault(format!("{name} is {found:?} instead of {shape:?}"));
             return stand_in();
         }
+        let is_idle = self.idle.iter().any(|start| name.starts_with(start));
         let read = match held {
             Dtype::F16 => self.checkpoint.f16(stored).map(|Numbers { values, finite }| {
-                finite.then(|| Tensor::from_data(TensorData::new(values, shape), (device, DType::F16)))
+                (finite || is_idle).then(|| Tensor::from_data(TensorData::new(values, shape), (device, DType::F16)))
             }),
             _ => self.checkpoint.numbers(stored).map(|Numbers { values, finite }| {
-                finite.then(|| Tensor::from_data(TensorData::new(values, shape), device))
+                (finite || is_idle).then(|| Tensor::from_data(TensorData::new(values, shape), device))
             }),
         };
         match read {
@@ -184,7 +194,14 @@ impl Scope<'_> {
 
     fn register(&self, out: usize, channels: usize, kernel: Option<[usize; 2]>, weight: Weight) -> LayerId {
         let table = &mut self.loader.state.borrow_mut().table;
-        table.layers.push(Layer { part: self.loader.part, path: self.path.clone(), out, channels, kernel });
+        table.layers.push(Layer {
+            part: self.loader.part,
+            path: self.path.clone(),
+            out,
+            channels,
+            kernel,
+            module: None,
+        });
         table.weights.push(weight);
         LayerId(table.layers.len() - 1)
     }

@@ -6,14 +6,14 @@
 
 use burn::tensor::{Gradients, Tensor};
 
-use crate::engine::model::unet::Unet;
+use crate::engine::model::unet::{Sinusoids, Unet};
 use crate::engine::model::{Context, Mounts};
 
 /// What a forward pass keeps for its backward pass.
 pub struct Passed {
     /// Input, skip and next skip's size of each stretch.
     inputs: Vec<(Tensor<4>, Option<Tensor<4>>, [usize; 2])>,
-    sinusoids: Tensor<2>,
+    sinusoids: Sinusoids,
     time: Tensor<2>,
     context: Context,
 }
@@ -28,15 +28,15 @@ pub struct Pulled {
 
 /// [`Unet::forward`] without gradients, keeping what [`backward`] needs.
 pub fn forward(unet: &Unet, x: Tensor<4>, timesteps: &[f32], context: Context, mounts: &Mounts) -> (Tensor<4>, Passed) {
-    let sinusoids = unet.sinusoids(timesteps, &x.device());
-    let time = unet.time(&sinusoids, mounts);
+    let sinusoids = unet.sinusoids(timesteps, &context, &x.device());
+    let time = unet.time(&sinusoids, &context, mounts);
     let mut inputs = Vec::new();
     let answer = unet.walk(x, &time, &context, mounts, |x, skip, size| inputs.push((x.clone(), skip.cloned(), size)));
     (answer, Passed { inputs, sinusoids, time, context })
 }
 
 /// Pulls `gradient` of the answer back through the network, running it again under `mounts` that were made from `leaves`;
-/// what the mounts charge counts as part of the loss. Returns the gradient of each slice of the context.
+/// what the mounts charge counts as part of the loss. Returns the gradient of the context.
 pub fn backward(
     unet: &Unet,
     passed: Passed,
@@ -44,9 +44,9 @@ pub fn backward(
     leaves: &[Tensor<2>],
     mounts: &Mounts,
     pulled: &mut Pulled,
-) -> Vec<Tensor<3>> {
+) -> Context {
     let Passed { inputs, sinusoids, time, context } = passed;
-    let (time, context) = (leaf(time), context.map(leaf));
+    let (time, context) = (leaf(time), context.map(leaf).map_pooled(leaf));
     let (mut by_time, mut by_context) = (None, vec![None; context.slices().len()]);
     let (mut gradient, mut by_skips) = (gradient, Vec::new());
     for (stretch, (x, skip, size)) in unet.stretches().iter().zip(inputs).rev() {
@@ -68,13 +68,16 @@ pub fn backward(
         }
         gradient = x.grad(&gradients).unwrap_or_else(|| x.inner().zeros_like());
     }
+    let mut by_pooled = None;
     if let Some(by_time) = by_time {
-        let time = unet.time(&leaf(sinusoids), mounts);
-        pulled.pull((time * by_time).sum(), mounts.take_charges(), leaves);
+        let time = unet.time(&sinusoids.map(leaf), &context, mounts);
+        let gradients = pulled.pull((time * by_time).sum(), mounts.take_charges(), leaves);
+        add(&mut by_pooled, context.pooled().and_then(|pooled| pooled.text.grad(&gradients)));
     }
-    let whole =
-        |(sum, slice): (Option<Tensor<3>>, &Tensor<3>)| sum.unwrap_or_else(|| slice.clone().inner().zeros_like());
-    by_context.into_iter().zip(context.slices()).map(whole).collect()
+    let mut by_context = by_context.into_iter();
+    context
+        .map(|slice| by_context.next().flatten().unwrap_or_else(|| slice.inner().zeros_like()))
+        .map_pooled(|text| by_pooled.unwrap_or_else(|| text.inner().zeros_like()))
 }
 
 impl Pulled {

@@ -1,6 +1,6 @@
-//! A Stable-Diffusion-shaped model: tokenizer, text encoder, denoiser, autoencoder, schedule.
+//! A Stable-Diffusion-shaped model: tokenizer, one text encoder or SDXL's two, denoiser, autoencoder, schedule.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -8,12 +8,14 @@ use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
 use crate::engine::io::Folder;
+use crate::engine::io::detect::Family;
 use crate::engine::model::chunks::{Chunked, Prompt};
+use crate::engine::model::clip::Role;
 use crate::engine::model::parts::{Hashes, Parts};
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Context, Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip};
+use crate::engine::model::{Context, Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip, sdxl};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
@@ -22,6 +24,9 @@ static STARTER: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/assets/starter"
 
 pub const WEIGHTS: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
 pub const TEXT_WEIGHTS: [&str; 2] = ["model.safetensors", "model.fp16.safetensors"];
+
+/// OpenCLIP fills prompts up with the first word of its vocabulary.
+const FIRST_ID: u32 = 0;
 
 /// `scheduler/scheduler_config.json`, as far as a schedule depends on it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -53,6 +58,13 @@ impl Default for ScheduleConfig {
     }
 }
 
+/// SDXL's second text encoder: it reads the same words, and sums a prompt up.
+pub struct Second {
+    pub encoder: clip::TextEncoder,
+    /// Id that fills its prompts up.
+    pub pad: u32,
+}
+
 pub struct StableDiffusion {
     /// What messages and metadata call it: the name of its folder, or of its file without the ending.
     pub name: String,
@@ -60,10 +72,12 @@ pub struct StableDiffusion {
     pub hash: String,
     /// The same of the autoencoder: latents are kept under it.
     pub vae_hash: String,
-    /// The same of the text encoder.
+    /// The same of the text encoder; of two, one after the other.
     pub text_hash: String,
     pub tokenizer: Tokenizer,
     pub text: clip::TextEncoder,
+    /// In SDXL.
+    pub second: Option<Second>,
     pub unet: Unet,
     pub vae: Vae,
     pub schedule: ScheduleConfig,
@@ -93,23 +107,42 @@ impl StableDiffusion {
         let parts = Parts::open(folder)?;
         let ((text_config, text_file), (unet_config, unet_file), (vae_config, vae_file)) =
             (&parts.text, &parts.unet, &parts.vae);
+        let second = parts.second.as_ref();
         let hold = Hold { device, matrices: precision.matrices(unet_file) };
         thread::scope(|scope| {
-            let hashes = Hashes::begin(scope, [unet_file, vae_file, text_file]);
-            let (text, table) = clip::TextEncoder::load(text_config.clone(), text_file, hold, Table::default())?;
-            let (unet, table) = Unet::load(unet_config.clone(), unet_file, hold, table)?;
-            let vae = Vae::load(vae_config.clone(), vae_file, hold)?;
-            Self::fit(&text, &unet, &vae).map_err(|error| error.at(folder.path()))?;
+            let files = [unet_file, vae_file, text_file].into_iter().chain(second.map(|second| &second.file));
+            let hashes = Hashes::begin(scope, files);
+            let role = if second.is_some() { Role::First } else { Role::Only };
+            let (text, table) = clip::TextEncoder::load(text_config.clone(), role, text_file, hold, Table::default())?;
             let tokenizer = parts.tokenizer(text.length(), text.config.vocab_size)?;
-            let [hash, vae_hash, text_hash] = hashes.finish();
+            let (second, table) = match second {
+                Some(parts) => {
+                    let (encoder, table) =
+                        clip::TextEncoder::load(parts.config.clone(), Role::Second, &parts.file, hold, table)?;
+                    let pad = parts.pad.as_deref().and_then(|word| tokenizer.id(word)).unwrap_or(FIRST_ID);
+                    (Some(Second { encoder, pad }), table)
+                }
+                None => (None, table),
+            };
+            let (unet, mut table) = Unet::load(unet_config.clone(), unet_file, hold, table)?;
+            if second.is_some() {
+                sdxl::name_modules(&mut table.layers, &unet.config);
+            }
+            let vae = Vae::load(vae_config.clone(), vae_file, hold)?;
+            Self::fit(&text, second.as_ref(), &unet, &vae, tokenizer.words())
+                .map_err(|error| error.at(folder.path()))?;
+            let mut hashes = hashes.finish().into_iter();
+            let mut next = || hashes.next().unwrap_or_default();
+            let (hash, vae_hash) = (next(), next());
             let readme = if parts.beside.has("README.md") { parts.beside.text("README.md").ok() } else { None };
             Ok(Self {
                 name: name(folder),
                 hash,
                 vae_hash,
-                text_hash,
+                text_hash: hashes.collect(),
                 tokenizer,
                 text,
+                second,
                 unet,
                 vae,
                 schedule: parts.schedule.clone(),
@@ -122,22 +155,75 @@ impl StableDiffusion {
     }
 
     /// Whether the networks are of one model.
-    fn fit(text: &clip::TextEncoder, unet: &Unet, vae: &Vae) -> Result<()> {
-        let (expects, gives) = (unet.config.cross_attention_dim, text.config.hidden_size);
+    fn fit(text: &clip::TextEncoder, second: Option<&Second>, unet: &Unet, vae: &Vae, words: usize) -> Result<()> {
+        let other = "The parts belong to different models";
+        let encoders = || std::iter::once(text).chain(second.map(|second| &second.encoder));
+        let gives: usize = encoders().map(|text| text.config.hidden_size).sum();
+        let expects = unet.config.cross_attention_dim;
         if expects != gives {
             return Err(Error::new(
                 format!("The denoiser expects text of width {expects}, the text encoder gives {gives}"),
-                "The parts belong to different models",
+                other,
             ));
+        }
+        let pooled = second.map(|second| second.encoder.config.projection_dim);
+        if unet.config.pooled_width() != pooled {
+            let told =
+                |width: Option<usize>| width.map_or_else(|| "none".to_owned(), |width| format!("one of {width}"));
+            return Err(Error::new(
+                format!(
+                    "The denoiser expects a pooled text vector ({}), the text encoders give {}",
+                    told(unet.config.pooled_width()),
+                    told(pooled)
+                ),
+                "Models of the SDXL family have two text encoders, all others one: choose a whole model",
+            ));
+        }
+        if let Some(second) = second.map(|second| &second.encoder)
+            && (second.length() != text.length() || second.config.vocab_size < words)
+        {
+            return Err(Error::new("The two text encoders do not read the same prompts", other));
         }
         let (latent, given, taken) = (vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels);
         if given != latent || taken != latent {
             return Err(Error::new(
                 format!("The denoiser turns {given} channels into {taken}, the autoencoder has {latent}"),
-                "Models for inpainting or editing cannot be used: choose a plain one of the SD 1.x family",
+                "Models for inpainting or editing cannot be used: choose a plain one",
             ));
         }
         Ok(())
+    }
+
+    /// What it was made from.
+    pub fn family(&self) -> Family {
+        Family::of_model(self.second.is_some(), self.unet.config.cross_attention_dim)
+    }
+
+    /// Its text encoders in order.
+    pub fn texts(&self) -> impl Iterator<Item = &clip::TextEncoder> {
+        std::iter::once(&self.text).chain(self.second.as_ref().map(|second| &second.encoder))
+    }
+
+    /// Numbers of a word's vector: for SDXL's two text encoders one after the other.
+    pub fn word_width(&self) -> usize {
+        self.texts().map(|text| text.config.hidden_size).sum()
+    }
+
+    /// Rows of the embedding tables, as words have them: `[n, width]`.
+    pub fn embed_word(&self, ids: &[u32]) -> Tensor<2> {
+        Tensor::cat(self.texts().map(|text| text.embed(&[ids.to_vec()]).squeeze_dim::<2>(0)).collect(), 1)
+    }
+
+    /// Every layer by kohya's name of it, and by those that diffusers and LDM give it.
+    pub fn modules(&self) -> BTreeMap<String, LayerId> {
+        let ldm = ldm::unet(&self.unet.config.blocks());
+        let in_ldm = |layer: &Layer| {
+            let path = (layer.part == Part::Unet).then(|| ldm.module(&layer.path)).flatten()?;
+            Some(format!("{}{}", names::KOHYA_UNET, path.replace('.', "_")))
+        };
+        let also = self.layer_ids().filter_map(|(id, layer)| Some((in_ldm(layer)?, id)));
+        let flat = self.layer_ids().map(|(id, layer)| (layer.flat_path(), id));
+        also.chain(flat).chain(self.layer_ids().map(|(id, layer)| (layer.module(), id))).collect()
     }
 
     pub fn layer(&self, id: LayerId) -> &Layer {
@@ -168,7 +254,9 @@ impl StableDiffusion {
     /// Prompts of any length, with weights → what the denoiser reads, `[b, chunks·77, width]` for each of its layers.
     pub fn read(&self, prompts: &[Prompt], words: &[Tensor<3>], clip_skip: usize, mounts: &Mounts) -> Context {
         let chunked = Chunked::new(prompts, &self.tokenizer);
-        self.context(&chunked.rows(), words, clip_skip, mounts).map(|z| chunked.join(z))
+        let widths: Vec<usize> = self.texts().map(|text| text.config.hidden_size).collect();
+        let context = self.context(&chunked.rows(), words, clip_skip, mounts).pooled_rows(&chunked.firsts());
+        context.map(|z| chunked.join(z, &widths))
     }
 
     /// Prompts → context `[b, 77, width]`; marked positions take their vector from `vectors` (one `[n, width]` a word).
@@ -184,9 +272,34 @@ impl StableDiffusion {
         clip_skip: usize,
         mounts: &Mounts,
     ) -> Tensor<3> {
+        self.encode(prompts, vectors, clip_skip, mounts).0
+    }
+
+    /// The same, and in SDXL the prompts summed up `[b, width]`. A word's vectors are those for each text encoder side by
+    /// side.
+    pub(super) fn encode(
+        &self,
+        prompts: &[Encoded],
+        vectors: &[Tensor<2>],
+        clip_skip: usize,
+        mounts: &Mounts,
+    ) -> (Tensor<3>, Option<Tensor<2>>) {
         let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-        let embedded = Self::place(self.text.embed(&ids), prompts, vectors);
-        self.text.forward(embedded, clip_skip, mounts)
+        let Some(Second { encoder, pad }) = &self.second else {
+            let embedded = Self::place(self.text.embed(&ids), prompts, vectors);
+            return (self.text.forward(embedded, clip_skip, mounts), None);
+        };
+        let [first, second] = [self.text.config.hidden_size, encoder.config.hidden_size];
+        let part = |start: usize, width: usize| {
+            vectors.iter().map(|word| word.clone().narrow(1, start, width)).collect::<Vec<_>>()
+        };
+        let embedded = Self::place(self.text.embed(&ids), prompts, &part(0, first));
+        let small = self.text.forward(embedded, clip_skip, mounts);
+        let filled: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.filled(*pad)).collect();
+        let ends: Vec<usize> = prompts.iter().map(|prompt| prompt.end).collect();
+        let embedded = Self::place(encoder.embed(&filled), prompts, &part(first, second));
+        let (large, pooled) = encoder.forward_pooled(embedded, &ends, clip_skip, mounts);
+        (Tensor::cat(vec![small, large], 2), pooled)
     }
 
     /// Replaces the rows at marked positions. A product with a selection matrix, so that gradients reach the vectors.

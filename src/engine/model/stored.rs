@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::engine::Result;
 use crate::engine::io::Folder;
-use crate::engine::io::ldm::{Blocks, Network};
+use crate::engine::io::detect::Family;
+use crate::engine::io::ldm::{self, Blocks, Network};
 use crate::engine::io::lora_file::relative::Base;
-use crate::engine::io::names::{KOHYA_TEXT, KOHYA_UNET};
+use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 use crate::engine::io::safetensors::Checkpoint;
 use crate::engine::model::parts::Parts;
 
@@ -20,11 +21,25 @@ impl Stored {
     /// Reads configurations and headers only.
     pub fn open(folder: &Folder) -> Result<Self> {
         let parts = Parts::open(folder)?;
+        let ldm = ldm::unet(&parts.unet.0.blocks());
         let mut paths = BTreeMap::new();
-        for network in [Network::Unet, Network::Text] {
-            let names = of(&parts, network).entries().keys();
+        for network in [Network::Unet, Network::Text, Network::Text2] {
+            let names = of(&parts, network).into_iter().flat_map(|file| file.entries().keys());
             for path in names.filter_map(|name| name.strip_suffix(".weight")) {
-                paths.insert(module(network, path), (network, path.to_owned()));
+                // As diffusers' paths are flattened, and as kohya and ComfyUI name SDXL's layers.
+                let also = match network {
+                    Network::Unet => ldm.module(path).map(|ldm| flat(KOHYA_UNET, &ldm)),
+                    Network::Text => Some(flat(KOHYA_TEXT_1, path)),
+                    _ => None,
+                };
+                let prefix = match network {
+                    Network::Text => KOHYA_TEXT,
+                    Network::Text2 => KOHYA_TEXT_2,
+                    Network::Unet | Network::Vae => KOHYA_UNET,
+                };
+                for module in [Some(flat(prefix, path)), also].into_iter().flatten() {
+                    paths.insert(module, (network, path.to_owned()));
+                }
             }
         }
         Ok(Self { parts, paths })
@@ -32,19 +47,17 @@ impl Stored {
 
     /// Blocks of the denoiser, as far as names depend on them.
     pub fn blocks(&self) -> Blocks {
-        let config = &self.parts.unet.0;
-        let attends = |kinds: &[String]| kinds.iter().map(|kind| kind.starts_with("Cross")).collect();
-        Blocks {
-            layers: config.layers_per_block,
-            down: attends(&config.down_block_types),
-            up: attends(&config.up_block_types),
-        }
+        self.parts.unet.0.blocks()
+    }
+
+    pub fn family(&self) -> Family {
+        Family::of_model(self.parts.second.is_some(), self.parts.unet.0.cross_attention_dim)
     }
 
     /// The shape of a layer's weight: `[out, in]`, `[out, channels, kh, kw]`, and `[n]` of a norm.
     pub fn shape(&self, module: &str) -> Option<&[usize]> {
         let (network, path) = self.paths.get(module)?;
-        of(&self.parts, *network).shape(&format!("{path}.weight")).ok()
+        of(&self.parts, *network)?.shape(&format!("{path}.weight")).ok()
     }
 
     /// Of every layer.
@@ -60,23 +73,22 @@ impl Stored {
     /// A layer's numbers.
     pub fn base(&self, module: &str) -> Result<Option<Base>> {
         let Some((network, path)) = self.paths.get(module) else { return Ok(None) };
-        let file = of(&self.parts, *network);
+        let Some(file) = of(&self.parts, *network) else { return Ok(None) };
         let (weight, bias) = (format!("{path}.weight"), format!("{path}.bias"));
         let bias = file.entries().contains_key(&bias).then(|| file.f32(&bias)).transpose()?;
         Ok(Some(Base { weight: file.f32(&weight)?, shape: file.shape(&weight)?.to_vec(), bias }))
     }
 }
 
-/// kohya's name of a module.
-pub fn module(network: Network, path: &str) -> String {
-    let prefix = if network == Network::Text { KOHYA_TEXT } else { KOHYA_UNET };
+fn flat(prefix: &str, path: &str) -> String {
     format!("{prefix}{}", path.replace('.', "_"))
 }
 
-fn of(parts: &Parts, network: Network) -> &Checkpoint {
+fn of(parts: &Parts, network: Network) -> Option<&Checkpoint> {
     match network {
-        Network::Unet => &parts.unet.1,
-        Network::Text => &parts.text.1,
-        Network::Vae => &parts.vae.1,
+        Network::Unet => Some(&parts.unet.1),
+        Network::Text => Some(&parts.text.1),
+        Network::Text2 => parts.second.as_ref().map(|second| &second.file),
+        Network::Vae => Some(&parts.vae.1),
     }
 }

@@ -30,6 +30,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     start: u32,
     end: u32,
+    /// What fills a prompt up.
+    pad: u32,
     /// Ids in a prompt, both ends included.
     length: usize,
 }
@@ -37,8 +39,10 @@ pub struct Tokenizer {
 /// A prompt as the text encoder takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// Exactly as many as the encoder has positions; filled up with the end token.
+    /// Exactly as many as the encoder has positions; filled up with the end token in SD 1.x.
     pub ids: Vec<u32>,
+    /// Position of the end token.
+    pub end: usize,
     /// Positions whose embedding is replaced by a vector of an adapter's word.
     pub marks: Vec<Mark>,
     /// How many ids there was no room for.
@@ -54,6 +58,13 @@ pub struct Mark {
     pub vector: usize,
 }
 
+impl Encoded {
+    /// The ids for an encoder that knows the same words and fills up with another.
+    pub fn filled(&self, pad: u32) -> Vec<u32> {
+        self.ids.iter().enumerate().map(|(at, &id)| if at > self.end { pad } else { id }).collect()
+    }
+}
+
 /// A word that stands for trained vectors instead of vocabulary entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Word {
@@ -67,7 +78,19 @@ impl Tokenizer {
         let vocabulary: AHashMap<String, u32> = folder.json("tokenizer/vocab.json")?;
         let merges = folder.text("tokenizer/merges.txt")?;
         let merges = merges.lines().filter(|line| !line.starts_with("#version")).filter_map(pair).collect();
-        Self::new(vocabulary, merges, length).map_err(|e| e.at(folder.path().join("tokenizer")))
+        let mut tokenizer = Self::new(vocabulary, merges, length).map_err(|e| e.at(folder.path().join("tokenizer")))?;
+        tokenizer.fill_with(pad_token(folder, "tokenizer").as_deref());
+        Ok(tokenizer)
+    }
+
+    /// The id of a word of the vocabulary.
+    pub fn id(&self, word: &str) -> Option<u32> {
+        self.inner.token_to_id(word)
+    }
+
+    /// Fills prompts up with another word than the end token, if it is known.
+    pub(super) fn fill_with(&mut self, word: Option<&str>) {
+        self.pad = word.and_then(|word| self.id(word)).unwrap_or(self.pad);
     }
 
     /// The full CLIP vocabulary, built in.
@@ -113,7 +136,7 @@ impl Tokenizer {
         let steps: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, true).into()];
         inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
         inner.add_special_tokens([START, END].map(|word| AddedToken::from(word, true))).map_err(broken)?;
-        Ok(Self { inner, start, end, length })
+        Ok(Self { inner, start, end, pad: end, length })
     }
 
     /// One more than the highest id.
@@ -168,8 +191,10 @@ impl Tokenizer {
                 }
             }
         }
-        ids.resize(self.length, self.end);
-        Encoded { ids, marks, dropped: slots.len() - kept.len() }
+        let end = ids.len();
+        ids.push(self.end);
+        ids.resize(self.length, self.pad);
+        Encoded { ids, end, marks, dropped: slots.len() - kept.len() }
     }
 }
 
@@ -235,6 +260,16 @@ pub fn undefined_words(text: &str, words: &[Word]) -> Vec<String> {
         rest = &rest[1..];
     }
     found
+}
+
+/// The word with which a folder's tokenizer fills prompts up: `!` in SD 2.x and in the second of SDXL.
+pub(super) fn pad_token(folder: &Folder, part: &str) -> Option<String> {
+    let files = ["tokenizer_config.json", "special_tokens_map.json"].map(|file| format!("{part}/{file}"));
+    files.iter().filter(|file| folder.has(file)).find_map(|file| {
+        let config: serde_json::Value = folder.json(file).ok()?;
+        let token = &config["pad_token"];
+        token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+    })
 }
 
 fn pair(line: &str) -> Option<(String, String)> {

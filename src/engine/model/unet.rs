@@ -1,4 +1,4 @@
-//! The denoiser (diffusers `UNet2DConditionModel`, SD 1.x shape): any number of levels, channels, layers and heads.
+//! The denoiser (diffusers `UNet2DConditionModel`, the shapes of SD 1.x, 2.x and SDXL): any number of levels, channels, layers and heads.
 
 use std::ops::RangeFrom;
 
@@ -6,16 +6,22 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::Deserialize;
 
 use crate::engine::io::Checkpoint;
+use crate::engine::io::ldm::Blocks;
 use crate::engine::model::blocks::{Conv, ConvShape, Linear, Norm, attention, timestep_embedding, upsample};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::residual::Resnet;
-use crate::engine::model::{Context, Hold, Mounts, Part, Table};
+use crate::engine::model::{Context, Framing, Hold, Mounts, Part, Table};
 use crate::engine::ops::{Then, geglu};
 use crate::engine::{Error, Result};
 
 /// Most latent pixels of a picture: 1448×1448 in Stable Diffusion. Attention holds a band of its scores at a time, but its
 /// work still grows with the square, and a failed allocation of the rest ends the program without a sentence.
 pub const MOST_PIXELS: usize = 32_768;
+
+/// `addition_embed_type` of SDXL.
+pub const SDXL_EMBED: &str = "text_time";
+/// How many numbers tell a picture's sizes.
+pub const SIZES: usize = 6;
 
 /// `unet/config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -44,6 +50,12 @@ pub struct Config {
     pub transformer_layers_per_block: PerBlock,
     #[serde(default)]
     pub addition_embed_type: Option<String>,
+    /// Channels of each sinusoid that tells a size.
+    #[serde(default)]
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of the pooled text with all sizes.
+    #[serde(default)]
+    pub projection_class_embeddings_input_dim: Option<usize>,
     #[serde(default)]
     pub act_fn: Option<String>,
     #[serde(default)]
@@ -52,6 +64,8 @@ pub struct Config {
     pub flip_sin_to_cos: Option<bool>,
     #[serde(default)]
     pub freq_shift: Option<f64>,
+    #[serde(default)]
+    pub class_embed_type: Option<String>,
     /// A flag, or one for each block.
     #[serde(default)]
     pub only_cross_attention: serde_json::Value,
@@ -93,24 +107,53 @@ impl Config {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(block)
     }
 
+    /// Whether a level has attention on its way down or up, or the middle behind it has.
+    fn attends(&self, level: usize) -> bool {
+        let levels = self.block_out_channels.len();
+        let crosses = |kinds: &[String], at: usize| kinds[at].starts_with("Cross");
+        crosses(&self.down_block_types, level)
+            || crosses(&self.up_block_types, levels - 1 - level)
+            || level + 1 == levels
+    }
+
+    /// What names in single files depend on.
+    pub fn blocks(&self) -> Blocks {
+        let attends = |kinds: &[String]| kinds.iter().map(|kind| kind.starts_with("Cross")).collect();
+        let (down, up) = (attends(&self.down_block_types), attends(&self.up_block_types));
+        Blocks { layers: self.layers_per_block, down, up }
+    }
+
+    /// Channels of each size's sinusoid, in SDXL alone.
+    pub fn sizes_width(&self) -> Option<usize> {
+        self.addition_embed_type.as_ref().and(self.addition_time_embed_dim)
+    }
+
+    /// Width of the pooled text that SDXL's denoiser reads.
+    pub fn pooled_width(&self) -> Option<usize> {
+        self.projection_class_embeddings_input_dim?.checked_sub(SIZES * self.sizes_width()?)
+    }
+
     fn check(&self) -> Result<(), String> {
         let levels = self.block_out_channels.len();
-        if let Some(kind) = &self.addition_embed_type {
-            return Err(format!(
-                "it takes “{kind}” conditioning, as SDXL does, and only the SD 1.x shape can be loaded"
-            ));
+        if let Some(kind) = self.addition_embed_type.as_deref().filter(|kind| *kind != SDXL_EMBED) {
+            return Err(format!("it takes “{kind}” conditioning, and only that of SDXL is known here"));
+        }
+        let even = self.sizes_width().is_some_and(|width| width > 0 && width.is_multiple_of(2) && width <= 4096);
+        if self.addition_embed_type.is_some() && !(even && self.pooled_width().is_some()) {
+            return Err("how wide its pooled text and sizes are does not fit together".into());
         }
         let differs = [
             ("act_fn", self.act_fn.as_deref().is_some_and(|act| !["silu", "swish"].contains(&act))),
             ("center_input_sample", self.center_input_sample == Some(true)),
             ("flip_sin_to_cos", self.flip_sin_to_cos == Some(false)),
             ("freq_shift", self.freq_shift.is_some_and(|shift| shift != 0.0)),
+            ("class_embed_type", self.class_embed_type.is_some()),
             ("only_cross_attention", self.only_cross_attention.to_string().contains("true")),
             ("sample_size", self.sample_size.is_some_and(|side| !(1..=4096).contains(&side))),
             ("layers_per_block", self.layers_per_block > 64),
         ];
         if let Some((field, _)) = differs.into_iter().find(|(_, differs)| *differs) {
-            return Err(format!("its {field} is not that of Stable Diffusion 1.x"));
+            return Err(format!("its {field} is not that of Stable Diffusion"));
         }
         if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
             return Err(format!("{levels} channel counts do not match its lists of blocks"));
@@ -118,6 +161,10 @@ impl Config {
         for (level, &channels) in self.block_out_channels.iter().enumerate() {
             if self.norm_num_groups == 0 || !channels.is_multiple_of(self.norm_num_groups) {
                 return Err(format!("{channels} channels do not divide into {} groups", self.norm_num_groups));
+            }
+            // Only where there is attention do heads and depth count.
+            if !self.attends(level) {
+                continue;
             }
             if self.heads(level) == 0 || !channels.is_multiple_of(self.heads(level)) {
                 return Err(format!("{channels} channels do not divide into {} heads", self.heads(level)));
@@ -141,6 +188,7 @@ pub struct Unet {
     pub cross_attentions: usize,
     time1: Linear,
     time2: Linear,
+    added: Option<(Linear, Linear)>,
     conv_in: Conv,
     down: Vec<Stage>,
     middle: (Resnet, Transformer, Resnet),
@@ -192,8 +240,11 @@ struct Attention {
 impl Unet {
     pub fn load(config: Config, file: &Checkpoint, hold: Hold<'_>, table: Table) -> Result<(Self, Table)> {
         config.check().map_err(|why| {
-            Error::new(format!("This denoiser cannot be used: {why}"), "Choose a model of the SD 1.x family")
-                .at(file.path())
+            Error::new(
+                format!("This denoiser cannot be used: {why}"),
+                "Choose a model of the family of SD 1.x, SD 2.x or SDXL",
+            )
+            .at(file.path())
         })?;
         let loader = Loader::new(file, |name| Some(name.to_owned()), hold, Part::Unet, table);
         let root = loader.root();
@@ -268,7 +319,12 @@ impl Unet {
             up.push(stage);
         }
 
+        let added = config.projection_class_embeddings_input_dim.filter(|_| config.sizes_width().is_some());
         let unet = Self {
+            added: added.map(|width| {
+                let linear = |name, input| root.linear(name, input, time, true);
+                (linear("add_embedding.linear_1", width), linear("add_embedding.linear_2", time))
+            }),
             cross_attentions: numbers.start,
             time1: root.linear("time_embedding.linear_1", first, time, true),
             time2: root.linear("time_embedding.linear_2", time, time, true),
@@ -285,7 +341,7 @@ impl Unet {
 
     /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context`.
     pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Context, mounts: &Mounts) -> Tensor<4> {
-        let time = self.time(&self.sinusoids(timesteps, &x.device()), mounts);
+        let time = self.time(&self.sinusoids(timesteps, context, &x.device()), context, mounts);
         self.walk(x, &time, context, mounts, |_, _, _| {})
     }
 
@@ -314,17 +370,34 @@ impl Unet {
         })
     }
 
-    /// `[b, width]`, what the timestep embedding is made from.
-    pub fn sinusoids(&self, timesteps: &[f32], device: &Device) -> Tensor<2> {
-        let width = self.config.block_out_channels[0];
-        let sinusoids = TensorData::new(timestep_embedding(timesteps, width), [timesteps.len(), width]);
-        Tensor::from_data(sinusoids, device)
+    /// What the embedding of timesteps and sizes is made from.
+    pub fn sinusoids(&self, timesteps: &[f32], context: &Context, device: &Device) -> Sinusoids {
+        let of = |numbers: &[f32], width| {
+            let rows = TensorData::new(timestep_embedding(numbers, width), [numbers.len(), width]);
+            Tensor::<2>::from_data(rows, device)
+        };
+        let sizes = self.config.sizes_width().zip(context.pooled()).map(|(width, pooled)| {
+            let numbers: Vec<f32> = pooled.framings.iter().flat_map(Framing::numbers).collect();
+            of(&numbers, width).reshape([pooled.framings.len(), SIZES * width])
+        });
+        Sinusoids { times: of(timesteps, self.config.block_out_channels[0]), sizes }
     }
 
-    /// The timestep embedding `[b, 4·channels]`, behind the SiLU through which every resnet reads it.
-    pub fn time(&self, sinusoids: &Tensor<2>, mounts: &Mounts) -> Tensor<2> {
-        let time = self.time1.forward(sinusoids.clone(), mounts);
-        activation::silu(self.time2.forward(activation::silu(time), mounts))
+    /// The embedding `[b, 4·channels]` of the timestep, in SDXL with that of pooled text and sizes, behind the SiLU through
+    /// which every resnet reads it.
+    pub fn time(&self, sinusoids: &Sinusoids, context: &Context, mounts: &Mounts) -> Tensor<2> {
+        let embed = |first: &Linear, second: &Linear, x: Tensor<2>| {
+            second.forward(activation::silu(first.forward(x, mounts)), mounts)
+        };
+        let time = embed(&self.time1, &self.time2, sinusoids.times.clone());
+        let added = self.added.as_ref().zip(context.pooled()).zip(sinusoids.sizes.clone());
+        let time = match added {
+            Some((((first, second), pooled), sizes)) => {
+                time + embed(first, second, Tensor::cat(vec![pooled.text.clone(), sizes], 1))
+            }
+            None => time,
+        };
+        activation::silu(time)
     }
 
     /// The network between latents and answer, in the order it runs.
@@ -345,6 +418,20 @@ impl Unet {
         }
         all.push(stretch(Work::Out(&self.norm_out, self.config.norm_num_groups, &self.conv_out)));
         all
+    }
+}
+
+/// Sines and cosines of timesteps `[b, channels]` and, in SDXL, of six sizes `[b, 6·width]`.
+#[derive(Clone, Debug)]
+pub struct Sinusoids {
+    times: Tensor<2>,
+    sizes: Option<Tensor<2>>,
+}
+
+impl Sinusoids {
+    #[must_use]
+    pub fn map(self, change: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
+        Self { times: change(self.times), sizes: self.sizes.map(change) }
     }
 }
 

@@ -230,7 +230,7 @@ impl Config {
     pub fn pace(&self, part: Part, tensor: &str) -> f64 {
         let ratio = if tensor.ends_with("up") { self.up_rate_ratio } else { 1.0 };
         match part {
-            Part::Text if self.text_lr > 0.0 => ratio * self.text_lr / self.lr,
+            Part::Text | Part::Text2 if self.text_lr > 0.0 => ratio * self.text_lr / self.lr,
             _ => ratio,
         }
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::engine::concept::mask::Mask;
 use crate::engine::diffusion::Schedule;
 use crate::engine::event::{Event, Watch};
+use crate::engine::model::pooled::index;
 use crate::engine::model::tokenizer::Encoded;
-use crate::engine::model::{Context, Mounts, Part, StableDiffusion};
+use crate::engine::model::{Context, Framing, Mounts, StableDiffusion};
 use crate::engine::random::Philox;
 use crate::engine::train::config::Config;
 use crate::engine::train::group::Group;
@@ -31,6 +32,16 @@ pub struct Data {
     order: Order,
 }
 
+/// Images as they are filed, for one pass.
+pub struct Seen {
+    /// Their numbers among all that are drawn.
+    pub draws: Range<usize>,
+    /// Clean, `[b, 4, h, w]`.
+    pub latents: Tensor<4>,
+    pub text: Text,
+    pub framings: Vec<Framing>,
+}
+
 /// One concept.
 struct Lesson {
     groups: Vec<Group>,
@@ -40,7 +51,7 @@ struct Lesson {
     /// Pictures that are in no epoch.
     held_out: Vec<usize>,
     /// Encoded prompts whose answers are to be kept.
-    prior: Option<(Vec<Encoded>, Tensor<3>)>,
+    prior: Option<(Vec<Encoded>, Context)>,
     /// The template's caption, whose word is to be replaced by made-up ones.
     stranger: Encoded,
     /// The token's vectors before training, `[token_layers · n, width]`.
@@ -106,7 +117,8 @@ impl Data {
             noise = noise + Tensor::from_data(TensorData::new(shift, [b, c, 1, 1]), device) * config.noise_offset;
         }
         let weights = timesteps.iter().map(|&t| config.weight(schedule, t) as f32 * lesson.weight).collect();
-        let text_learns = || trainee.layers.iter().any(|layer| job.model.layer(layer.id).part == Part::Text);
+        let text_learns = || trainee.layers.iter().any(|layer| job.model.layer(layer.id).part.is_text());
+        let framings: Vec<Framing> = rows.iter().map(|&row| group.rows[row].framing).collect();
         let prior = lesson.prior.as_ref().map(|(known, contexts)| {
             let count = config.prior_batch - config.strangers;
             let draw = |j: usize| random.stream(PRIOR).below(offset, j as u32, known.len());
@@ -114,7 +126,7 @@ impl Data {
             let mut prompts: Vec<Encoded> = drawn.iter().map(|&i| known[i].clone()).collect();
             let (mut parts, mut words) = (Vec::new(), Vec::new());
             if count > 0 {
-                parts.push(Context::from(contexts.clone().select(0, index(drawn, device))));
+                parts.push(contexts.rows(&drawn));
             }
             if config.strangers > 0 {
                 let token = &trainee.words(&trainee.values())[concept];
@@ -124,15 +136,17 @@ impl Data {
                 words = made_up;
             }
             let prompts = text_learns().then_some((prompts, words));
-            Prior { context: Context::cat(&parts), prompts, weight: config.prior }
+            let again = &framings[..config.prior_batch];
+            Prior { context: Context::cat(&parts).framed(again), prompts, weight: config.prior }
         });
         let text = lesson.text(group, &rows);
-        let rows = index(rows, device);
+        let rows = index(&rows, device);
         Batch {
             latents: group.latents.clone().select(0, rows.clone()),
             noise,
             timesteps,
             text,
+            framings,
             weights,
             measure: config.measure,
             mask: group.masks.clone().map(|masks| masks.select(0, rows)),
@@ -140,9 +154,9 @@ impl Data {
         }
     }
 
-    /// Clean latents and prompts of `draws` images as they are filed, evenly taken from those held out or, with none,
+    /// `draws` images as they are filed, evenly taken from those held out or, with none,
     /// from all; in passes of at most `most` images of one size.
-    pub fn steady(&self, draws: usize, most: usize) -> Vec<(Range<usize>, Tensor<4>, Text)> {
+    pub fn steady(&self, draws: usize, most: usize) -> Vec<Seen> {
         let from: Vec<(usize, usize, usize)> = self
             .lessons
             .iter()
@@ -163,8 +177,9 @@ impl Data {
                 let group = &lesson.groups[some[0].1];
                 let rows: Vec<usize> = some.iter().map(|place| place.2).collect();
                 let text = lesson.text(group, &rows);
-                let latents = group.latents.clone().select(0, index(rows, &group.latents.device()));
-                passes.push((first..first + some.len(), latents, text));
+                let framings = rows.iter().map(|&row| group.rows[row].framing).collect();
+                let latents = group.latents.clone().select(0, index(&rows, &group.latents.device()));
+                passes.push(Seen { draws: first..first + some.len(), latents, text, framings });
                 first += some.len();
             }
         }
@@ -197,7 +212,7 @@ impl Lesson {
                 }
                 let encoded =
                     texts.iter().map(|text| job.model.tokenizer.encode(text, &[])).collect::<Result<Vec<_>>>()?;
-                let context = job.model.condition_at(&encoded, &[], config.clip_skip, &Mounts::none());
+                let context = job.model.context(&encoded, &[], config.clip_skip, &Mounts::none());
                 Some((encoded, context))
             }
             false => None,
@@ -281,12 +296,6 @@ impl Lesson {
     }
 }
 
-fn index(rows: Vec<usize>, device: &Device) -> Tensor<1, Int> {
-    let n = rows.len();
-    let rows: Vec<i32> = rows.into_iter().map(|i| i32::try_from(i).unwrap_or(0)).collect();
-    Tensor::from_data(TensorData::new(rows, [n]), device)
-}
-
 /// `held` of `n` pictures, evenly spaced: neighbours in a folder are often alike.
 fn held_out(n: usize, held: usize) -> Result<Vec<usize>> {
     if held >= n {
@@ -304,7 +313,7 @@ pub fn start(model: &StableDiffusion, class_word: &str, config: &Config) -> Resu
     let word = if class_word.is_empty() { "thing" } else { class_word };
     let ids = model.tokenizer.ids(word)?;
     let ids: Vec<u32> = ids.iter().rev().copied().cycle().take(config.vectors).collect();
-    Ok(model.text.embed(&[ids]).squeeze_dim::<2>(0).repeat_dim(0, config.token_layers))
+    Ok(model.embed_word(&ids).repeat_dim(0, config.token_layers))
 }
 
 #[cfg(test)]

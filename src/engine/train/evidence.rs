@@ -89,6 +89,7 @@ impl Evidence<'_> {
             let noise = random.stream(NOISE).normal(example as u32, picture.shape().num_elements());
             let noise = Tensor::from_data(TensorData::new(noise, picture.dims()), &model.device);
             let context = model.context(std::slice::from_ref(prompt), &words, clip_skip, &mounts);
+            let context = context.framed(&[view.framing(concept.images[example / draws].size)]);
             let noisy = loss::noised(&picture, &noise, &t, &schedule);
             let said = model.unet.forward(noisy, &[t[0] as f32], &context, &mounts);
             let gradients = loss::per_image(said, loss::target(&picture, &noise, &t, &schedule)).backward();

@@ -18,7 +18,9 @@ use crate::engine::train::step::{TrainedLayer, Trainee};
 impl Job<'_> {
     /// The file of what was learnt by `step`.
     pub fn file(&self, config: &Config, trainee: &Trainee, fingerprint: &str, step: usize) -> Result<LoraFile> {
-        let mut file = LoraFile { path: self.out.clone(), dtype: Some(config.dtype), ..LoraFile::default() };
+        let second_width = self.model.second.as_ref().map_or(0, |second| second.encoder.config.hidden_size);
+        let (path, dtype) = (self.out.clone(), Some(config.dtype));
+        let mut file = LoraFile { path, second_width, dtype, ..LoraFile::default() };
         let values = trainee.values();
         for trained in &trainee.layers {
             store(&mut file, trainee, trained, &values, self.model)?;

@@ -9,7 +9,7 @@ use crate::engine::Result;
 use crate::engine::concept::latents::latents;
 use crate::engine::concept::mask::{self, Mask};
 use crate::engine::concept::{Picture, View, Views};
-use crate::engine::model::StableDiffusion;
+use crate::engine::model::{Framing, StableDiffusion};
 
 pub struct Group {
     /// `[n, 4, h, w]`, one row for each view.
@@ -25,6 +25,8 @@ pub struct Row {
     pub picture: usize,
     /// Whether it is the picture as it is filed: neither mirrored nor changed.
     pub plain: bool,
+    /// What SDXL is told of the view's sizes.
+    pub framing: Framing,
 }
 
 impl Group {
@@ -48,7 +50,10 @@ impl Group {
             let paths: Vec<_> = members.iter().map(|&(at, view)| (&*pictures[at].path, view)).collect();
             let latents = latents(model, &paths, cache, tell)?;
             let masks = (views.mask != Mask::None).then(|| masks(model, pictures, &members, views)).transpose()?;
-            let row = |(picture, view): (usize, View)| Row { picture, plain: !view.mirror && view.number == 0 };
+            let row = |(picture, view): (usize, View)| {
+                let framing = view.framing(pictures[picture].size);
+                Row { picture, plain: !view.mirror && view.number == 0, framing }
+            };
             Ok(Self { latents, masks, rows: members.into_iter().map(row).collect() })
         };
         sizes.into_values().map(group).collect()

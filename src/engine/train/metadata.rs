@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
+use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, CLIP_SKIP, METHOD, RECIPE, RUN, SLOT, STEP, TOKEN};
 use crate::engine::train::config::{self, Config};
@@ -25,6 +26,12 @@ pub fn of(
         (ranks.last().copied().unwrap_or(0), file.layers.values().next().map_or(0.0, |layer| layer.alpha));
     let whole = file.layers.is_empty() && !file.differences.is_empty();
     let is_v = job.model.schedule.prediction_type == "v_prediction";
+    let family = job.model.family();
+    // What kohya's trainer writes.
+    let implementation = match family {
+        Family::Sdxl => "https://github.com/Stability-AI/generative-models",
+        _ => "diffusers",
+    };
     let pictures: usize = job.subjects.iter().map(|subject| subject.concept.images.len() - config.held_out).sum();
     let triggers: Vec<_> = job.subjects.iter().map(|subject| &subject.trigger).collect();
     let called = triggers.iter().map(|t| format!("{} {}", t.token, t.class_word).trim().to_owned());
@@ -55,15 +62,15 @@ pub fn of(
             ("ss_network_module", if whole { "lycoris.kohya" } else { "networks.lora" }.into()),
             ("ss_network_dim", dim.to_string()),
             ("ss_network_alpha", alpha.to_string()),
-            ("ss_base_model_version", if is_v { "sd_v1_v" } else { "sd_v1" }.into()),
+            ("ss_base_model_version", family.base_version(is_v).into()),
             ("ss_sd_model_name", job.model.name.clone()),
             ("ss_resolution", format!("({width}, {height})")),
             ("ss_num_train_images", pictures.to_string()),
             ("ss_seed", job.context.seed.to_string()),
             ("ss_steps", step.to_string()),
             ("modelspec.sai_model_spec", "1.0.1".into()),
-            ("modelspec.architecture", "stable-diffusion-v1/lora".into()),
-            ("modelspec.implementation", "diffusers".into()),
+            ("modelspec.architecture", format!("{}/lora", family.architecture(is_v))),
+            ("modelspec.implementation", implementation.into()),
             ("modelspec.title", called.collect::<Vec<_>>().join(", ")),
             ("modelspec.resolution", format!("{width}x{height}")),
             ("modelspec.trigger_phrase", triggers.iter().map(|trigger| &*trigger.token).collect::<Vec<_>>().join(", ")),

@@ -9,9 +9,9 @@ use burn::tensor::{Tensor, TensorData};
 use crate::engine::Result;
 use crate::engine::device::read;
 use crate::engine::diffusion::{Schedule, loss};
-use crate::engine::model::StableDiffusion;
+use crate::engine::model::{Framing, StableDiffusion};
 use crate::engine::random::Philox;
-use crate::engine::train::data::Data;
+use crate::engine::train::data::{Data, Seen};
 use crate::engine::train::step::{Text, Trainee};
 
 /// A stream of its own, and a seed of its own: runs of other seeds are measured alike.
@@ -35,6 +35,7 @@ struct Pass {
     target: Tensor<4>,
     times: Vec<f32>,
     text: Text,
+    framings: Vec<Framing>,
 }
 
 impl Steady {
@@ -44,7 +45,7 @@ impl Steady {
         let passes = data
             .steady(draws, batch)
             .into_iter()
-            .map(|(some, latents, text)| {
+            .map(|Seen { draws: some, latents, text, framings }| {
                 let [b, c, h, w] = latents.dims();
                 let middle = |draw: usize| (2 * (draw % TIMESTEPS) + 1) * schedule.len() / (2 * TIMESTEPS);
                 let timesteps: Vec<usize> = some.clone().map(middle).collect();
@@ -56,6 +57,7 @@ impl Steady {
                     target: loss::target(&latents, &noise, &timesteps, schedule),
                     times: timesteps.into_iter().map(|t| t as f32).collect(),
                     text,
+                    framings,
                 }
             })
             .collect();
@@ -66,7 +68,7 @@ impl Steady {
     pub fn loss(&self, model: &StableDiffusion, trainee: &Trainee) -> Result<f32> {
         let (mounts, values) = (trainee.at_rest(), trainee.values());
         let errors = self.passes.iter().map(|pass| {
-            let context = trainee.context(model, &pass.text, &values, &mounts);
+            let context = trainee.context(model, &pass.text, &values, &mounts).framed(&pass.framings);
             let said = model.unet.forward(pass.noisy.clone(), &pass.times, &context, &mounts);
             loss::per_image(said, pass.target.clone())
         });

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use crate::engine::Result;
 use crate::engine::adapter::mount::live;
@@ -13,7 +13,7 @@ use crate::engine::diffusion::Schedule;
 use crate::engine::diffusion::loss::Measure;
 use crate::engine::model::recompute::{self, Pulled, leaf};
 use crate::engine::model::tokenizer::Encoded;
-use crate::engine::model::{Context, LayerId, Mounts, StableDiffusion};
+use crate::engine::model::{Context, Framing, LayerId, Mounts, StableDiffusion};
 use crate::engine::train::average::Average;
 use crate::engine::train::optimizer::{self, Moments};
 use crate::engine::train::shown::Shown;
@@ -95,6 +95,8 @@ pub struct Batch {
     pub noise: Tensor<4>,
     pub timesteps: Vec<usize>,
     pub text: Text,
+    /// What SDXL is told of each image's sizes.
+    pub framings: Vec<Framing>,
     /// Weight of each image's error, e.g. min-SNR; all ones for the plain mean.
     pub weights: Vec<f32>,
     /// Weight of each latent pixel's error, `[b, 1, h, w]`; none for the plain mean.
@@ -104,6 +106,7 @@ pub struct Batch {
 }
 
 /// The prompts of a batch.
+#[expect(clippy::large_enum_variant, reason = "one for each batch")]
 pub enum Text {
     /// Distinct prompts, and which of them each image takes; encoded with the tokens' vectors as they are now.
     Prompts(Vec<Encoded>, Vec<usize>),
@@ -126,7 +129,10 @@ impl Prior {
     /// What the adapted model reads.
     fn read(&self, model: &StableDiffusion, clip_skip: usize, mounts: &Mounts) -> Context {
         match &self.prompts {
-            Some((prompts, words)) => model.context(prompts, words, clip_skip, mounts),
+            Some((prompts, words)) => {
+                let framings = self.context.pooled().map_or(&[][..], |pooled| &pooled.framings);
+                model.context(prompts, words, clip_skip, mounts).framed(framings)
+            }
             None => self.context.clone(),
         }
     }
@@ -269,11 +275,7 @@ impl Trainee {
         match text {
             Text::Context(context) => context.clone(),
             Text::Prompts(prompts, of_image) => {
-                let index: Vec<i32> = of_image.iter().map(|&i| i32::try_from(i).unwrap_or(0)).collect();
-                let index = Tensor::<1, Int>::from_data(TensorData::new(index, [of_image.len()]), &model.device);
-                model
-                    .context(prompts, &self.words(values), self.clip_skip, mounts)
-                    .map(|encoded| encoded.select(0, index.clone()))
+                model.context(prompts, &self.words(values), self.clip_skip, mounts).rows(of_image)
             }
         }
     }
@@ -283,7 +285,7 @@ impl Trainee {
         let start = |p: &Parameter| if p.awake { leaf(p.value.clone()) } else { p.value.clone() };
         let leaves: Vec<Tensor<2>> = self.parameters.iter().map(start).collect();
         let mounts = self.mounts(&leaves);
-        let context = self.context(model, &batch.text, &leaves, &mounts);
+        let context = self.context(model, &batch.text, &leaves, &mounts).framed(&batch.framings);
         let prior = batch.prior.as_ref().map(|prior| prior.read(model, self.clip_skip, &mounts));
         let shown = Shown::new(model, schedule, batch, context, prior);
         let mut pulled = Pulled::new(&leaves);
@@ -291,7 +293,7 @@ impl Trainee {
         let losses = if self.recompute {
             let charged_by_text = mounts.take_charges();
             let rest = self.at_rest();
-            let (said, passed) = recompute::forward(&model.unet, x, &shown.times, context.map(Tensor::inner), &rest);
+            let (said, passed) = recompute::forward(&model.unet, x, &shown.times, context.clone().inner(), &rest);
             let said = leaf(said);
             let losses = shown.losses(said.clone(), batch);
             let gradient = said.grad(&losses.total.backward()).unwrap_or_else(|| said.inner().zeros_like());

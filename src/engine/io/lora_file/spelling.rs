@@ -3,7 +3,7 @@
 //! kohya's flat names are the common form: dots can be flattened, but not recovered without the model. Sources:
 //! `kohya networks/lora.py`, `diffusers/utils/state_dict_utils.py`, `ComfyUI/comfy/lora.py`, LyCORIS, PEFT.
 
-use crate::engine::io::names::{KOHYA_TEXT, KOHYA_UNET};
+use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 
 /// Endings of a key, and the part they stand for. Of two that fit, the longer stands first.
 const PARTS: [(&str, &str); 54] = [
@@ -69,8 +69,8 @@ const PARTS: [(&str, &str); 54] = [
 const FLAT: [(&str, &str); 6] = [
     (KOHYA_UNET, KOHYA_UNET),
     (KOHYA_TEXT, KOHYA_TEXT),
-    ("lora_te1_", KOHYA_TEXT),
-    ("lora_te2_", "lora_te2_"),
+    (KOHYA_TEXT_1, KOHYA_TEXT),
+    (KOHYA_TEXT_2, KOHYA_TEXT_2),
     // kohya's OFT; its bound always holds.
     ("oft_unet_", KOHYA_UNET),
     // SimpleTuner.
@@ -83,9 +83,9 @@ const DOTTED: [(&str, &str); 7] = [
     ("diffusion_model.", KOHYA_UNET),
     ("transformer.", "lora_transformer_"),
     ("text_encoder.", KOHYA_TEXT),
-    ("text_encoder_2.", "lora_te2_"),
+    ("text_encoder_2.", KOHYA_TEXT_2),
     ("text_encoders.clip_l.transformer.", KOHYA_TEXT),
-    ("text_encoders.clip_g.transformer.", "lora_te2_"),
+    ("text_encoders.clip_g.transformer.", KOHYA_TEXT_2),
 ];
 
 /// Beginnings of paths in a network that a tool saved alone.

@@ -3,6 +3,7 @@
 //! A norm, with the SiLU behind it, keeps its input, attention its queries, keys and values, a gate both its halves; a
 //! frozen layer keeps nothing. A layer whose adapter trains its read side keeps its input for that.
 
+use crate::engine::model::clip::TextEncoder;
 use crate::engine::model::{Layer, Part, StableDiffusion};
 
 /// One pass of `pictures` of a size.
@@ -58,8 +59,8 @@ impl<'a> Pass<'a> {
         let at = |level: usize| self.levels[level.min(self.levels.len() - 1)];
         let path = layer.path.as_str();
         match () {
-            () if layer.part == Part::Text => [self.model.text.length(); 2],
-            () if path.contains("time_emb") => [1; 2],
+            () if layer.part.is_text() => [self.model.text.length(); 2],
+            () if path.contains("time_emb") || path.contains("add_emb") => [1; 2],
             () if path.contains("attn2.to_k") || path.contains("attn2.to_v") => [self.model.text.length(); 2],
             () if path.contains("downsamplers") => [at(level), at(level + 1)],
             () if path.contains("upsamplers") => [at(level.saturating_sub(1)); 2],
@@ -82,8 +83,10 @@ impl<'a> Pass<'a> {
     /// The text encoder's scores, which are masked, three times over; the denoiser's are computed again.
     fn scores(&self, layer: &Layer) -> usize {
         let text = self.model.text.length();
+        let heads = |encoder: &TextEncoder| 3 * self.pictures * encoder.config.num_attention_heads * text * text;
         match layer.part {
-            Part::Text => 3 * self.pictures * self.model.text.config.num_attention_heads * text * text,
+            Part::Text => heads(&self.model.text),
+            Part::Text2 => self.model.second.as_ref().map_or(0, |second| heads(&second.encoder)),
             _ => 0,
         }
     }

@@ -48,7 +48,7 @@ impl Estimate {
         let targets = target::select(&config.targets, &model.layers)?;
         let depth = |place: usize| place as f32 / targets.len() as f32;
         let counts = targets.iter().enumerate().map(|(place, &id)| adapter.count(model.layer(id), depth(place)));
-        let trained = counts.sum::<usize>() + config.token_layers * config.vectors * model.text.config.hidden_size;
+        let trained = counts.sum::<usize>() + config.token_layers * config.vectors * model.word_width();
         let averages = if config.ema.is_some() { 2 } else { 1 };
         // The sum of several batches is one more gradient.
         let passing = if config.accumulate > 1 { 4 } else { 3 };
@@ -118,7 +118,7 @@ impl<'a> Activations<'a> {
         let mut stretches: BTreeMap<String, usize> = BTreeMap::new();
         let (mut text, mut passed_on) = (0, 0);
         for (id, layer) in self.model.layer_ids() {
-            if layer.part == Part::Text {
+            if layer.part.is_text() {
                 text += self.at(&self.text, id, layer);
             } else {
                 *stretches.entry(stretch(layer)).or_default() += self.at(&self.pass, id, layer);
@@ -155,11 +155,13 @@ fn weights(model: &StableDiffusion) -> u64 {
         let bias = weight.bias.as_ref().map_or(0, |bias| bias.shape().num_elements());
         weight.oi.shape().num_elements() as u64 * weight.oi.dtype().size() as u64 + (F32 * bias) as u64
     });
-    let text = &model.text.config;
-    let embeddings = F32 * (text.vocab_size + text.max_position_embeddings) * text.hidden_size;
+    let embeddings = model.texts().map(|text| {
+        let text = &text.config;
+        F32 * (text.vocab_size + text.max_position_embeddings) * text.hidden_size
+    });
     // The autoencoder is held as the denoiser is.
     let format = model.weights.last().map_or(F32, |weight| weight.oi.dtype().size());
-    layers.sum::<u64>() + (embeddings + format * autoencoder(model)) as u64
+    layers.sum::<u64>() + (embeddings.sum::<usize>() + format * autoencoder(model)) as u64
 }
 
 /// Numbers of the autoencoder: two 3×3 convolutions for each residual block, one between levels, two blocks and four

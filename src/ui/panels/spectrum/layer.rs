@@ -1,6 +1,6 @@
 //! A layer's place in the model, and its name in words, read off kohya's name.
 
-use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_UNET};
+use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 
 /// Endings of names in the order in which data passes them, and what they mean.
 const PARTS: [(&str, &str); 24] = [
@@ -57,8 +57,16 @@ pub struct Layer {
 
 impl Layer {
     pub fn new(module: &str) -> Self {
-        let text = || module.strip_prefix(KOHYA_TEXT).unwrap_or(module);
-        module.strip_prefix(KOHYA_UNET).map_or_else(|| Self::text(module, text()), |path| Self::unet(module, path))
+        if let Some(path) = module.strip_prefix(KOHYA_UNET) {
+            // SDXL's names follow another count of the same blocks.
+            return Self::unet(module, names::sdxl_path(path).as_deref().unwrap_or(path));
+        }
+        let encoders = [(KOHYA_TEXT_1, 0, "text encoder 1"), (KOHYA_TEXT_2, 1, "text encoder 2")];
+        let numbered =
+            encoders.iter().find_map(|&(prefix, stage, name)| Some((stage, name, module.strip_prefix(prefix)?)));
+        let alone = || (0, "text encoder", module.strip_prefix(KOHYA_TEXT).unwrap_or(module));
+        let (stage, name, path) = numbered.unwrap_or_else(alone);
+        Self::text(module, stage, name, path)
     }
 
     /// In the order in which data passes the model; layers of unknown names come by name after those of their block.
@@ -66,7 +74,7 @@ impl Layer {
         layers.sort_by(|(a, _), (b, _)| a.place.cmp(&b.place).then_with(|| a.module.cmp(&b.module)));
     }
 
-    fn text(module: &str, path: &str) -> Self {
+    fn text(module: &str, stage: usize, encoder: &str, path: &str) -> Self {
         let numbered = path.split_once("layers_").and_then(|(_, rest)| number(rest));
         let (layer, rest) = numbered.map_or((LAST, path), |(layer, rest)| (layer, rest));
         let (part, name) = part(rest);
@@ -75,8 +83,8 @@ impl Layer {
             module: module.into(),
             group: "text".into(),
             short: "te".into(),
-            words: format!("text encoder{layer_name} · {name}"),
-            place: [0, 0, layer, 0, 0, part],
+            words: format!("{encoder}{layer_name} · {name}"),
+            place: [stage, 0, layer, 0, 0, part],
         }
     }
 
@@ -156,6 +164,14 @@ mod tests {
                 "down 2 · attention 1 · transformer 3 · feed-forward · in",
             ),
             ("lora_unet_mid_block_attentions_0_proj_in", "mid", "m", "mid · attention 0 · projection in"),
+            ("lora_unet_middle_block_1_proj_in", "mid", "m", "mid · attention 0 · projection in"),
+            ("lora_unet_input_blocks_3_0_op", "down 0", "d0", "down 0 · halving · convolution"),
+            (
+                "lora_te2_text_model_encoder_layers_3_mlp_fc1",
+                "text",
+                "te",
+                "text encoder 2 · layer 3 · feed-forward · in",
+            ),
             ("lora_unet_down_blocks_0_downsamplers_0_conv", "down 0", "d0", "down 0 · halving · convolution"),
             ("lora_unet_mid_block_resnets_1_time_emb_proj", "mid", "m", "mid · residual 1 · time step"),
             (

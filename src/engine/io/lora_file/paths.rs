@@ -6,7 +6,7 @@ use crate::engine::io::detect::Family;
 use crate::engine::io::dotted::dotted;
 use crate::engine::io::ldm::{self, Blocks, Names};
 use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
-use crate::engine::io::names::{KOHYA_TEXT, KOHYA_UNET};
+use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 
 /// Names and shapes of a family's layers, or of one model's.
 pub struct Paths {
@@ -30,9 +30,9 @@ impl Paths {
         Self { unet: ldm::unet(blocks), is_xl, shapes }
     }
 
-    /// Those of the models that the file was made for, as far as it tells.
-    pub fn of(file: &LoraFile) -> Self {
-        let is_xl = file.family() == Some(Family::Sdxl);
+    /// Those of a family; of SD 1.x where none is told.
+    pub fn of(family: Option<Family>) -> Self {
+        let is_xl = family == Some(Family::Sdxl);
         let (down, up) = match is_xl {
             true => (vec![false, true, true], vec![true, true, false]),
             false => (vec![true, true, true, false], vec![false, true, true, true]),
@@ -69,8 +69,8 @@ impl Paths {
         let prefix = match (network, self.is_xl) {
             (Network::Unet, _) => KOHYA_UNET,
             (Network::Text, false) => KOHYA_TEXT,
-            (Network::Text, true) => "lora_te1_",
-            (Network::SecondText, _) => "lora_te2_",
+            (Network::Text, true) => KOHYA_TEXT_1,
+            (Network::SecondText, _) => KOHYA_TEXT_2,
         };
         format!("{prefix}{}", path.replace('.', "_"))
     }
@@ -83,6 +83,8 @@ impl Paths {
         renamed(&mut file.layers, |module| self.kohya(module));
         renamed(&mut file.differences, |module| self.kohya(module));
         renamed(&mut file.norms, |module| self.kohya(module));
+        renamed(&mut file.relatives, |module| self.kohya(module));
+        renamed(&mut file.own, |module| self.kohya(module));
     }
 
     /// Gives flattened factors and differences of convolutions their kernels back: LoHa and LoKr forget them.
@@ -124,9 +126,9 @@ impl Paths {
 fn split(module: &str) -> (Network, String) {
     let starts = [
         (KOHYA_UNET, Network::Unet),
-        ("lora_te2_", Network::SecondText),
+        (KOHYA_TEXT_2, Network::SecondText),
         (KOHYA_TEXT, Network::Text),
-        ("lora_te1_", Network::Text),
+        (KOHYA_TEXT_1, Network::Text),
     ];
     let found = starts.iter().find_map(|(start, network)| Some((*network, module.strip_prefix(start)?)));
     let (network, flat) = found.unwrap_or((Network::Unet, module));
@@ -139,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_layer_is_named_in_both_layouts() {
-        let paths = Paths::of(&LoraFile::default());
+        let paths = Paths::of(None);
         for (module, ours, ldm) in [
             ("mid_block_attentions_0_proj_in", "mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
             (
