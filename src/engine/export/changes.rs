@@ -9,7 +9,7 @@ use crate::engine::io::lora_file::relative::Relative;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::safetensors::{Checkpoint, Tensor};
 use crate::engine::merge::Source;
-use crate::engine::model::stored::Stored;
+use crate::engine::model::stored::{Place, Stored};
 use crate::engine::{Error, Result};
 
 /// `strength · Δ` of the sources, by network and our name of the tensor.
@@ -39,7 +39,7 @@ impl<'a> Changes<'a> {
                 if !fits(file, module, shape) {
                     return Err(refused());
                 }
-                let (network, path) = model.path(module).ok_or_else(refused)?;
+                let Place { network, path, .. } = model.place(module).ok_or_else(refused)?;
                 let change = (file, module.clone(), strength.of(module));
                 for ending in ["weight", "bias"].iter().filter(|ending| changes(file, module, ending)) {
                     of.entry((*network, format!("{path}.{ending}"))).or_default().push(change.clone());

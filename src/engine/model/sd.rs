@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
-use crate::engine::io::Folder;
+use crate::engine::io::{Folder, ldm, names};
 use crate::engine::io::detect::Family;
 use crate::engine::model::chunks::{Chunked, Prompt};
 use crate::engine::model::clip::Role;
@@ -15,7 +15,7 @@ use crate::engine::model::parts::{Hashes, Parts};
 use crate::engine::model::tokenizer::{Encoded, Tokenizer};
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Context, Hold, Layer, LayerId, Mounts, Precision, Table, Weight, clip, sdxl};
+use crate::engine::model::{Context, Hold, Layer, LayerId, Mounts, Part, Precision, Table, Weight, clip, sdxl};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 

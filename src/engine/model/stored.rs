@@ -7,14 +7,23 @@ use crate::engine::io::Folder;
 use crate::engine::io::detect::Family;
 use crate::engine::io::ldm::{self, Blocks, Network};
 use crate::engine::io::lora_file::relative::Base;
-use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
+use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 use crate::engine::io::safetensors::Checkpoint;
 use crate::engine::model::parts::Parts;
 
 pub struct Stored {
     pub parts: Parts,
     /// Module paths of everything with a weight, by kohya's name.
-    paths: BTreeMap<String, (Network, String)>,
+    paths: BTreeMap<String, Place>,
+}
+
+/// Where a module's tensors are.
+pub struct Place {
+    pub network: Network,
+    /// Our path of it.
+    pub path: String,
+    /// Its path in the file.
+    stored: String,
 }
 
 impl Stored {
@@ -25,7 +34,13 @@ impl Stored {
         let mut paths = BTreeMap::new();
         for network in [Network::Unet, Network::Text, Network::Text2] {
             let names = of(&parts, network).into_iter().flat_map(|file| file.entries().keys());
-            for path in names.filter_map(|name| name.strip_suffix(".weight")) {
+            for stored in names.filter_map(|name| name.strip_suffix(".weight")) {
+                // Folders may have older names.
+                let named = match network {
+                    Network::Text | Network::Text2 => names::text_encoder(stored),
+                    _ => None,
+                };
+                let path = named.as_deref().unwrap_or(stored);
                 // As diffusers' paths are flattened, and as kohya and ComfyUI name SDXL's layers.
                 let also = match network {
                     Network::Unet => ldm.module(path).map(|ldm| flat(KOHYA_UNET, &ldm)),
@@ -38,7 +53,8 @@ impl Stored {
                     Network::Unet | Network::Vae => KOHYA_UNET,
                 };
                 for module in [Some(flat(prefix, path)), also].into_iter().flatten() {
-                    paths.insert(module, (network, path.to_owned()));
+                    let place = Place { network, path: path.to_owned(), stored: stored.to_owned() };
+                    paths.insert(module, place);
                 }
             }
         }
@@ -56,8 +72,8 @@ impl Stored {
 
     /// The shape of a layer's weight: `[out, in]`, `[out, channels, kh, kw]`, and `[n]` of a norm.
     pub fn shape(&self, module: &str) -> Option<&[usize]> {
-        let (network, path) = self.paths.get(module)?;
-        of(&self.parts, *network)?.shape(&format!("{path}.weight")).ok()
+        let Place { network, stored, .. } = self.paths.get(module)?;
+        of(&self.parts, *network)?.shape(&format!("{stored}.weight")).ok()
     }
 
     /// Of every layer.
@@ -65,16 +81,15 @@ impl Stored {
         self.paths.keys().filter_map(|module| Some((module.clone(), self.shape(module)?.to_vec()))).collect()
     }
 
-    /// The network of a layer, and our path of it there.
-    pub fn path(&self, module: &str) -> Option<&(Network, String)> {
+    pub fn place(&self, module: &str) -> Option<&Place> {
         self.paths.get(module)
     }
 
     /// A layer's numbers.
     pub fn base(&self, module: &str) -> Result<Option<Base>> {
-        let Some((network, path)) = self.paths.get(module) else { return Ok(None) };
+        let Some(Place { network, stored, .. }) = self.paths.get(module) else { return Ok(None) };
         let Some(file) = of(&self.parts, *network) else { return Ok(None) };
-        let (weight, bias) = (format!("{path}.weight"), format!("{path}.bias"));
+        let (weight, bias) = (format!("{stored}.weight"), format!("{stored}.bias"));
         let bias = file.entries().contains_key(&bias).then(|| file.f32(&bias)).transpose()?;
         Ok(Some(Base { weight: file.f32(&weight)?, shape: file.shape(&weight)?.to_vec(), bias }))
     }
