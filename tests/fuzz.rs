@@ -102,7 +102,8 @@ fn mutated(seed: &[u8], round: u32) -> Vec<u8> {
     }
     // Half of the headers keep the length that they have now, so that what is in them is read at all.
     if bytes.len() > 8 && random.below(90, 0, 2) == 0 {
-        let header = bytes.windows(2).position(|pair| pair == b"}}").map_or(bytes.len(), |end| end + 2).saturating_sub(8);
+        let header =
+            bytes.windows(2).position(|pair| pair == b"}}").map_or(bytes.len(), |end| end + 2).saturating_sub(8);
         bytes[..8].copy_from_slice(&(header as u64).to_le_bytes());
     }
     bytes
@@ -124,7 +125,8 @@ fn adapters() -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
     let file = |layer: &&[(&str, &[usize])]| {
-        let tensor = |shape: &[usize]| Tensor::new(Dtype::F32, shape, &Philox::new(1).normal(0, shape.iter().product()));
+        let tensor =
+            |shape: &[usize]| Tensor::new(Dtype::F32, shape, &Philox::new(1).normal(0, shape.iter().product()));
         let named = layer.iter().map(|(part, shape)| (format!("lora_unet_mid_block_x.{part}"), tensor(shape)));
         let metadata = BTreeMap::from([("lora_adapter_metadata".to_owned(), "{\"unet.r\": 2}".to_owned())]);
         save(&path, &named.collect(), &metadata).unwrap();
@@ -163,7 +165,12 @@ fn targets() -> Vec<Target> {
     project.desk.faders[0].blocks.insert("mid_block".into(), 0.5);
     project.desk.changes.insert("density".into(), "0.5".into());
     project.adapters.push(AdapterEntry::of("a.safetensors".into()));
-    project.concepts.push(ConceptEntry { name: "a".into(), folder: "a".into(), token: "<a>".into(), class: "b".into() });
+    project.concepts.push(ConceptEntry {
+        name: "a".into(),
+        folder: "a".into(),
+        token: "<a>".into(),
+        class: "b".into(),
+    });
     let recipe = toml::to_string(&project.desk).unwrap();
     let project = toml::to_string(&project).unwrap();
     let folder = |path: &Path| read_adapter(path.parent().unwrap());
@@ -229,7 +236,12 @@ fn whatever_is_broken_is_told_in_a_sentence() {
         if panicked || asked > SPARE + WIDER * content.len() {
             let kept = std::env::temp_dir().join(format!("triptych-fuzz-{}-{round}", target.name));
             std::fs::write(&kept, &content).unwrap();
-            findings.push(format!("round {round} ({}): panicked {panicked}, asked for {asked} bytes for a file of {}; kept as {}", target.name, content.len(), kept.display()));
+            findings.push(format!(
+                "round {round} ({}): panicked {panicked}, asked for {asked} bytes for a file of {}; kept as {}",
+                target.name,
+                content.len(),
+                kept.display()
+            ));
         }
         std::fs::remove_file(&path).unwrap();
         round += 1;

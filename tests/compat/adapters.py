@@ -32,12 +32,12 @@ def triptych(*arguments):
     return done.stdout
 
 
-def unet(folder=ARGS.model):
-    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+def unet(folder=None):
+    return UNet2DConditionModel.from_pretrained(folder or MODEL, subfolder="unet").eval()
 
 
-def pipeline():
-    return StableDiffusionPipeline.from_pretrained(ARGS.model, safety_checker=None, requires_safety_checker=False)
+def pipeline(folder=None):
+    return StableDiffusionPipeline.from_pretrained(folder or MODEL, safety_checker=None, requires_safety_checker=False)
 
 
 def output(model):
@@ -59,7 +59,7 @@ def randomise(model):
 def baked(adapter, work):
     """The UNet of the model into which the adapter was written."""
     out = work / f"baked{len(ROWS)}"
-    triptych("merge", adapter, "--into", ARGS.model, "--out", out)
+    triptych("merge", adapter, "--into", MODEL, "--out", out)
     return output(unet(out))
 
 
@@ -100,7 +100,7 @@ def source(work, config):
     """A kohya file, made here from a PEFT folder that the rows above have compared."""
     model = get_peft_model(unet(), config); randomise(model)
     model.save_pretrained(work / "source")
-    triptych("convert", work / "source", "--to", "kohya", "--model", ARGS.model, "--rank", 999, "--out", work / "source.safetensors")
+    triptych("convert", work / "source", "--to", "kohya", "--model", MODEL, "--rank", 999, "--out", work / "source.safetensors")
     return work / "source.safetensors"
 
 
@@ -109,7 +109,7 @@ def loaded(format, config):
     def compare(work):
         file = source(work, config)
         out = work / ("out" if format == "peft" else "out.safetensors")
-        triptych("convert", file, "--to", format, "--model", ARGS.model, "--out", out)
+        triptych("convert", file, "--to", format, "--model", MODEL, "--out", out)
         if format == "peft":
             model = peft.PeftModel.from_pretrained(unet(), out / "unet")
         else:
@@ -125,9 +125,9 @@ def both_encoders(work):
     pipe.text_encoder.add_adapter(config); randomise(pipe.text_encoder)
     layers = peft.get_peft_model_state_dict(pipe.text_encoder)
     StableDiffusionPipeline.save_lora_weights(work, text_encoder_lora_layers=layers, text_encoder_lora_adapter_metadata=config.to_dict())
-    triptych("convert", work / "pytorch_lora_weights.safetensors", "--to", "diffusers", "--model", ARGS.model, "--out", work / "ours.safetensors")
+    triptych("convert", work / "pytorch_lora_weights.safetensors", "--to", "diffusers", "--model", MODEL, "--out", work / "ours.safetensors")
     out = work / "baked"
-    triptych("merge", work / "ours.safetensors", "--into", ARGS.model, "--out", out)
+    triptych("merge", work / "ours.safetensors", "--into", MODEL, "--out", out)
     other = transformers.CLIPTextModel.from_pretrained(out, subfolder="text_encoder")
     fresh = pipeline(); fresh.load_lora_weights(work / "ours.safetensors")
     with torch.no_grad():
@@ -137,6 +137,12 @@ def both_encoders(work):
         return here, there, pipeline().text_encoder(ids)[0]
 
 
+# In f32: what is written into weights of 16 bits is rounded with them.
+SCRATCH = tempfile.TemporaryDirectory()
+MODEL = pathlib.Path(SCRATCH.name) / "model"
+pipeline(ARGS.model).to(torch.float32).save_pretrained(MODEL)
+diffusers.utils.logging.set_verbosity_error(); diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
 BASE = output(unet())
 low_rank = LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR)
 mixed = LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR + CONVOLUTIONS, rank_pattern={"conv1": 3}, alpha_pattern={"to_q": 1})

@@ -7,9 +7,9 @@ use egui::DroppedFile;
 use egui::accesskit::Role;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
+use triptych::engine::export;
 use triptych::engine::io::safetensors::{Dtype, Tensor, save};
 use triptych::engine::model::StableDiffusion;
-use triptych::engine::export;
 use triptych::ui::App;
 
 use crate::{answer, press, shows, until, window};

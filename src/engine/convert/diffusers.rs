@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::engine::Result;
-use crate::engine::io::lora_file::paths::Network;
 use crate::engine::convert::{Paths, peft};
+use crate::engine::io::lora_file::paths::Network;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::{Dtype, safetensors};
 
@@ -26,7 +26,11 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     }
     let mut header = Map::new();
     for (network, layers) in networks {
-        let config = peft::config(layers.iter().map(|(path, layer)| (path.as_str(), layer.rank, layer.rank as f32)));
+        // A text encoder's modules begin with `text_model.` up to transformers 5.5 and without it since; PEFT finds the end
+        // of a path in both.
+        let end = |path: &'_ str| path.strip_prefix("text_model.").unwrap_or(path).to_owned();
+        let layers: Vec<_> = layers.iter().map(|(path, layer)| (end(path), layer.rank)).collect();
+        let config = peft::config(layers.iter().map(|(path, rank)| (path.as_str(), *rank, *rank as f32)));
         header.extend(config.into_iter().map(|(key, value)| (format!("{}.{key}", network.in_diffusers()), value)));
     }
     let mut metadata = file.metadata.clone();

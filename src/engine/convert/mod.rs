@@ -1,6 +1,7 @@
 //! Adapters in the files of other tools.
 
 mod diffusers;
+mod kohya;
 mod low_rank;
 mod peft;
 mod whole;
@@ -38,7 +39,7 @@ pub const FORMATS: &[Format] = &[
         low_rank: true,
         beside: false,
         words: true,
-        write: |file, _, out| file.save(out),
+        write: kohya::write,
     },
     Format {
         name: "diffusers",

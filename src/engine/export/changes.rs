@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::engine::io::ldm::Network;
-use crate::engine::io::open_clip;
 use crate::engine::io::lora_file::relative::Relative;
 use crate::engine::io::lora_file::{Difference, LoraFile};
+use crate::engine::io::open_clip;
 use crate::engine::io::safetensors::{Checkpoint, Tensor};
 use crate::engine::merge::Source;
 use crate::engine::model::stored::{Place, Stored};

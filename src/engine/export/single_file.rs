@@ -108,20 +108,21 @@ fn of_folder(from: &Folder, model: &Stored, changes: &Changes<'_>, out: &Path, w
     safetensors::save_each(out, &slots, &metadata, |ldm| {
         done += 1;
         watch(Event::Progress { done, total })?;
-        let changed = |(file, stored, network, ours): &Part<'_>| {
-            changes.bytes(file, stored, Some((*network, vec![ours.clone()])))
-        };
         match parts.get(ldm).map(Vec::as_slice) {
             None => Ok(Cow::Borrowed(&[])),
-            Some([part]) if !open_clip::is_transposed(ldm) => changed(part),
+            Some([part]) if !open_clip::is_transposed(ldm) => changed(changes, part),
             Some(parts) => {
                 let tensor = |part: &Part<'_>| {
                     let (ours, shaped) = shaped(part);
-                    Ok((ours, Tensor { bytes: changed(part)?.into_owned(), ..shaped }))
+                    Ok((ours, Tensor { bytes: changed(changes, part)?.into_owned(), ..shaped }))
                 };
                 let fused = open_clip::fuse(parts.iter().map(tensor).collect::<Result<_>>()?);
                 Ok(Cow::Owned(fused.map_or_else(Vec::new, |tensor| tensor.bytes)))
             }
         }
     })
+}
+
+fn changed<'a>(changes: &Changes<'_>, (file, stored, network, ours): &Part<'a>) -> Result<Cow<'a, [u8]>> {
+    changes.bytes(file, stored, Some((*network, vec![ours.clone()])))
 }

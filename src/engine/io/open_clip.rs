@@ -3,8 +3,8 @@
 //! Source: `diffusers/loaders/single_file_utils.py`, `convert_open_clip_checkpoint`; ComfyUI's `comfy/utils.py`.
 
 use crate::engine::Result;
-use crate::engine::io::{Checkpoint, Dtype};
 use crate::engine::io::safetensors::Tensor;
+use crate::engine::io::{Checkpoint, Dtype};
 
 /// Inside a layer.
 const LAYER: [(&str, &str); 5] = [

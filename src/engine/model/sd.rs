@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
-use crate::engine::io::{Folder, ldm, names};
 use crate::engine::io::detect::Family;
+use crate::engine::io::{Folder, ldm, names};
 use crate::engine::model::chunks::{Chunked, Prompt};
 use crate::engine::model::clip::Role;
 use crate::engine::model::parts::{Hashes, Parts};
