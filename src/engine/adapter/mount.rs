@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::adapter::{self, Adapter, Context};
 use crate::engine::field::Settings;
@@ -11,7 +11,7 @@ use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
-use crate::engine::model::{Branch, Change, LayerId, Mounts, StableDiffusion};
+use crate::engine::model::{Branch, Change, Layer, LayerId, Mounts, StableDiffusion, Weight};
 use crate::engine::{Error, Result};
 
 /// The user's multipliers of one adapter.
@@ -44,21 +44,36 @@ impl Strength {
     }
 }
 
+/// What adapters are mounted on.
+pub struct Base<'a> {
+    /// As messages call it.
+    pub name: &'a str,
+    pub layers: &'a [Layer],
+    pub weights: &'a [Weight],
+    pub device: &'a Device,
+}
+
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
-    let table: BTreeMap<String, LayerId> = model.layer_ids().map(|(id, layer)| (layer.module(), id)).collect();
+    let StableDiffusion { name, layers, weights, device, .. } = model;
+    mount_on(mounts, &Base { name, layers, weights, device }, file, strength)
+}
+
+/// The same on layers of any model.
+pub fn mount_on(mounts: &mut Mounts, base: &Base<'_>, file: &LoraFile, strength: &Strength) -> Result<()> {
+    let table: BTreeMap<String, LayerId> = base.layers.iter().map(Layer::module).zip((0..).map(LayerId)).collect();
     let refused = |why: String| {
         let family = file.family().filter(|family| *family != Family::Sd1);
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(
-            format!("The adapter was made for another model than {}{family}: {why}", model.name),
+            format!("The adapter was made for another model than {}{family}: {why}", base.name),
             "Choose the model it was trained on, or one of the same family",
         )
         .at(&file.path)
     };
     let find = |module: &String, found: Option<(usize, usize)>| -> Result<LayerId> {
         let id = *table.get(module).ok_or_else(|| refused(format!("it has no layer {module}")))?;
-        let layer = model.layer(id);
+        let layer = &base.layers[id.0];
         match found {
             Some((out, input)) if (out, input) != (layer.out, layer.input()) => Err(refused(format!(
                 "layer {module} has {} inputs and {} outputs here, {input} and {out} in the adapter",
@@ -69,7 +84,7 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         }
     };
     let matrix = |values: &[f32], shape: [usize; 2]| {
-        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &model.device)
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), base.device)
     };
     for (module, layer) in &file.layers {
         let id = find(module, Some((layer.out(), layer.input())))?;
@@ -85,8 +100,8 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
             mounts.add(id, Change::Weight(matrix(weight, [out, input])).times(by));
         }
         if let Some(bias) = bias {
-            let out = model.layer(id).out;
-            if bias.len() != out || model.weight(id).bias.is_none() {
+            let out = base.layers[id.0].out;
+            if bias.len() != out || base.weights[id.0].bias.is_none() {
                 return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
             }
             mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])).times(by));
@@ -97,7 +112,7 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         for (module, parts) in &file.own {
             let id = find(module, None)?;
             let names = adapter
-                .own(model.layer(id), &|name| parts.get(name).map(|part| part.shape))
+                .own(&base.layers[id.0], &|name| parts.get(name).map(|part| part.shape))
                 .ok_or_else(|| refused(format!("the tensors of layer {module} do not fit it")))?;
             let tensors =
                 names.iter().filter_map(|&name| parts.get(name)).map(|part| matrix(&part.values, part.shape)).collect();

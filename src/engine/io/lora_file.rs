@@ -131,7 +131,12 @@ impl LoraFile {
     pub fn open(path: &Path) -> Result<Self> {
         let inside = path.join(detect::PEFT_FILE);
         let path = if inside.is_file() { &inside } else { path };
-        let file = Checkpoint::open(path)?;
+        Self::read(&Checkpoint::open(path)?)
+    }
+
+    /// The same of tensors that are there already.
+    pub fn read(file: &Checkpoint) -> Result<Self> {
+        let path = file.path();
         let mut parts: BTreeMap<String, BTreeMap<Role, &String>> = BTreeMap::new();
         let (mut tokens, mut layer_tokens) = (BTreeMap::new(), BTreeMap::new());
         let mut own: BTreeMap<String, BTreeMap<String, Matrix>> = BTreeMap::new();
@@ -139,21 +144,21 @@ impl LoraFile {
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
             if let Some(token) = token_vectors::shared(stored) {
-                tokens.insert(token.to_owned(), token_vectors::read(&file, stored)?);
+                tokens.insert(token.to_owned(), token_vectors::read(file, stored)?);
             } else if let Some(token) = token_vectors::each(stored) {
-                layer_tokens.insert(token.to_owned(), token_vectors::read_layers(&file, stored)?);
+                layer_tokens.insert(token.to_owned(), token_vectors::read_layers(file, stored)?);
             } else if let Some((module, role)) = names::lora_key(stored) {
                 parts.entry(module).or_default().insert(role, stored);
             } else if let Some((module, name)) = own_key(stored)
                 && own_names.contains(&name)
             {
-                own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(&file, stored)?);
+                own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(file, stored)?);
             } else {
                 foreign.push(stored.as_str());
             }
         }
         if let Some(first) = foreign.first() {
-            detect::tensors(&file).must_be_adapter(path)?;
+            detect::tensors(file).must_be_adapter(path)?;
             return Err(not_lora(first, parts.is_empty()).at(path));
         }
         token_vectors::complete(&mut tokens, &layer_tokens).map_err(|word| {
@@ -170,11 +175,11 @@ impl LoraFile {
         };
         let (mut layers, mut differences) = (BTreeMap::new(), BTreeMap::new());
         for (module, parts) in parts {
-            if let Some(difference) = difference(&file, &parts).map_err(|why| damaged(&module, why))? {
+            if let Some(difference) = difference(file, &parts).map_err(|why| damaged(&module, why))? {
                 differences.insert(module.clone(), difference);
             }
             if [Role::Down, Role::Up, Role::Alpha].iter().any(|role| parts.contains_key(role)) {
-                let layer = layer(&file, &parts).map_err(|why| damaged(&module, why))?;
+                let layer = layer(file, &parts).map_err(|why| damaged(&module, why))?;
                 layers.insert(module, layer);
             }
         }
@@ -293,7 +298,7 @@ fn exact(dtype: Dtype, alpha: f32) -> Dtype {
 
 /// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
 fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let known = stored.starts_with(names::KOHYA_UNET) || stored.starts_with(names::KOHYA_TEXT);
+    let known = [names::KOHYA_UNET, names::KOHYA_TEXT, names::VISION].iter().any(|prefix| stored.starts_with(prefix));
     stored.split_once('.').filter(|_| known)
 }
 

@@ -23,6 +23,32 @@ pub fn vae(stored: &str) -> Option<String> {
 pub const KOHYA_UNET: &str = "lora_unet_";
 /// kohya's prefix of an SD 1.x text-encoder module.
 pub const KOHYA_TEXT: &str = "lora_te_";
+/// Ours of an image classifier's module; kohya has none.
+pub const VISION: &str = "lora_vision_";
+
+/// Before every key that PEFT writes.
+pub const PEFT: &str = "base_model.model.";
+
+/// Modules of a vision transformer in its files, and what transformers 5 calls them once they are loaded: PEFT goes by that.
+const VIT: [(&str, &str); 7] = [
+    ("vit.encoder.layer.", "vit.layers."),
+    (".attention.attention.query", ".attention.q_proj"),
+    (".attention.attention.key", ".attention.k_proj"),
+    (".attention.attention.value", ".attention.v_proj"),
+    (".attention.output.dense", ".attention.o_proj"),
+    (".intermediate.dense", ".mlp.fc1"),
+    (".output.dense", ".mlp.fc2"),
+];
+
+/// A classifier's module path → PEFT's.
+pub fn peft_vision(path: &str) -> String {
+    VIT.iter().fold(path.to_owned(), |path, (file, loaded)| path.replace(file, loaded))
+}
+
+/// PEFT's path of a classifier's module, of whichever version of transformers → that in the model's file.
+pub fn from_peft_vision(path: &str) -> String {
+    VIT.iter().fold(path.to_owned(), |path, (file, loaded)| path.replace(loaded, file))
+}
 
 /// What a key holds of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,12 +83,12 @@ const ROLES: [(&str, Role); 13] = [
 ///
 /// kohya's flat names are the common form: dots can be flattened, but not recovered without the model.
 pub fn lora_key(stored: &str) -> Option<(String, Role)> {
-    let key = stored.strip_prefix("base_model.model.").unwrap_or(stored).replace(".default.weight", ".weight");
+    let key = stored.strip_prefix(PEFT).unwrap_or(stored).replace(".default.weight", ".weight");
     let (module, role) = ROLES.iter().find_map(|(ending, role)| Some((key.strip_suffix(ending)?.to_owned(), *role)))?;
     if let Some(rest) = module.strip_prefix("lora_te1_") {
         return Some((format!("{KOHYA_TEXT}{rest}"), role));
     }
-    if module.starts_with(KOHYA_UNET) || module.starts_with(KOHYA_TEXT) {
+    if [KOHYA_UNET, KOHYA_TEXT, VISION].iter().any(|prefix| module.starts_with(prefix)) {
         return Some((module, role));
     }
     let flat = |path: &str| path.replace('.', "_");
@@ -122,6 +148,24 @@ mod tests {
             assert_eq!(lora_key(stored), Some((module.to_owned(), role)), "{stored}");
         }
         assert_eq!(lora_key("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"), None);
+    }
+
+    #[test]
+    fn classifiers_are_called_as_they_are_loaded() {
+        for (file, loaded) in [
+            ("vit.encoder.layer.11.attention.attention.query", "vit.layers.11.attention.q_proj"),
+            ("vit.encoder.layer.0.attention.output.dense", "vit.layers.0.attention.o_proj"),
+            ("vit.encoder.layer.0.intermediate.dense", "vit.layers.0.mlp.fc1"),
+            ("vit.encoder.layer.0.output.dense", "vit.layers.0.mlp.fc2"),
+            ("vit.embeddings.patch_embeddings.projection", "vit.embeddings.patch_embeddings.projection"),
+            (
+                "resnet.encoder.stages.0.layers.0.shortcut.convolution",
+                "resnet.encoder.stages.0.layers.0.shortcut.convolution",
+            ),
+        ] {
+            assert_eq!(peft_vision(file), loaded);
+            assert_eq!([loaded, file].map(from_peft_vision), [file; 2]);
+        }
     }
 
     #[test]

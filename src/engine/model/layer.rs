@@ -78,11 +78,12 @@ impl Layer {
         }
     }
 
-    /// kohya's name of it, unique in the model: `lora_unet_mid_block_attentions_0_proj_in`.
+    /// kohya's name of it, or ours where kohya has none; unique in the model: `lora_unet_mid_block_attentions_0_proj_in`.
     pub fn module(&self) -> String {
         let prefix = match self.part {
             Part::Text => names::KOHYA_TEXT,
-            Part::Unet | Part::Vae | Part::Vision => names::KOHYA_UNET,
+            Part::Unet | Part::Vae => names::KOHYA_UNET,
+            Part::Vision => names::VISION,
         };
         format!("{prefix}{}", self.path.replace('.', "_"))
     }
