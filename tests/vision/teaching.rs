@@ -63,6 +63,13 @@ fn a_probe_learns_classes_it_is_measured_on_and_classify_uses_it() {
     assert_eq!(desk.read("again.safetensors"), desk.read("probe.safetensors"), "a function of inputs and seed");
     let resumed = desk.run(&format!("{train} --out again.safetensors --resume"));
     assert!(resumed.notes().contains("already finished") && resumed.code == Some(0), "{resumed:?}");
+    let told = desk.run("inspect probe.safetensors").result();
+    assert_eq!(
+        (&told["kind"], &told["what"]),
+        (&"other".into(), &"This is what an image classifier has learnt".into())
+    );
+    let adapter = desk.refuses("sample --prompt x --steps 2 --adapter probe.safetensors --out x.png");
+    assert!(adapter.contains("triptych classify --adapter"), "{adapter}");
     let other = desk.refuses("classify --model data --adapter probe.safetensors robot/idle.png");
     assert!(other.contains("There is no image classifier here"), "{other}");
 }

@@ -33,6 +33,10 @@ pub enum Kind {
     Autoencoder,
     TextEncoder,
     ControlNet,
+    /// Of pictures.
+    Classifier,
+    /// What a classifier has learnt: a head, and adapters before it.
+    Learnt,
     /// By its method, with the article.
     Adapter(&'static str),
     Embedding,
@@ -51,6 +55,7 @@ pub struct Found {
 pub const PEFT_FILE: &str = "adapter_model.safetensors";
 
 const ONLY: &str = "Only the SD 1.x family can be used so far";
+const LEARNT: &str = "Use it with triptych classify --adapter, and --model with the classifier";
 const PLAIN: &str = "choose a model made from Stable Diffusion 1.4 or 1.5";
 
 impl Family {
@@ -98,6 +103,8 @@ impl Found {
             Kind::Autoencoder => of("an autoencoder (VAE) alone"),
             Kind::TextEncoder => of("a text encoder alone"),
             Kind::ControlNet => of("a ControlNet"),
+            Kind::Classifier => "an image classifier".into(),
+            Kind::Learnt => "what an image classifier has learnt".into(),
             Kind::Adapter(method) => of(method),
             Kind::Embedding => of("a textual inversion (an embedding)"),
             Kind::Pickle => "a pickle".into(),
@@ -129,6 +136,11 @@ impl Found {
                 "Add it under adapters (--adapter, or drop it onto the window) and open the model it was made for"
                     .to_owned(),
             ),
+            (Kind::Classifier, _) => (
+                format!("{what}, not a model that makes pictures"),
+                "Use it with triptych classify --model, or teach it with triptych train --data".to_owned(),
+            ),
+            (Kind::Learnt, _) => (what, LEARNT.to_owned()),
             (Kind::ControlNet | Kind::Embedding, _) => {
                 (format!("{what}, not a model"), format!("It draws nothing by itself: {PLAIN}"))
             }
@@ -154,6 +166,7 @@ impl Found {
             (Kind::Unknown, _) | (Kind::Adapter(_), None | Some(Family::Sd1)) => return Ok(()),
             (Kind::Pickle, _) => return Err(pickle::refusal().at(path)),
             (Kind::Adapter(_), _) => (what, format!("{ONLY}: choose an adapter made for it")),
+            (Kind::Learnt, _) => (format!("{what}, not an adapter for pictures"), LEARNT.to_owned()),
             (Kind::Embedding, _) => (
                 format!("{what}, not an adapter"),
                 "Words alone cannot be used so far: name an adapter that carries its word with it".to_owned(),
@@ -231,6 +244,7 @@ fn folder(path: &Path) -> Found {
         "AutoencoderKL" => Kind::Autoencoder,
         "ControlNetModel" => Kind::ControlNet,
         class if class.starts_with("CLIPTextModel") => Kind::TextEncoder,
+        class if class.ends_with("ForImageClassification") => Kind::Classifier,
         _ => Kind::Unknown,
     };
     Found::new(kind, None)
@@ -252,6 +266,7 @@ mod tests {
             ("unet/config.json", "{", "an SD 1.x checkpoint"),
             ("config.json", r#"{"_class_name": "AutoencoderKL"}"#, "an autoencoder (VAE) alone"),
             ("config.json", r#"{"architectures": ["CLIPTextModel"]}"#, "a text encoder alone"),
+            ("config.json", r#"{"architectures": ["ViTForImageClassification"]}"#, "an image classifier"),
             ("adapter_config.json", "{}", "a PEFT adapter in a folder of its own"),
             ("notes.txt", "", "nothing that is known here"),
         ];

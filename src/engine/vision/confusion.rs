@@ -42,7 +42,11 @@ impl Confusion {
     /// A row for each class that pictures are of, a column for each that they were taken for.
     pub fn picture(&self) -> RgbImage {
         let all: usize = self.counts.iter().flatten().sum();
-        let title = format!("{:.1} % of {all} pictures kept out of training are right", 100.0 * self.accuracy());
+        let title = format!(
+            "{:.1} % of {all} pictures kept out of training are right. A row for what they are, a column for what they were \
+             taken for",
+            100.0 * self.accuracy()
+        );
         let shade = |row: &[usize], n: usize| {
             let share = n as f32 / row.iter().sum::<usize>().max(1) as f32;
             Rgb([0, 1, 2].map(|c| (f32::from(NONE[c]) * (1.0 - share) + f32::from(ALL[c]) * share).round() as u8))
@@ -62,8 +66,7 @@ impl Confusion {
             .zip(&self.classes)
             .map(|(row, class)| Row { label: class.clone(), pictures: row.iter().map(|&n| field(row, n)).collect() })
             .collect();
-        let headings: Vec<String> = self.classes.iter().map(|class| format!("→ {class}")).collect();
-        contact_sheet::draw(&title, &headings, &rows, 1)
+        contact_sheet::draw(&title, &self.classes, &rows, 1)
     }
 }
 

@@ -196,11 +196,12 @@ fn changes(file: &Checkpoint, model: &Classifier, head: &[String]) -> Result<Lor
         let mut cuts = path.match_indices('.').map(|(at, _)| path.split_at(at));
         cuts.find_map(|(path, end)| Some(format!("{}{end}", modules.get(path)?)))
     };
-    let layers = file.renamed(|stored| match head.iter().any(|key| key == stored) {
-        true => None,
-        // What is no layer of this model is told by its own name.
-        false => Some(ours(stored).unwrap_or_else(|| stored.to_owned())),
-    });
+    let before = |stored: &&String| !head.contains(stored);
+    if let Some(other) = file.entries().keys().filter(before).find(|stored| ours(stored).is_none()) {
+        let what = format!("This was not learnt by {}, which has no layer for {other}", model.name);
+        return Err(Error::new(what, "Choose the classifier it was trained on, after --model").at(file.path()));
+    }
+    let layers = file.renamed(ours);
     if layers.entries().is_empty() {
         return Ok(LoraFile { path: file.path().into(), metadata: file.metadata().clone(), ..LoraFile::default() });
     }

@@ -70,12 +70,11 @@ impl Filter {
 /// A picture at another size, along its rows first.
 pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     let (w, h) = picture.dimensions();
-    let along = match w == width {
-        true => picture.clone(),
-        false => {
-            let mixes = filter.mixes(w as usize, width as usize);
-            RgbImage::from_fn(width, h, |x, y| mixed(&mixes[x as usize], |at| picture.get_pixel(at as u32, y).0))
-        }
+    let along = if w == width {
+        picture.clone()
+    } else {
+        let mixes = filter.mixes(w as usize, width as usize);
+        RgbImage::from_fn(width, h, |x, y| mixed(&mixes[x as usize], |at| picture.get_pixel(at as u32, y).0))
     };
     if h == height {
         return along;
