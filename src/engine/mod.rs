@@ -25,6 +25,7 @@ pub mod session;
 pub mod similarity;
 pub mod spectrum;
 pub mod train;
+pub mod vision;
 pub mod words;
 
 pub use error::{Error, Result};

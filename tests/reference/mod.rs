@@ -12,6 +12,7 @@ use triptych::engine::device;
 use triptych::engine::export;
 use triptych::engine::io::{Checkpoint, Folder};
 use triptych::engine::model::StableDiffusion;
+use triptych::engine::vision::Classifier;
 
 pub fn folder() -> PathBuf {
     std::env::var_os("TRIPTYCH_REFERENCE")
@@ -33,6 +34,11 @@ pub fn model_on(device: &Device) -> StableDiffusion {
 
 pub fn sdxl() -> StableDiffusion {
     StableDiffusion::open(&Folder::Disk(folder().join("sdxl")), &device::cpu()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+pub fn classifier(name: &str) -> Classifier {
+    let path = folder().join(name);
+    Classifier::open(path.to_str().expect("a plain path"), &device::cpu()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// `single.safetensors` in `scratch`: PyTorch's file where the reference folder has one, else made from its `sd` under the

@@ -9,6 +9,7 @@ use crate::engine::convert::Paths;
 use crate::engine::io::lora_file::paths::Network;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::safetensors::Tensor;
+use crate::engine::io::names::PEFT;
 use crate::engine::io::{Dtype, atomic, detect, metadata};
 use crate::engine::{Error, Result};
 
@@ -36,7 +37,7 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
             std::fs::write(&path, text).map_err(|e| Error::io("write", &path, &e))?;
             let mut tensors = BTreeMap::new();
             for (path, layer) in layers {
-                let key = format!("base_model.model.{path}");
+                let key = format!("{PEFT}{path}");
                 tensors.insert(format!("{key}.lora_A.weight"), Tensor::new(dtype, &layer.down_shape, &layer.down));
                 tensors.insert(format!("{key}.lora_B.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
             }

@@ -147,27 +147,31 @@ impl LoraFile {
 
     /// A file, or the folder that PEFT saves one in.
     pub fn open(path: &Path) -> Result<Self> {
-        let path = &numbers::inside(path);
-        let file = Checkpoint::open(path)?;
-        let words = numbers::Words::of(&file);
-        let mut read = Self { path: path.clone(), metadata: file.metadata().clone(), ..Self::default() };
+        Self::read(&Checkpoint::open(&numbers::inside(path))?)
+    }
+
+    /// The same of tensors that are there already.
+    pub fn read(file: &Checkpoint) -> Result<Self> {
+        let path = file.path();
+        let words = numbers::Words::of(file);
+        let mut read = Self { path: path.to_path_buf(), metadata: file.metadata().clone(), ..Self::default() };
         let mut modules: BTreeMap<String, Parts<'_>> = BTreeMap::new();
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
             if let Some(token) = token_vectors::shared(stored) {
-                read.tokens.insert(token.to_owned(), token_vectors::read(&file, stored)?);
+                read.tokens.insert(token.to_owned(), token_vectors::read(file, stored)?);
             } else if let Some(token) = token_vectors::each(stored) {
-                read.layer_tokens.insert(token.to_owned(), token_vectors::read_layers(&file, stored)?);
+                read.layer_tokens.insert(token.to_owned(), token_vectors::read_layers(file, stored)?);
             } else if token_vectors::is_second(stored) {
                 // Read with those for the first.
             } else if let Some((module, name)) = own_key(stored)
                 && own_names.contains(&name)
             {
-                read.own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(&file, stored)?);
+                read.own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(file, stored)?);
             } else if let Some(key) = spelling::key(stored) {
                 let parts = modules.entry(key.module).or_insert_with(|| Parts {
-                    file: &file,
+                    file,
                     stored: BTreeMap::new(),
                     numbers: words.numbers(&key.path),
                 });
@@ -202,7 +206,7 @@ impl LoraFile {
             }
         }
         if let Some(first) = foreign.first() {
-            detect::tensors(&file).must_be_adapter(path)?;
+            detect::tensors(file).must_be_adapter(path)?;
             return Err(not_lora(&foreign, first, read.is_empty()).at(path));
         }
         token_vectors::complete(&mut read.tokens, &read.layer_tokens).map_err(|word| {
@@ -214,9 +218,9 @@ impl LoraFile {
             return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
         }
         read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
-        read.second_width = token_vectors::second_width(&file);
+        read.second_width = token_vectors::second_width(file);
         // Two files of one family must have one name for a layer, or a merge would take it for two.
-        if let Some(family) = detect::tensors(&file).family {
+        if let Some(family) = detect::tensors(file).family {
             Paths::of(Some(family)).rename(&mut read);
         }
         Ok(read)
@@ -414,7 +418,8 @@ fn exact(dtype: Dtype, alpha: f32) -> Dtype {
 
 /// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
 fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let known = stored.starts_with(names::KOHYA_UNET) || names::is_text(stored);
+    let prefixes = [names::KOHYA_UNET, names::VISION];
+    let known = prefixes.iter().any(|prefix| stored.starts_with(prefix)) || names::is_text(stored);
     stored.split_once('.').filter(|_| known)
 }
 

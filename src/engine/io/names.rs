@@ -37,6 +37,33 @@ pub fn is_text(module: &str) -> bool {
     [KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2].iter().any(|prefix| module.starts_with(prefix))
 }
 
+/// Ours of an image classifier's module; kohya has none.
+pub const VISION: &str = "lora_vision_";
+
+/// Before every key that PEFT writes.
+pub const PEFT: &str = "base_model.model.";
+
+/// Modules of a vision transformer in its files, and what transformers 5 calls them once they are loaded: PEFT goes by that.
+const VIT: [(&str, &str); 7] = [
+    ("vit.encoder.layer.", "vit.layers."),
+    (".attention.attention.query", ".attention.q_proj"),
+    (".attention.attention.key", ".attention.k_proj"),
+    (".attention.attention.value", ".attention.v_proj"),
+    (".attention.output.dense", ".attention.o_proj"),
+    (".intermediate.dense", ".mlp.fc1"),
+    (".output.dense", ".mlp.fc2"),
+];
+
+/// A classifier's module path → PEFT's.
+pub fn peft_vision(path: &str) -> String {
+    VIT.iter().fold(path.to_owned(), |path, (file, loaded)| path.replace(file, loaded))
+}
+
+/// PEFT's path of a classifier's module, of whichever version of transformers → that in the model's file.
+pub fn from_peft_vision(path: &str) -> String {
+    VIT.iter().fold(path.to_owned(), |path, (file, loaded)| path.replace(loaded, file))
+}
+
 /// The stretch of the network a kohya module belongs to: `down_blocks.0`, `mid_block`, `up_blocks.2`, `text`, or the
 /// module's own first word (`conv`, `time`).
 pub fn block(module: &str) -> String {
@@ -100,6 +127,24 @@ pub fn sdxl_path(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn classifiers_are_called_as_they_are_loaded() {
+        for (file, loaded) in [
+            ("vit.encoder.layer.11.attention.attention.query", "vit.layers.11.attention.q_proj"),
+            ("vit.encoder.layer.0.attention.output.dense", "vit.layers.0.attention.o_proj"),
+            ("vit.encoder.layer.0.intermediate.dense", "vit.layers.0.mlp.fc1"),
+            ("vit.encoder.layer.0.output.dense", "vit.layers.0.mlp.fc2"),
+            ("vit.embeddings.patch_embeddings.projection", "vit.embeddings.patch_embeddings.projection"),
+            (
+                "resnet.encoder.stages.0.layers.0.shortcut.convolution",
+                "resnet.encoder.stages.0.layers.0.shortcut.convolution",
+            ),
+        ] {
+            assert_eq!(peft_vision(file), loaded);
+            assert_eq!([loaded, file].map(from_peft_vision), [file; 2]);
+        }
+    }
 
     #[test]
     fn blocks_are_read_off_the_name() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::engine::io::detect;
+use crate::engine::io::{detect, names};
 use crate::engine::io::safetensors::Checkpoint;
 
 /// Of one layer. The default is what files without a word say.
@@ -59,7 +59,7 @@ impl Words {
 
     /// What they say of the layer that is called `path` in the file: with dots, and the network before it.
     pub fn numbers(&self, path: &str) -> Numbers {
-        let path = path.strip_prefix("base_model.model.").unwrap_or(path);
+        let path = path.strip_prefix(names::PEFT).unwrap_or(path);
         let found =
             self.configs.iter().find_map(|(network, config)| Some((path.strip_prefix(network.as_str())?, config)));
         let Some((path, config)) = found else {

@@ -6,7 +6,7 @@ use crate::engine::io::detect::Family;
 use crate::engine::io::dotted::dotted;
 use crate::engine::io::ldm::{self, Blocks, Names};
 use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
-use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
+use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 
 /// Names and shapes of a family's layers, or of one model's.
 pub struct Paths {
@@ -63,8 +63,11 @@ impl Paths {
         (network, path)
     }
 
-    /// kohya's name of a layer that a file calls by either layout's.
+    /// kohya's name of a layer that a file calls by either layout's; what is of no model of pictures keeps its name.
     fn kohya(&self, module: &str) -> String {
+        if !module.starts_with(KOHYA_UNET) && !names::is_text(module) {
+            return module.to_owned();
+        }
         let (network, path) = if self.is_xl { self.ldm(module) } else { self.ours(module) };
         let prefix = match (network, self.is_xl) {
             (Network::Unet, _) => KOHYA_UNET,

@@ -3,7 +3,7 @@
 //! kohya's flat names are the common form: dots can be flattened, but not recovered without the model. Sources:
 //! `kohya networks/lora.py`, `diffusers/utils/state_dict_utils.py`, `ComfyUI/comfy/lora.py`, LyCORIS, PEFT.
 
-use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
+use crate::engine::io::names::{KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET, PEFT, VISION};
 
 /// Endings of a key, and the part they stand for. Of two that fit, the longer stands first.
 const PARTS: [(&str, &str); 54] = [
@@ -66,11 +66,12 @@ const PARTS: [(&str, &str); 54] = [
 ];
 
 /// What other tools put before kohya's flat name.
-const FLAT: [(&str, &str); 6] = [
+const FLAT: [(&str, &str); 7] = [
     (KOHYA_UNET, KOHYA_UNET),
     (KOHYA_TEXT, KOHYA_TEXT),
     (KOHYA_TEXT_1, KOHYA_TEXT),
     (KOHYA_TEXT_2, KOHYA_TEXT_2),
+    (VISION, VISION),
     // kohya's OFT; its bound always holds.
     ("oft_unet_", KOHYA_UNET),
     // SimpleTuner.
@@ -110,7 +111,7 @@ pub fn key(stored: &str) -> Option<Key> {
     let ends = PARTS.iter().filter(|(ending, _)| plain.ends_with(ending));
     let &(ending, part) = ends.max_by_key(|(ending, _)| ending.len())?;
     let path = plain.strip_suffix(ending)?;
-    let module = module(path.strip_prefix("base_model.model.").unwrap_or(path))?;
+    let module = module(path.strip_prefix(PEFT).unwrap_or(path))?;
     // Without kohya's prefix, a name that ends so is a model's.
     (part != "weight" || FLAT.iter().any(|(start, _)| path.starts_with(start)) || path.starts_with("lycoris_"))
         .then(|| Key { module, part, path: path.to_owned() })
