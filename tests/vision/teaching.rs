@@ -216,7 +216,8 @@ fn what_another_classifier_learnt_or_is_damaged_is_refused() {
     assert!(refused(&resnet).what.contains("it belongs to vit"), "{}", refused(&resnet));
     let (whole, metadata) = tensors(&out);
     let head = "base_model.model.classifier.weight";
-    let cases: [(&str, Option<(&str, triptych::engine::io::safetensors::Tensor)>, &str); 3] = [
+    type Case<'a> = (&'a str, Option<(&'a str, triptych::engine::io::safetensors::Tensor)>, &'a str);
+    let cases: [Case<'_>; 3] = [
         (head, None, "it holds no base_model.model.classifier.weight"),
         ("", Some(("conv_in.weight", whole[head].clone())), "conv_in.weight"),
         ("base_model.model.vit.layers.0.attention.q_proj.lora_A.weight", None, "down side is missing"),

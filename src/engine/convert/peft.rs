@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use crate::engine::convert::Paths;
 use crate::engine::io::lora_file::paths::Network;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
-use crate::engine::io::safetensors::Tensor;
 use crate::engine::io::names::PEFT;
+use crate::engine::io::safetensors::Tensor;
 use crate::engine::io::{Dtype, atomic, detect, metadata};
 use crate::engine::{Error, Result};
 

@@ -183,8 +183,8 @@ impl LoraFile {
                 foreign.push(stored.as_str());
             }
         }
-        if let Some((word, stored)) = token_vectors::alone(&file) {
-            read.tokens.insert(word, token_vectors::read(&file, &stored)?);
+        if let Some((word, stored)) = token_vectors::alone(file) {
+            read.tokens.insert(word, token_vectors::read(file, &stored)?);
             foreign.clear();
         }
         let damaged = |module: &str, why: Wrong| {

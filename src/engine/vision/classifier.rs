@@ -220,7 +220,7 @@ impl<'a> Adapted<'a> {
     pub fn with(model: &'a Classifier, learnt: &Learnt) -> Result<Self> {
         let Classifier { name, layers, weights, device, .. } = model;
         let mut mounts = Mounts::none();
-        let base = Base { name, layers, weights, device };
+        let base = Base { name, layers, weights, device, family: None };
         mount::mount_on(&mut mounts, &base, &learnt.changes, &Strength::default())?;
         Ok(Self { model, mounts: mounts.rest(weights), head: learnt.head(device), classes: learnt.classes.clone() })
     }

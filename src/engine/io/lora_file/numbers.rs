@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::engine::io::{detect, names};
 use crate::engine::io::safetensors::Checkpoint;
+use crate::engine::io::{detect, names};
 
 /// Of one layer. The default is what files without a word say.
 #[derive(Clone, Debug, Default, PartialEq)]
