@@ -8,15 +8,11 @@ use serde_json::json;
 use crate::cli::{Progress, Shell};
 use crate::engine::convert::{self, Format, Loss, Paths};
 use crate::engine::io::Dtype;
-use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::model::StableDiffusion;
 use crate::engine::model::stored::Stored;
 use crate::engine::words::counted;
 use crate::engine::{Error, Result};
-
-/// Layers whose loss is told one by one.
-const WORST: usize = 5;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -35,6 +31,9 @@ pub struct Args {
     /// it is of another size than the known ones
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
+    /// A picture that managers of models show for the file (modelspec.thumbnail)
+    #[arg(long, value_name = "F.png")]
+    thumbnail: Option<PathBuf>,
     /// The file to write; for peft, the folder
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
@@ -51,9 +50,12 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         file = file.on(|module| model.base(module))?;
     }
     let paths = match &model {
-        Some(model) => Paths::new(&model.blocks(), model.family() == Family::Sdxl, model.shapes()),
+        Some(model) => Paths::new(&model.blocks(), Some(model.family()), model.shapes()),
         None => Paths::of(file.family()),
     };
+    if let Some(picture) = &args.thumbnail {
+        file.metadata.insert("modelspec.thumbnail".into(), convert::thumbnail::data_url(picture)?);
+    }
     let mut progress = Progress::new(shell.json);
     let loss = convert::convert(&file, &paths, args.to, args.rank, args.dtype, &args.out, &mut progress.watch())?;
     let result = json!({ "out": args.out, "format": args.to.name, "layers": file.modules().len(), "lost": loss });
@@ -69,7 +71,7 @@ fn words(args: &Args, file: &LoraFile, loss: &Loss) -> String {
         args.to.title
     )];
     if loss.layers.is_empty() {
-        lines.push("Every number is kept".into());
+        lines.push("No direction was cut".into());
     } else {
         lines.push(format!(
             "{} cut to rank {}: {:.2} % of the whole change is lost (--rank N keeps more)",
@@ -79,10 +81,7 @@ fn words(args: &Args, file: &LoraFile, loss: &Loss) -> String {
         ));
         let mut worst: Vec<_> = loss.layers.iter().collect();
         worst.sort_by(|a, b| b.1.total_cmp(a.1));
-        lines.extend(worst.iter().take(WORST).map(|(layer, lost)| format!("    {:.2} % in {layer}", 100.0 * *lost)));
-        if worst.len() > WORST {
-            lines.push(format!("    … {} more with --json", worst.len() - WORST));
-        }
+        lines.extend(worst.iter().map(|(layer, lost)| format!("    {:.2} % in {layer}", 100.0 * *lost)));
     }
     if !loss.beside.is_empty() {
         lines.push(format!(

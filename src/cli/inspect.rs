@@ -116,8 +116,7 @@ fn more(report: &Report) -> String {
     }
     if *relative > 0 {
         let layers = counted(*relative, "layer");
-        text +=
-            &format!("\n  {layers} change the model's own weights: merging and measuring need convert --model M first");
+        text += &format!("\n  {layers} change the model's own weights: merging and measuring ask for --model M");
     }
     if *norms > 0 {
         text += &format!("\n  {} of norms, which only merge --into can apply", counted(*norms, "difference"));

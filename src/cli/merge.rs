@@ -6,11 +6,10 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{AdapterArg, Progress, Shell, field_value, ranks_in_words};
+use crate::cli::{self, AdapterArg, Progress, Shell, field_value, ranks_in_words};
 use crate::engine::concept::{self, Concept};
 use crate::engine::export;
 use crate::engine::field::Settings;
-use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::names;
 use crate::engine::merge::{self, Method, Needs, Promise, Source, note};
 use crate::engine::model::StableDiffusion;
@@ -33,7 +32,8 @@ pub struct Args {
     /// Change a field of the method; may be repeated
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
     set: Vec<(String, String)>,
-    /// For methods that look at pictures: `starter`, a folder in diffusers layout, or a single file
+    /// For methods that look at pictures, and for adapters whose changes depend on the model's own weights: `starter`, a
+    /// folder in diffusers layout, or a single file
     #[arg(long, default_value = "starter", value_name = "MODEL")]
     model: String,
     /// For methods that look at pictures: a folder with the concept of adapter N, counted from 1; one for each
@@ -76,7 +76,9 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
 
 /// Method, settings and sources: as given, or from the recipe.
 fn asked(args: &Args) -> Result<(&'static Method, Settings, Vec<Source>)> {
-    let open = |path: &Path, strength| Ok(Source { file: LoraFile::open(path)?, strength });
+    // What goes into a model is worked out for that one.
+    let model = args.into.is_none().then_some(args.model.as_str());
+    let open = |path: &Path, strength| Ok(Source { file: cli::adapter(path, model)?, strength });
     if let Some(recipe) = &args.recipe {
         let desk = Desk::open_recipe(recipe)?;
         let method = merge::method(&desk.method)?;

@@ -17,7 +17,7 @@ mod train;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -28,7 +28,9 @@ use serde_json::{Value, json};
 use crate::engine::adapter::mount::Strength;
 use crate::engine::device::{self, Choice};
 use crate::engine::error::Kind;
-use crate::engine::model::Precision;
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::model::stored::Stored;
+use crate::engine::model::{Precision, StableDiffusion};
 use crate::engine::session::Session;
 use crate::engine::{Error, Result};
 use crate::ui::{self, Start};
@@ -182,6 +184,18 @@ fn ranks_in_words(ranks: &BTreeSet<usize>) -> String {
         (Some(least), Some(most)) if least == most => format!(" of rank {most}"),
         (Some(least), Some(most)) => format!(" of rank {least} to {most}"),
         _ => String::new(),
+    }
+}
+
+/// An adapter file; what depends on a model's own weights is worked out for `model`, where one is named.
+fn adapter(path: &Path, model: Option<&str>) -> Result<LoraFile> {
+    let file = LoraFile::open(path)?;
+    match model.filter(|_| !file.relatives.is_empty()) {
+        Some(model) => {
+            let model = Stored::open(&StableDiffusion::folder(model))?;
+            file.on(|module| model.base(module))
+        }
+        None => Ok(file),
     }
 }
 

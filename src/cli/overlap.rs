@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::Shell;
-use crate::engine::io::lora_file::LoraFile;
+use crate::cli::{self, Shell};
 use crate::engine::merge::certificate;
 use crate::engine::spectrum::{self, adapter};
 use crate::engine::{Error, Result};
@@ -19,10 +18,14 @@ pub struct Args {
     /// Every layer too
     #[arg(long)]
     layers: bool,
+    /// The model they were made for, where their changes depend on the model's own weights
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let files = args.adapters.iter().map(|path| LoraFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let files =
+        args.adapters.iter().map(|path| cli::adapter(path, args.model.as_deref())).collect::<Result<Vec<_>>>()?;
     let deltas = files.iter().map(adapter::deltas).collect::<Result<Vec<_>>>()?;
     // Different bases have no certificate, but they can be measured.
     let certificate = certificate::certify(&files.iter().collect::<Vec<_>>()).map_err(|error: Error| error.what);

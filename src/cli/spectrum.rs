@@ -5,19 +5,21 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::Shell;
+use crate::cli::{self, Shell};
 use crate::engine::Result;
-use crate::engine::io::lora_file::LoraFile;
 use crate::engine::spectrum::adapter;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// The adapter file
     adapter: PathBuf,
+    /// The model it was made for, where its changes depend on the model's own weights
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
 }
 
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
-    let spectra = adapter::spectra(&LoraFile::open(&args.adapter)?)?;
+    let spectra = adapter::spectra(&cli::adapter(&args.adapter, args.model.as_deref())?)?;
     let energy: f64 = spectra.iter().map(|layer| layer.energy).sum();
     // Weighted by energy: an idle layer says nothing about the adapter.
     let effective = if energy > 0.0 {

@@ -133,7 +133,10 @@ fn file_names<'a>(words: impl Iterator<Item = &'a String>) -> Vec<String> {
 
 /// Copies what describes the model.
 fn describe(from: &Folder, to: &Path) -> Result<()> {
-    let is_description = |path: &Path| path.extension().is_some_and(|e| DESCRIPTIONS.iter().any(|d| e == *d));
+    // The weights become one file each: a list of shards would send readers after those.
+    let lists_shards = |path: &Path| path.to_string_lossy().ends_with(".index.json");
+    let is_description =
+        |path: &Path| path.extension().is_some_and(|e| DESCRIPTIONS.iter().any(|d| e == *d)) && !lists_shards(path);
     let write = |name: &Path, bytes: &[u8]| {
         let path = to.join(name);
         let folder = path.parent().unwrap_or(to);

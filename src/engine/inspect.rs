@@ -107,7 +107,7 @@ pub fn inspect(path: &str, for_model: Option<&str>) -> Result<Report> {
         // The file inside says more than that there is one.
         (Kind::Adapter(_), _) if folder.is_dir() => return adapter(&folder.join(detect::PEFT_FILE)),
         // Those of other families may be readable, and can be looked at and merged.
-        (Kind::Adapter(_), Err(_)) => return adapter(folder),
+        (Kind::Adapter(_) | Kind::Embedding, Err(_)) => return adapter(folder),
         (Kind::Unknown, _) => {}
         (_, Err(refusal)) => return other(folder, &refusal),
     }

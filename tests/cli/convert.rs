@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use triptych::engine::io::Dtype;
 use triptych::engine::io::lora_file::LoraFile;
-use triptych::engine::io::safetensors::Checkpoint;
+use triptych::engine::io::safetensors::{Checkpoint, Tensor, save};
 
 use crate::command::Desk;
-use crate::{apart, delta, train};
+use crate::{SAMPLE, apart, delta, pixels, train};
 
 /// What an adapter adds to each layer, by the layer's name in kohya's files.
 fn deltas(file: &LoraFile) -> BTreeMap<String, Vec<f32>> {
@@ -50,6 +50,12 @@ fn an_adapter_is_the_same_in_every_format() {
         }
     }
     // What the formats promise to those who read them.
+    desk.run("convert a.safetensors --to kohya --model starter --thumbnail robot/idle.png --out t.safetensors")
+        .result();
+    let shown = desk.lora("t.safetensors").metadata["modelspec.thumbnail"].clone();
+    assert!(shown.starts_with("data:image/jpeg;base64,/9j/") && shown.len() < 40_000, "{}", shown.len());
+    let joined = deltas(&desk.lora("p"));
+    assert_eq!(joined.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "a folder of both networks");
     let keys = |name: &str| Checkpoint::open(&desk.path(name)).unwrap();
     let diffusers = keys("d.safetensors");
     assert!(diffusers.entries().keys().all(|key| key.ends_with(".lora_A.weight") || key.ends_with(".lora_B.weight")));
@@ -94,4 +100,71 @@ fn what_a_format_cannot_hold_is_cut_and_told() {
     desk.write("there/x", "");
     let refused = desk.say("convert a.safetensors --to peft --out there");
     assert!(refused.stderr.contains("nothing is overwritten"), "{}", refused.stderr);
+}
+
+/// (IA)³ and a normalisation: what cannot be known without the model is known with it.
+#[test]
+fn changes_of_the_models_own_weights_need_the_model() {
+    let desk = Desk::new();
+    train(&desk, "a", "").result();
+    let layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
+    let write = |name: &str, tensors: [(&str, &[usize], f32); 2]| {
+        let tensor = |shape: &[usize], value| Tensor::new(Dtype::F32, shape, &vec![value; shape.iter().product()]);
+        let tensors = tensors.map(|(key, shape, value)| (key.to_owned(), tensor(shape, value)));
+        save(&desk.path(name), &tensors.into(), &BTreeMap::new()).unwrap();
+    };
+    let [weight, on_input] = [".weight", ".on_input"].map(|part| format!("{layer}{part}"));
+    write("ia3.safetensors", [(&weight, &[128], 0.25), (&on_input, &[], 0.0)]);
+    let [w, b] = ["w", "b"].map(|part| format!("lora_unet_conv_norm_out.{part}_norm"));
+    write("norm.safetensors", [(&w, &[64], 0.5), (&b, &[64], 0.25)]);
+
+    for line in [
+        "spectrum ia3.safetensors",
+        "overlap ia3.safetensors a.safetensors",
+        "convert ia3.safetensors --to full --out x",
+    ] {
+        let refused = desk.say(line);
+        assert!(refused.code == Some(1) || refused.code == Some(2), "{line}");
+        assert!(refused.stderr.contains("--model M") && !desk.path("x").exists(), "{line}: {}", refused.stderr);
+    }
+    let spectrum = desk.run("spectrum ia3.safetensors --model starter").result();
+    assert!(spectrum["energy"].as_f64().unwrap() > 0.0 && spectrum["layers"].as_array().unwrap().len() == 1);
+    desk.run("overlap ia3.safetensors a.safetensors --model starter").result();
+    desk.run("merge ia3.safetensors a.safetensors --out both.safetensors").result();
+    let both = deltas(&desk.lora("both.safetensors"));
+    desk.run("convert ia3.safetensors --to full --model starter --out f.safetensors").result();
+    let alone = deltas(&desk.lora("f.safetensors"));
+    let a = deltas(&desk.lora("a.safetensors"));
+    let sum = |module: &str| match a.get(module) {
+        Some(a) => alone[module].iter().zip(a).map(|(x, y)| x + y).collect(),
+        None => alone[module].clone(),
+    };
+    assert!(apart(&both[layer], &sum(layer)) < 1e-5);
+
+    // Beside a model and in it: the same picture.
+    desk.run(&format!("{SAMPLE} --out base.png")).result();
+    desk.run(&format!("{SAMPLE} --adapter ia3.safetensors --out beside.png")).result();
+    desk.run("merge ia3.safetensors --into starter --out baked").result();
+    desk.run(&format!("{SAMPLE} --model baked --out within.png")).result();
+    let [base, beside, within] = ["base.png", "beside.png", "within.png"].map(|name| pixels(&desk, name));
+    let worst = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(
+        worst(&beside, &within) <= 3 && worst(&beside, &base) > 8,
+        "{} {}",
+        worst(&beside, &within),
+        worst(&beside, &base)
+    );
+
+    let refused = desk.say(&format!("{SAMPLE} --adapter norm.safetensors --out x.png"));
+    assert!(refused.stderr.contains("1 normalisation") && refused.stderr.contains("--into"), "{}", refused.stderr);
+    desk.run("merge norm.safetensors --into starter --out normed").result();
+    let norm = |folder: &str| {
+        let file = Checkpoint::open(&desk.path(folder).join("unet/diffusion_pytorch_model.safetensors")).unwrap();
+        (file.f32("conv_norm_out.weight").unwrap(), file.f32("conv_norm_out.bias").unwrap())
+    };
+    let ((w0, b0), (w1, b1)) = (norm("baked"), norm("normed"));
+    assert!(
+        w0.iter().zip(w1).all(|(a, b)| (b - a - 0.5).abs() < 2e-3)
+            && b0.iter().zip(b1).all(|(a, b)| (b - a - 0.25).abs() < 2e-3)
+    );
 }

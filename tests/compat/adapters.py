@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Adapters there and back: what diffusers and PEFT write is read here, and what is written here they load.
 
-Usage: adapters.py [--triptych target/debug/triptych] [--model tests/reference/sd] [--write]
-       from the repository's root; needs torch diffusers peft transformers. --write renews RESULTS.md beside this file.
+Usage: adapters.py [--triptych target/debug/triptych] [--write] [MODEL …]
+       from the repository's root; needs torch diffusers peft transformers. Models are tests/reference/sd and
+       tests/reference/sdxl unless others are named. --write renews RESULTS.md beside this file.
 
 Every row ends in two outputs of diffusers' UNet on the same input: with the adapter as the other tool holds it, and of
 the model into which Triptych wrote the adapter (`merge --into`). The largest difference is set against the largest effect
@@ -10,7 +11,7 @@ of the adapter, so that an adapter which nobody applied cannot pass.
 """
 import argparse, json, pathlib, subprocess, tempfile
 import diffusers, peft, torch, transformers
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from peft import BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 
 TOLERANCE = 2e-4
@@ -20,10 +21,10 @@ CONVOLUTIONS = ["conv1", "conv2", "conv", "proj_in", "proj_out"]
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--triptych", default="target/debug/triptych")
-parser.add_argument("--model", default="tests/reference/sd")
 parser.add_argument("--write", action="store_true")
+parser.add_argument("models", nargs="*", default=["tests/reference/sd", "tests/reference/sdxl"])
 ARGS = parser.parse_args()
-ROWS = []
+SCRATCH = tempfile.TemporaryDirectory()
 
 
 def triptych(*arguments):
@@ -37,7 +38,7 @@ def unet(folder=None):
 
 
 def pipeline(folder=None):
-    return StableDiffusionPipeline.from_pretrained(folder or MODEL, safety_checker=None, requires_safety_checker=False)
+    return diffusers.DiffusionPipeline.from_pretrained(folder or MODEL)
 
 
 def output(model):
@@ -45,7 +46,11 @@ def output(model):
     config = model.config
     x = torch.randn(2, config.in_channels, 16, 16, generator=generator)
     context = torch.randn(2, 9, config.cross_attention_dim, generator=generator)
-    with torch.no_grad(): return model(x, 501, context).sample
+    added = None
+    if getattr(config, "addition_embed_type", None) == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {"text_embeds": torch.randn(2, pooled, generator=generator), "time_ids": torch.tensor([[64., 64, 0, 0, 64, 64]] * 2)}
+    with torch.no_grad(): return model(x, 501, context, added_cond_kwargs=added).sample
 
 
 def randomise(model):
@@ -85,13 +90,13 @@ def peft_folder(config):
 
 
 def diffusers_file(config, **how):
-    """Written by StableDiffusionPipeline.save_lora_weights."""
+    """Written by the pipeline's save_lora_weights."""
     def compare(work):
         pipe = pipeline(); pipe.unet.add_adapter(config); randomise(pipe.unet)
         layers = peft.get_peft_model_state_dict(pipe.unet)
         if how.get("legacy"): layers = diffusers.utils.convert_state_dict_to_diffusers(layers)
         metadata = {} if how.get("legacy") else {"unet_lora_adapter_metadata": pipe.unet.peft_config["default"].to_dict()}
-        StableDiffusionPipeline.save_lora_weights(work, layers, **metadata)
+        type(pipe).save_lora_weights(work, layers, **metadata)
         return output(pipe.unet), baked(work / "pytorch_lora_weights.safetensors", work)
     return compare
 
@@ -118,17 +123,17 @@ def loaded(format, config):
     return compare
 
 
-def both_encoders(work):
-    """A file for denoiser and text encoder: the context of a prompt, by diffusers with it loaded and from the baked model."""
+def text_encoder(work):
+    """The context of a prompt, by diffusers with our file loaded and from the baked model."""
     pipe = pipeline(); ids = torch.arange(3, 12)[None]
     config = LoraConfig(r=4, lora_alpha=2, target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"])
     pipe.text_encoder.add_adapter(config); randomise(pipe.text_encoder)
     layers = peft.get_peft_model_state_dict(pipe.text_encoder)
-    StableDiffusionPipeline.save_lora_weights(work, text_encoder_lora_layers=layers, text_encoder_lora_adapter_metadata=config.to_dict())
+    type(pipe).save_lora_weights(work, text_encoder_lora_layers=layers, text_encoder_lora_adapter_metadata=config.to_dict())
     triptych("convert", work / "pytorch_lora_weights.safetensors", "--to", "diffusers", "--model", MODEL, "--out", work / "ours.safetensors")
     out = work / "baked"
     triptych("merge", work / "ours.safetensors", "--into", MODEL, "--out", out)
-    other = transformers.CLIPTextModel.from_pretrained(out, subfolder="text_encoder")
+    other = pipeline(out).text_encoder
     fresh = pipeline(); fresh.load_lora_weights(work / "ours.safetensors")
     with torch.no_grad():
         here, there = fresh.text_encoder(ids)[0], other(ids)[0]
@@ -137,48 +142,57 @@ def both_encoders(work):
         return here, there, pipeline().text_encoder(ids)[0]
 
 
-# In f32: what is written into weights of 16 bits is rounded with them.
-SCRATCH = tempfile.TemporaryDirectory()
-MODEL = pathlib.Path(SCRATCH.name) / "model"
-pipeline(ARGS.model).to(torch.float32).save_pretrained(MODEL)
-diffusers.utils.logging.set_verbosity_error(); diffusers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
-BASE = output(unet())
 low_rank = LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR)
 mixed = LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR + CONVOLUTIONS, rank_pattern={"conv1": 3}, alpha_pattern={"to_q": 1})
-# Written by them, read here.
-for name, config in [
-    ("LoRA", low_rank), ("LoRA, convolutions, ranks and alphas mixed", mixed),
-    ("rsLoRA", LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=LINEAR)),
-    ("DoRA", LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LINEAR + CONVOLUTIONS)),
-    ("LoHa", LoHaConfig(r=3, alpha=5, target_modules=LINEAR + CONVOLUTIONS)),
-    ("LoHa, effective convolutions", LoHaConfig(r=3, alpha=5, target_modules=CONVOLUTIONS, use_effective_conv2d=True)),
-    ("LoKr", LoKrConfig(r=3, alpha=5, target_modules=LINEAR + CONVOLUTIONS)),
-    ("LoKr, both factors decomposed", LoKrConfig(r=2, alpha=5, decompose_both=True, target_modules=LINEAR)),
-    ("LoKr, effective convolutions", LoKrConfig(r=2, alpha=5, target_modules=CONVOLUTIONS, use_effective_conv2d=True)),
-    ("OFT, exact Cayley", OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False, target_modules=LINEAR)),
-    ("OFT, Cayley–Neumann", OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=True, target_modules=LINEAR)),
-    ("OFT, one block shared", OFTConfig(r=0, oft_block_size=4, block_share=True, use_cayley_neumann=False, target_modules=LINEAR)),
-    ("BOFT", BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=LINEAR)),
-    ("(IA)³", IA3Config(target_modules=["to_k", "to_v", "ff.net.2"], feedforward_modules=["ff.net.2"])),
-]:
-    row(f"PEFT folder: {name} → Triptych", peft_folder(config))
-row("diffusers file: LoRA → Triptych", diffusers_file(low_rank))
-row("diffusers file: ranks and alphas mixed → Triptych", diffusers_file(mixed))
-row("diffusers file: DoRA → Triptych", diffusers_file(LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LINEAR)))
-row("diffusers file, names of its training scripts → Triptych", diffusers_file(LoraConfig(r=4, lora_alpha=4, target_modules=ATTENTION), legacy=True))
-# Written here, loaded by them.
-for format in ["kohya", "diffusers", "peft"]:
-    row(f"Triptych → {format}: LoRA", loaded(format, low_rank))
-    row(f"Triptych → {format}: convolutions, ranks and alphas mixed", loaded(format, mixed))
-    row(f"Triptych → {format}: DoRA as its strongest directions", loaded(format, LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LINEAR)))
-row("diffusers file: text encoder → Triptych → diffusers", both_encoders)
 
+
+def compare_all():
+    # Written by them, read here.
+    for name, config in [
+        ("LoRA", low_rank), ("LoRA, convolutions, ranks and alphas mixed", mixed),
+        ("rsLoRA", LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=LINEAR)),
+        ("DoRA", LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LINEAR + CONVOLUTIONS)),
+        ("LoHa", LoHaConfig(r=3, alpha=5, target_modules=LINEAR + CONVOLUTIONS)),
+        ("LoHa, effective convolutions", LoHaConfig(r=3, alpha=5, target_modules=CONVOLUTIONS, use_effective_conv2d=True)),
+        ("LoKr", LoKrConfig(r=3, alpha=5, target_modules=LINEAR + CONVOLUTIONS)),
+        ("LoKr, both factors decomposed", LoKrConfig(r=2, alpha=5, decompose_both=True, target_modules=LINEAR)),
+        ("LoKr, effective convolutions", LoKrConfig(r=2, alpha=5, target_modules=CONVOLUTIONS, use_effective_conv2d=True)),
+        ("OFT, exact Cayley", OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False, target_modules=LINEAR)),
+        ("OFT, Cayley–Neumann", OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=True, target_modules=LINEAR)),
+        ("OFT, one block shared", OFTConfig(r=0, oft_block_size=4, block_share=True, use_cayley_neumann=False, target_modules=LINEAR)),
+        ("BOFT", BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=LINEAR)),
+        ("(IA)³", IA3Config(target_modules=["to_k", "to_v", "ff.net.2"], feedforward_modules=["ff.net.2"])),
+    ]:
+        row(f"PEFT folder: {name} → Triptych", peft_folder(config))
+    row("diffusers file: LoRA → Triptych", diffusers_file(low_rank))
+    row("diffusers file: ranks and alphas mixed → Triptych", diffusers_file(mixed))
+    row("diffusers file: DoRA → Triptych", diffusers_file(LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LINEAR)))
+    row("diffusers file, names of its training scripts → Triptych", diffusers_file(LoraConfig(r=4, lora_alpha=4, target_modules=ATTENTION), legacy=True))
+    # Written here, loaded by them.
+    for format in ["kohya", "diffusers", "peft"]:
+        row(f"Triptych → {format}: LoRA", loaded(format, low_rank))
+        row(f"Triptych → {format}: convolutions, ranks and alphas mixed", loaded(format, mixed))
+        row(f"Triptych → {format}: DoRA as its strongest directions", loaded(format, LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=LINEAR)))
+    row("diffusers file: text encoder → Triptych → diffusers", text_encoder)
+
+
+diffusers.utils.logging.set_verbosity_error(); diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
+tables = {}
+for number, model in enumerate(ARGS.models):
+    # In f32: what is written into weights of 16 bits is rounded with them.
+    MODEL, ROWS = pathlib.Path(SCRATCH.name) / f"model{number}", []
+    pipeline(model).to(torch.float32).save_pretrained(MODEL)
+    BASE = output(unet())
+    compare_all()
+    tables[model] = ROWS
 versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}, transformers {transformers.__version__}"
-failed = [name for name, *_, fine in ROWS if fine != "yes"]
+rows = [row for table in tables.values() for row in table]
+failed = [name for name, *_, fine in rows if fine != "yes"]
 if ARGS.write:
-    lines = ["# Adapters there and back", "", f"`python tests/compat/adapters.py --write`, with {versions}, on `{ARGS.model}`: largest difference of diffusers' UNet (text encoder) with the adapter as the other tool holds it, and of the model into which Triptych wrote it; allowed are {TOLERANCE}. Beside it the largest effect of the adapter.", "", "| | difference | effect | |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in ROWS]
+    lines = ["# Adapters there and back", "", f"`python tests/compat/adapters.py --write`, with {versions}: largest difference of diffusers' UNet (or text encoder) with the adapter as the other tool holds it, and of the model into which Triptych wrote it; allowed are {TOLERANCE}. Beside it the largest effect of the adapter. ComfyUI and A1111 are not run here: `triptych inspect` tells by the rules of their keys whether they load a file, and `src/engine/io/lora_file/loads.rs` has the tests."]
+    for model, table in tables.items():
+        lines += ["", f"## `{model}`", "", "| | difference | effect | |", "|---|---|---|---|"] + [f"| {' | '.join(row)} |" for row in table]
     pathlib.Path(__file__).with_name("RESULTS.md").write_text("\n".join(lines) + "\n")
-print(f"{len(ROWS) - len(failed)} of {len(ROWS)} rows, {versions}")
+print(f"{len(rows) - len(failed)} of {len(rows)} rows, {versions}")
 raise SystemExit(bool(failed))

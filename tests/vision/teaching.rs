@@ -189,6 +189,9 @@ fn a_folder_of_peft_is_written_whole_and_never_over_another() {
     assert_eq!(desk.contents(), before);
 }
 
+/// A tensor to take out, one to put in, and what is told then.
+type Damage<'a> = (&'a str, Option<(&'a str, triptych::engine::io::safetensors::Tensor)>, &'a str);
+
 /// A LoRA that PEFT saved, with alphas of its own and a head of other classes (`make_vision_peft_reference.py`).
 #[test]
 fn what_peft_saved_answers_as_in_peft() {
@@ -216,8 +219,7 @@ fn what_another_classifier_learnt_or_is_damaged_is_refused() {
     assert!(refused(&resnet).what.contains("it belongs to vit"), "{}", refused(&resnet));
     let (whole, metadata) = tensors(&out);
     let head = "base_model.model.classifier.weight";
-    type Case<'a> = (&'a str, Option<(&'a str, triptych::engine::io::safetensors::Tensor)>, &'a str);
-    let cases: [Case<'_>; 3] = [
+    let cases: [Damage<'_>; 3] = [
         (head, None, "it holds no base_model.model.classifier.weight"),
         ("", Some(("conv_in.weight", whole[head].clone())), "conv_in.weight"),
         ("base_model.model.vit.layers.0.attention.q_proj.lora_A.weight", None, "down side is missing"),

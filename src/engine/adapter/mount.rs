@@ -13,6 +13,7 @@ use crate::engine::io::lora_file::{Difference, LoraFile, relative};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
 use crate::engine::model::{Branch, Change, Layer, LayerId, Mounts, StableDiffusion, Weight};
+use crate::engine::words::counted;
 use crate::engine::{Error, Result};
 
 /// The user's multipliers of one adapter.
@@ -158,7 +159,10 @@ fn on(table: &BTreeMap<String, LayerId>, base: &Base<'_>, file: &LoraFile) -> Re
 /// Layers' weights have places in a forward pass where something can be added; those of norms have none.
 pub fn norms(file: &LoraFile) -> Error {
     Error::new(
-        format!("The adapter changes {} normalisations, which cannot be done beside a model", file.norms.len()),
+        format!(
+            "The adapter changes {}, which cannot be done beside a model",
+            counted(file.norms.len(), "normalisation")
+        ),
         "Write it into a copy of the model instead: triptych merge F --into MODEL --out NEW",
     )
     .at(&file.path)

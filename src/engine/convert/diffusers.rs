@@ -45,6 +45,7 @@ pub fn write_comfy(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let words = LoraFile {
         tokens: file.tokens.clone(),
         layer_tokens: file.layer_tokens.clone(),
+        second_width: file.second_width,
         dtype: file.dtype,
         ..LoraFile::default()
     };

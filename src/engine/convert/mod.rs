@@ -4,6 +4,7 @@ mod diffusers;
 mod kohya;
 mod low_rank;
 mod peft;
+pub mod thumbnail;
 mod whole;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,9 @@ use serde::Serialize;
 
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::Dtype;
+use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 
 pub use crate::engine::io::lora_file::paths::Paths;
@@ -123,7 +126,7 @@ pub fn convert(
     }
     let mut file = file.clone();
     file.dtype = dtype.or(file.dtype);
-    paths.rename(&mut file);
+    paths.rename(&mut file).map_err(|e| e.at(&file.path))?;
     paths.shape(&mut file);
     let mut loss = Loss::default();
     if format.low_rank {
@@ -147,19 +150,44 @@ pub fn convert(
     Ok(loss)
 }
 
-/// kohya's keys that tell tools what a file holds.
+/// What the metadata says of the file: kohya's keys, and Stability's `modelspec` where the source had none.
 fn about(file: &mut LoraFile) {
     let whole = !file.differences.is_empty() || !file.norms.is_empty();
+    // Of other tensors, or of another tool's layout.
+    for stale in ["sshs_legacy_hash", "lora_adapter_metadata", "ss_network_args", "ss_network_dim", "ss_network_alpha"]
+    {
+        file.metadata.remove(stale);
+    }
     let mut say = |key: &str, value: String| drop(file.metadata.insert(key.to_owned(), value));
     say("ss_network_module", if whole { "lycoris.kohya" } else { "networks.lora" }.into());
     if whole {
         say("ss_network_args", serde_json::json!({ "algo": "full" }).to_string());
     } else if let Some(layer) = file.layers.values().max_by_key(|layer| layer.rank) {
-        let (rank, alpha) = (layer.rank, layer.alpha);
-        say("ss_network_dim", rank.to_string());
-        say("ss_network_alpha", alpha.to_string());
-        file.metadata.remove("ss_network_args");
+        say("ss_network_dim", layer.rank.to_string());
+        say("ss_network_alpha", layer.alpha.to_string());
     }
-    // It was computed without some of the tensors' metadata, and cannot be again.
-    file.metadata.remove("sshs_legacy_hash");
+    let Some(family) = file.family() else { return };
+    let is_v =
+        ["v", "v_prediction"].map(Some).contains(&file.metadata.get("modelspec.prediction_type").map(String::as_str));
+    let side = if family == Family::Sdxl { 1024 } else { 512 };
+    let words = file.tokens.keys().cloned().collect::<Vec<_>>().join(", ");
+    let title = words_of(&file.path, &words);
+    let mut unless_said = |key: &str, value: String| {
+        file.metadata.entry(key.to_owned()).or_insert(value);
+    };
+    // A1111 takes an adapter that does not say so for one of SD 1.x.
+    unless_said("ss_base_model_version", family.base_version(is_v).into());
+    unless_said("modelspec.sai_model_spec", "1.0.1".into());
+    unless_said("modelspec.architecture", format!("{}/lora", family.architecture(is_v)));
+    unless_said("modelspec.implementation", family.implementation().into());
+    unless_said("modelspec.title", title);
+    unless_said("modelspec.resolution", format!("{side}x{side}"));
+    if !words.is_empty() {
+        unless_said("modelspec.trigger_phrase", words);
+    }
+}
+
+/// What a file is called that does not say it: by its words, or by its own name.
+fn words_of(path: &Path, words: &str) -> String {
+    if words.is_empty() { stem(path) } else { words.to_owned() }
 }

@@ -29,14 +29,18 @@ impl<'a> Changes<'a> {
             refuse_own(file)?;
             for module in file.modules().into_iter().chain(file.norms.keys()) {
                 let refused = || {
+                    let family = file.family().filter(|family| *family != model.family());
+                    let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
                     Error::new(
-                        format!("The adapter was made for another model than {name}: layer {module} does not fit"),
+                        format!(
+                            "The adapter was made for another model than {name}{family}: layer {module} does not fit"
+                        ),
                         "Choose the model it was trained on",
                     )
                     .at(&file.path)
                 };
                 let shape = model.shape(module).ok_or_else(refused)?;
-                if !fits(file, module, shape) {
+                if !fits(file, module, shape) || changes(file, module, "bias") && !model.has_bias(module) {
                     return Err(refused());
                 }
                 let Place { network, path, .. } = model.place(module).ok_or_else(refused)?;

@@ -84,6 +84,11 @@ impl Family {
         }
     }
 
+    /// `modelspec.implementation` of an adapter for it.
+    pub fn implementation(self) -> &'static str {
+        if self == Self::Sdxl { "https://github.com/Stability-AI/generative-models" } else { "diffusers" }
+    }
+
     /// kohya's name of it (`ss_base_model_version`).
     pub fn base_version(self, predicts_v: bool) -> &'static str {
         match (self, predicts_v) {

@@ -134,6 +134,8 @@ pub struct LoraFile {
     pub layer_tokens: BTreeMap<String, Vec<Vectors>>,
     /// How many of each vector's last numbers are for a second text encoder: SDXL's.
     pub second_width: usize,
+    /// The family of models that its keys told, in whatever spelling they were.
+    pub base_family: Option<Family>,
     pub metadata: BTreeMap<String, String>,
     /// How exactly the file keeps its numbers.
     pub dtype: Option<Dtype>,
@@ -145,9 +147,22 @@ impl LoraFile {
         self.metadata.get(metadata::CLIP_SKIP).and_then(|skip| skip.parse().ok()).filter(|&skip| skip > 0).unwrap_or(1)
     }
 
-    /// A file, or the folder that PEFT saves one in.
+    /// A file, the folder that PEFT saves one in, or a folder with one such for each network.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(&Checkpoint::open(&numbers::inside(path))?)
+        let inside: Vec<PathBuf> =
+            NETWORKS.iter().map(|name| path.join(name)).filter(|f| f.join(detect::PEFT_FILE).is_file()).collect();
+        let Some((first, others)) = inside.split_first() else {
+            return Self::read(&Checkpoint::open(&numbers::inside(path))?);
+        };
+        let mut whole = Self::open(first)?;
+        for other in others {
+            let other = Self::open(other)?;
+            whole.layers.extend(other.layers);
+            whole.differences.extend(other.differences);
+            whole.relatives.extend(other.relatives);
+            whole.norms.extend(other.norms);
+        }
+        Ok(Self { path: path.to_path_buf(), ..whole })
     }
 
     /// The same of tensors that are there already.
@@ -158,19 +173,28 @@ impl LoraFile {
         let mut modules: BTreeMap<String, Parts<'_>> = BTreeMap::new();
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
+        // PEFT's folder of SDXL's second text encoder has the keys of the first.
+        let second = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "text_encoder_2");
+        let second = second && path.file_name().is_some_and(|name| name == detect::PEFT_FILE);
         for stored in file.entries().keys() {
             if let Some(token) = token_vectors::shared(stored) {
                 read.tokens.insert(token.to_owned(), token_vectors::read(file, stored)?);
             } else if let Some(token) = token_vectors::each(stored) {
                 read.layer_tokens.insert(token.to_owned(), token_vectors::read_layers(file, stored)?);
-            } else if token_vectors::is_second(stored) {
+            } else if token_vectors::is_second(stored) && !token_vectors::is_orphan(file, stored) {
                 // Read with those for the first.
+            } else if stored.starts_with(IGNORED) {
+                tracing::warn!("{}: {stored} is left out, as every other tool does", path.display());
             } else if let Some((module, name)) = own_key(stored)
                 && own_names.contains(&name)
             {
                 read.own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(file, stored)?);
             } else if let Some(key) = spelling::key(stored) {
-                let parts = modules.entry(key.module).or_insert_with(|| Parts {
+                let module = match key.module.strip_prefix(names::KOHYA_TEXT) {
+                    Some(rest) if second => format!("{}{rest}", names::KOHYA_TEXT_2),
+                    _ => key.module,
+                };
+                let parts = modules.entry(module).or_insert_with(|| Parts {
                     file,
                     stored: BTreeMap::new(),
                     numbers: words.numbers(&key.path),
@@ -179,7 +203,7 @@ impl LoraFile {
                     let what = format!("{twice} and {stored} are the same tensor of the same layer");
                     return Err(Error::new(what, "Export the adapter again in one spelling").at(path));
                 }
-            } else if !stored.starts_with(IGNORED) {
+            } else {
                 foreign.push(stored.as_str());
             }
         }
@@ -201,7 +225,8 @@ impl LoraFile {
                     let of_kind =
                         |part: &str| [kind.marks, kind.parts, &WITH_ALL].iter().any(|parts| parts.contains(&part));
                     foreign.extend(parts.stored.iter().filter(|(part, _)| !of_kind(part)).map(|(_, stored)| *stored));
-                    read.layer(&module, kind, &parts).map_err(|why| damaged(&module, why))?;
+                    read.layer(&module, kind, &parts)
+                        .map_err(|why| damaged(&module, format!("{why}; it looks like {}", kind.title)))?;
                 }
             }
         }
@@ -220,8 +245,9 @@ impl LoraFile {
         read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         read.second_width = token_vectors::second_width(file);
         // Two files of one family must have one name for a layer, or a merge would take it for two.
-        if let Some(family) = detect::tensors(file).family {
-            Paths::of(Some(family)).rename(&mut read);
+        read.base_family = detect::tensors(file).family;
+        if read.base_family.is_some() {
+            Paths::of(read.base_family).rename(&mut read).map_err(|e| e.at(path))?;
         }
         Ok(read)
     }
@@ -243,6 +269,12 @@ impl LoraFile {
         }
         match layer {
             Read::Pair(pair) => drop(self.layers.insert(module.to_owned(), pair)),
+            // ComfyUI's extraction writes norms so.
+            Read::Whole(difference) if difference.shape.len() == 1 => {
+                let bias = parts.maybe("diff_b")?.map(|bias| bias.values);
+                self.norms.insert(module.to_owned(), Difference { bias, ..difference });
+                return Ok(());
+            }
             Read::Whole(difference) => drop(self.differences.insert(module.to_owned(), difference)),
             Read::Relative(relative) => drop(self.relatives.insert(module.to_owned(), relative)),
         }
@@ -287,7 +319,7 @@ impl LoraFile {
     /// The family of models it was made for, where its layers tell.
     pub fn family(&self) -> Option<Family> {
         let layers: Vec<_> = self.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
-        detect::adapter_family(&layers)
+        self.base_family.or_else(|| detect::adapter_family(&layers))
     }
 
     /// The tensors as they are written.
@@ -448,6 +480,8 @@ fn magnitude(parts: &Parts<'_>) -> std::result::Result<Option<(Vec<f32>, Axis)>,
 
 /// Parts that need no weight beside them.
 const BESIDE: [&str; 3] = ["diff_b", "w_norm", "b_norm"];
+/// Folders of a model's networks, as PEFT's adapters of them lie beside each other.
+const NETWORKS: [&str; 3] = ["unet", "text_encoder", "text_encoder_2"];
 /// Some of OneTrainer's files adapt a matrix that other tools cannot.
 const IGNORED: &str = "lora_te2_text_projection";
 /// So many keys are named of those that nobody reads.

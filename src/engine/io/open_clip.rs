@@ -89,6 +89,9 @@ pub fn fuse(mut parts: Vec<(String, Tensor)>) -> Option<Tensor> {
     let place = |name: &str| ROWS.iter().position(|row| name.contains(row)).unwrap_or(0);
     parts.sort_by_key(|(name, _)| place(name));
     let is_projection = parts.first().is_some_and(|(name, _)| name == PROJECTION.0);
+    if parts.len() > 1 && parts.iter().any(|(_, tensor)| tensor.shape.is_empty()) {
+        return None;
+    }
     let whole = parts.into_iter().map(|(_, tensor)| tensor).reduce(|mut whole, part| {
         whole.shape[0] += part.shape[0];
         whole.bytes.extend(part.bytes);
@@ -100,6 +103,9 @@ pub fn fuse(mut parts: Vec<(String, Tensor)>) -> Option<Tensor> {
 /// Number format and shape of what [`fuse`] makes of tensors whose bytes are left out.
 pub fn fused_shape(parts: Vec<(String, Tensor)>) -> Option<(Dtype, Vec<usize>)> {
     let is_projection = parts.first().is_some_and(|(name, _)| name == PROJECTION.0);
+    if parts.len() > 1 && parts.iter().any(|(_, tensor)| tensor.shape.is_empty()) {
+        return None;
+    }
     let whole = parts.into_iter().map(|(_, tensor)| tensor).reduce(|mut whole, part| {
         whole.shape[0] += part.shape[0];
         whole

@@ -336,8 +336,13 @@ pub fn save_each<'a>(
     let written = atomic::write(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        in_file_order(slots).into_iter().try_for_each(|(name, _)| match bytes(name) {
-            Ok(bytes) => out.write_all(&bytes),
+        in_file_order(slots).into_iter().try_for_each(|(name, slot)| match bytes(name) {
+            Ok(bytes) if bytes.len() == slot.bytes() => out.write_all(&bytes),
+            Ok(_) => {
+                let what = format!("The parts of {name} are of different number formats");
+                failed = Some(Error::new(what, "Convert the model to one format first").at(path));
+                Err(std::io::ErrorKind::Other.into())
+            }
             Err(error) => {
                 failed = Some(error);
                 Err(std::io::ErrorKind::Other.into())

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::engine::io::lora_file::spelling;
 use crate::engine::io::safetensors::{Checkpoint, Dtype, Tensor};
 use crate::engine::{Error, Result};
 
@@ -57,7 +58,7 @@ pub fn alone(file: &Checkpoint) -> Option<(String, String)> {
     }
     let (word, entry) = entries.first_key_value().filter(|_| entries.len() == 1)?;
     let is_word = matches!(entry.shape[..], [_] | [_, _]) && !word.ends_with(".weight") && !word.ends_with(".bias");
-    (is_word && !word.contains("lora_") && !word.starts_with(SHARED)).then(|| (word.clone(), word.clone()))
+    (is_word && spelling::key(word).is_none() && !word.starts_with(SHARED)).then(|| (word.clone(), word.clone()))
 }
 
 /// The word whose vectors for each layer a tensor holds.
@@ -70,16 +71,25 @@ pub fn is_second(stored: &str) -> bool {
     [SHARED, EACH].iter().any(|start| stored.starts_with(start)) && stored.ends_with(SECOND)
 }
 
+/// Whether such a tensor goes with none.
+pub fn is_orphan(file: &Checkpoint, stored: &str) -> bool {
+    let first = stored.strip_suffix(SECOND).map(|start| format!("{start}{SUFFIX}"));
+    first.is_none_or(|first| !file.entries().contains_key(&first))
+}
+
 /// Numbers of each vector that are for a second text encoder; 0 where there is none.
 pub fn second_width(file: &Checkpoint) -> usize {
-    let second = file.entries().iter().find(|(name, _)| is_second(name));
+    let second = file.entries().iter().find(|(name, _)| is_second(name) || *name == "clip_g");
     second.and_then(|(_, entry)| entry.shape.last().copied()).unwrap_or(0)
 }
 
 /// The tensor `name` as vectors of a word, side by side with those for the second text encoder where it has such.
 pub fn read(file: &Checkpoint, name: &str) -> Result<Vectors> {
     let mut vectors = read_one(file, name)?;
-    let second = name.strip_suffix(SUFFIX).map(|start| format!("{start}{SECOND}"));
+    let second = match name {
+        "clip_l" => Some("clip_g".to_owned()),
+        _ => name.strip_suffix(SUFFIX).map(|start| format!("{start}{SECOND}")),
+    };
     if let Some(second) = second.filter(|second| file.entries().contains_key(second)) {
         let more = read_one(file, &second)?;
         if more.len() != vectors.len() {
@@ -233,6 +243,22 @@ mod tests {
         assert_eq!((&read.tokens, &read.layer_tokens), (&file.tokens, &file.layer_tokens));
         let lone = saved([layer_tensor("<a>", &layers(), Dtype::F32)]).unwrap();
         assert_eq!((&lone.tokens["<a>"], lone.layer_tokens), (&file.tokens["<a>"], file.layer_tokens));
+    }
+
+    /// Alone, under the names that A1111 and ComfyUI know.
+    #[test]
+    fn a_textual_inversion_opens_as_its_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cat.safetensors");
+        let vectors = vec![vec![1.0, 2.0, 3.0], vec![4.0, 5.0, 6.0]];
+        for second in [0, 1] {
+            safetensors::save(&path, &embedding(&vectors, second), &BTreeMap::new()).unwrap();
+            let read = LoraFile::open(&path).unwrap();
+            assert_eq!((&read.tokens["cat"], read.second_width), (&vectors, second));
+        }
+        let one = BTreeMap::from([("<dog>".to_owned(), Tensor::new(Dtype::F32, &[3], &[1.0, 2.0, 3.0]))]);
+        safetensors::save(&path, &one, &BTreeMap::new()).unwrap();
+        assert_eq!(LoraFile::open(&path).unwrap().tokens["<dog>"], [vec![1.0, 2.0, 3.0]]);
     }
 
     #[test]

@@ -168,12 +168,15 @@ pub fn merge(
     }
     for Source { file, .. } in sources {
         if !file.relatives.is_empty() || !file.norms.is_empty() {
-            let what = if file.norms.is_empty() { "the model's own weights" } else { "normalisations" };
-            return Err(Error::new(
-                format!("This adapter cannot be merged with others: it changes {what}"),
-                "Convert it with the model it was made for: triptych convert F --to full --model M --out G",
-            )
-            .at(&file.path));
+            let (what, advice) = match file.norms.is_empty() {
+                true => (
+                    "the model's own weights",
+                    "Name the model it was made for (--model M), or convert it with that: triptych convert F --to full --model M --out G",
+                ),
+                false => ("normalisations", "Write it into a model: triptych merge F --into MODEL --out NEW"),
+            };
+            return Err(Error::new(format!("This adapter cannot be merged with others: it changes {what}"), advice)
+                .at(&file.path));
         }
     }
     recipe::words(sources.iter().map(|source| &source.file))?;

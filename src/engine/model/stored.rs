@@ -76,6 +76,13 @@ impl Stored {
         of(&self.parts, *network)?.shape(&format!("{stored}.weight")).ok()
     }
 
+    /// Whether a layer has a bias.
+    pub fn has_bias(&self, module: &str) -> bool {
+        self.paths.get(module).is_some_and(|Place { network, stored, .. }| {
+            of(&self.parts, *network).is_some_and(|file| file.entries().contains_key(&format!("{stored}.bias")))
+        })
+    }
+
     /// Of every layer.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         self.paths.keys().filter_map(|module| Some((module.clone(), self.shape(module)?.to_vec()))).collect()

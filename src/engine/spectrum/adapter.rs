@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::spectrum::{self, LowRank, Shape};
+use crate::engine::words::counted;
 use crate::engine::{Error, Result};
 
 /// Every layer's `ΔW` at strength 1, by kohya's module name.
@@ -21,7 +22,14 @@ pub fn deltas(file: &LoraFile) -> Result<BTreeMap<String, LowRank>> {
     if let Some(module) = file.relatives.keys().next() {
         return Err(Error::new(
             format!("What this adapter does depends on the model's own weights (layer {module})"),
-            "Convert it with the model it was made for: triptych convert F --to full --model M --out G",
+            "Name the model it was made for (--model M), or convert it with that: triptych convert F --to full --model M --out G",
+        )
+        .at(&file.path));
+    }
+    if !file.norms.is_empty() {
+        return Err(Error::new(
+            format!("The adapter changes {}, which have no directions", counted(file.norms.len(), "normalisation")),
+            "Convert it without them: triptych convert F --to kohya --out G",
         )
         .at(&file.path));
     }

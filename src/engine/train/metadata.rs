@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::engine::adapter::basis::Basis;
-use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::{BASE, BASE_HASH, BASIS, CLASS, CLIP_SKIP, METHOD, RECIPE, RUN, SLOT, STEP, TOKEN};
 use crate::engine::train::config::{self, Config};
@@ -27,11 +26,6 @@ pub fn of(
     let whole = file.layers.is_empty() && !file.differences.is_empty();
     let is_v = job.model.schedule.prediction_type == "v_prediction";
     let family = job.model.family();
-    // What kohya's trainer writes.
-    let implementation = match family {
-        Family::Sdxl => "https://github.com/Stability-AI/generative-models",
-        _ => "diffusers",
-    };
     let pictures: usize = job.subjects.iter().map(|subject| subject.concept.images.len() - config.held_out).sum();
     let triggers: Vec<_> = job.subjects.iter().map(|subject| &subject.trigger).collect();
     let called = triggers.iter().map(|t| format!("{} {}", t.token, t.class_word).trim().to_owned());
@@ -70,7 +64,7 @@ pub fn of(
             ("ss_steps", step.to_string()),
             ("modelspec.sai_model_spec", "1.0.1".into()),
             ("modelspec.architecture", format!("{}/lora", family.architecture(is_v))),
-            ("modelspec.implementation", implementation.into()),
+            ("modelspec.implementation", family.implementation().into()),
             ("modelspec.title", called.collect::<Vec<_>>().join(", ")),
             ("modelspec.resolution", format!("{width}x{height}")),
             ("modelspec.trigger_phrase", triggers.iter().map(|trigger| &*trigger.token).collect::<Vec<_>>().join(", ")),

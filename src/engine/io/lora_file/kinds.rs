@@ -347,6 +347,59 @@ mod tests {
         }
     }
 
+    /// As wide as long, both orders fit.
+    #[test]
+    fn gloras_order_is_told_in_a_square_layer_too() {
+        let base = base(&[6, 6]);
+        for tall in [["a1", "b1"], ["a2", "b2"]] {
+            let shape = |part: &'static str| (part, if tall.contains(&part) { &[6_usize, 2][..] } else { &[2, 6] });
+            let layer = Layer::new(&["a1", "a2", "b1", "b2"].map(shape));
+            let [a, then_a, b, then_b] =
+                if tall[0] == "a1" { ["a1", "a2", "b1", "b2"] } else { ["a2", "a1", "b2", "b1"] };
+            layer.is(&base, |l, i| {
+                let product = |a: &str, b: &str, i: usize, j: usize| -> f64 {
+                    (0..2).map(|k| l.at(a, &[i, k]) * l.at(b, &[k, j])).sum()
+                };
+                let through = (0..6).map(|k| weight(&base, &[i[0], k]) * product(a, then_a, k, i[1]));
+                through.sum::<f64>() + product(b, then_b, i[0], i[1])
+            });
+        }
+    }
+
+    /// PEFT's BOFT: each factor is P·D·Pᵀ, with P as its rule lists it.
+    #[test]
+    fn butterflies_are_pefts() {
+        let (n, b, stages) = (16, 4, 3);
+        let layer = Layer::new(&[("boft_R", &[stages, n / b, b, b])]);
+        let base = base(&[3, n]);
+        let lists: [[usize; 16]; 3] = [
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+            [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15],
+            [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15],
+        ];
+        let mut rows: Vec<Vec<f64>> = (0..3).map(|o| (0..n).map(|i| weight(&base, &[o, i])).collect()).collect();
+        for (stage, list) in lists.iter().enumerate() {
+            for row in &mut rows {
+                // Pᵀ·x, where (P·x)ᵢ is x at the list's i-th place.
+                let mut turned = vec![0.0; n];
+                list.iter().enumerate().for_each(|(i, &from)| turned[from] = row[i]);
+                for (k, block) in turned.chunks_exact_mut(b).enumerate() {
+                    let q = |i, j| {
+                        let r = |i, j| layer.at("boft_R", &[stage, k, i, j]);
+                        0.5 * (r(i, j) - r(j, i))
+                    };
+                    let one = faer::Mat::<f64>::identity(b, b);
+                    let q = faer::Mat::from_fn(b, b, q);
+                    let x = faer::Mat::from_fn(b, 1, |i, _| block[i]);
+                    let y = (&one - &q) * faer::linalg::solvers::Solve::solve(&(&one + &q).partial_piv_lu(), x);
+                    (0..b).for_each(|i| block[i] = y[(i, 0)]);
+                }
+                *row = list.iter().map(|&from| turned[from]).collect();
+            }
+        }
+        layer.is(&base, |_, i| rows[i[0]][i[1]] - weight(&base, i));
+    }
+
     #[test]
     fn what_no_kind_has_is_named_and_counted() {
         let mut layer =

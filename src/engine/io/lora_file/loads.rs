@@ -63,7 +63,24 @@ const TRAITS: &[Trait] = &[
     // diffusers' and PEFT's names.
     Trait {
         holds: |keys| keys.starts(&["unet.", "text_encoder."]),
+        fates: [Loads, UNKNOWN_NAMES, Loads, Loads, UNKNOWN_NAMES],
+    },
+    // Since diffusers 0.20; ComfyUI knows those that hang on the attention processor.
+    Trait {
+        holds: |keys| {
+            let bare = |key: &str| key.starts_with("unet.") && key.contains(".to_") && !key.contains(".processor.");
+            keys.parts.iter().any(|(key, _)| bare(key))
+        },
         fates: [ATTENTION, UNKNOWN_NAMES, ATTENTION, Loads, UNKNOWN_NAMES],
+    },
+    // kohya's own OFT.
+    Trait {
+        holds: |keys| keys.starts(&["oft_unet_"]),
+        fates: [UNKNOWN_NAMES, Loads, UNKNOWN_NAMES, UNKNOWN_NAMES, Loads],
+    },
+    Trait {
+        holds: |keys| keys.has(&["alpha"]) && keys.file.metadata().contains_key("lora_adapter_metadata"),
+        fates: [Loads, Loads, Loads, Fails("it refuses alphas beside its own header"), Loads],
     },
     Trait {
         holds: |keys| keys.starts(&["diffusion_model.", "text_encoders."]),
@@ -86,7 +103,7 @@ const TRAITS: &[Trait] = &[
     },
     Trait { holds: |keys| keys.has(&["w_norm", "b_norm"]), fates: [Loads, Loads, Loads, UNKNOWN_KIND, UNKNOWN_KIND] },
     Trait {
-        holds: |keys| keys.has(&["oft_blocks", "oft_diag"]),
+        holds: |keys| keys.has(&["oft_blocks", "oft_diag"]) && !keys.starts(&["oft_unet_"]),
         fates: [Partly("right at strength 1 only"), Loads, UNKNOWN_KIND, UNKNOWN_KIND, UNKNOWN_KIND],
     },
     Trait {
@@ -192,8 +209,14 @@ mod tests {
             [Partly(_), Fails(_), Partly(_), Fails(_), Fails(_)]
         ));
         assert!(matches!(with(("lora_unet_y.mola_router", &[1, 1])), [Fails(_), ..]));
-        let diffusers = [("unet.conv_in.lora_A.weight", &[1, 2][..]), ("unet.conv_in.lora_B.weight", &[2, 1])];
+        let diffusers = [("unet.a.to_q.lora_A.weight", &[1, 2][..]), ("unet.a.to_q.lora_B.weight", &[2, 1])];
         assert!(matches!(fates(&diffusers), [Partly(_), Fails(_), Partly(_), Loads, Fails(_)]));
+        let old = [("unet.a.processor.to_q_lora.down.weight", &[1, 2][..])];
+        assert!(matches!(fates(&old), [Loads, Fails(_), Loads, Loads, Fails(_)]));
+        assert!(matches!(
+            fates(&[("oft_unet_x.oft_blocks", &[1, 2, 2])]),
+            [Fails(_), Loads, Fails(_), Fails(_), Loads]
+        ));
         let comfy = [("diffusion_model.x.lora_A.weight", &[1, 2][..])];
         assert!(matches!(fates(&comfy), [Loads, Fails(_), Loads, Fails(_), Fails(_)]));
     }

@@ -7,12 +7,12 @@ use crate::engine::io::dotted::dotted;
 use crate::engine::io::ldm::{self, Blocks, Names};
 use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
 use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
+use crate::engine::{Error, Result};
 
 /// Names and shapes of a family's layers, or of one model's.
 pub struct Paths {
     unet: Names,
-    /// Whether kohya names the denoiser's layers as LDM does: for SDXL.
-    is_xl: bool,
+    family: Option<Family>,
     /// `[out, channels, kh, kw]` or `[out, in]` of each layer, where a model says it.
     shapes: BTreeMap<String, Vec<usize>>,
 }
@@ -26,18 +26,17 @@ pub enum Network {
 }
 
 impl Paths {
-    pub fn new(blocks: &Blocks, is_xl: bool, shapes: BTreeMap<String, Vec<usize>>) -> Self {
-        Self { unet: ldm::unet(blocks), is_xl, shapes }
+    pub fn new(blocks: &Blocks, family: Option<Family>, shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        Self { unet: ldm::unet(blocks), family, shapes }
     }
 
     /// Those of a family; of SD 1.x where none is told.
     pub fn of(family: Option<Family>) -> Self {
-        let is_xl = family == Some(Family::Sdxl);
-        let (down, up) = match is_xl {
+        let (down, up) = match family == Some(Family::Sdxl) {
             true => (vec![false, true, true], vec![true, true, false]),
             false => (vec![true, true, true, false], vec![false, true, true, true]),
         };
-        Self::new(&Blocks { layers: 2, down, up }, is_xl, BTreeMap::new())
+        Self::new(&Blocks { layers: 2, down, up }, family, BTreeMap::new())
     }
 
     /// The network of a layer, and its path there in diffusers' or transformers' layout.
@@ -68,8 +67,10 @@ impl Paths {
         if !module.starts_with(KOHYA_UNET) && !names::is_text(module) {
             return module.to_owned();
         }
-        let (network, path) = if self.is_xl { self.ldm(module) } else { self.ours(module) };
-        let prefix = match (network, self.is_xl) {
+        // kohya names the layers of SDXL's denoiser as LDM does.
+        let is_xl = self.family == Some(Family::Sdxl);
+        let (network, path) = if is_xl { self.ldm(module) } else { self.ours(module) };
+        let prefix = match (network, is_xl) {
             (Network::Unet, _) => KOHYA_UNET,
             (Network::Text, false) => KOHYA_TEXT,
             (Network::Text, true) => KOHYA_TEXT_1,
@@ -78,16 +79,22 @@ impl Paths {
         format!("{prefix}{}", path.replace('.', "_"))
     }
 
-    /// Gives every layer the name that kohya has for it.
-    pub fn rename(&self, file: &mut LoraFile) {
-        fn renamed<T>(map: &mut BTreeMap<String, T>, name: impl Fn(&str) -> String) {
-            *map = std::mem::take(map).into_iter().map(|(module, layer)| (name(&module), layer)).collect();
+    /// Gives every layer the name that kohya has for it. A layer that the file holds under two names is refused.
+    pub fn rename(&self, file: &mut LoraFile) -> Result<()> {
+        fn renamed<T>(map: &mut BTreeMap<String, T>, name: impl Fn(&str) -> String) -> Result<()> {
+            for (module, layer) in std::mem::take(map) {
+                if map.insert(name(&module), layer).is_some() {
+                    let what = format!("The file holds the layer {module} twice, under the names of two tools");
+                    return Err(Error::new(what, "Export it again in one spelling"));
+                }
+            }
+            Ok(())
         }
-        renamed(&mut file.layers, |module| self.kohya(module));
-        renamed(&mut file.differences, |module| self.kohya(module));
-        renamed(&mut file.norms, |module| self.kohya(module));
-        renamed(&mut file.relatives, |module| self.kohya(module));
-        renamed(&mut file.own, |module| self.kohya(module));
+        renamed(&mut file.layers, |module| self.kohya(module))?;
+        renamed(&mut file.differences, |module| self.kohya(module))?;
+        renamed(&mut file.norms, |module| self.kohya(module))?;
+        renamed(&mut file.relatives, |module| self.kohya(module))?;
+        renamed(&mut file.own, |module| self.kohya(module))
     }
 
     /// Gives flattened factors and differences of convolutions their kernels back: LoHa and LoKr forget them.
@@ -118,9 +125,12 @@ impl Paths {
         let (network, path) = self.ours(module);
         let last = path.rsplit('.').next().unwrap_or_default();
         let wide = ["conv1", "conv2", "conv", "conv_in", "conv_out"].contains(&last) && input.is_multiple_of(9);
-        match (network, wide) {
-            (Network::Unet, true) => Some(vec![out, input / 9, 3, 3]),
-            (Network::Unet, false) if last == "conv_shortcut" => Some(vec![out, input, 1, 1]),
+        // SD 1.x projects before and after attention by convolutions, the later families by linear layers.
+        let is_first = matches!(self.family, None | Some(Family::Sd1));
+        let narrow = last == "conv_shortcut" || is_first && ["proj_in", "proj_out"].contains(&last);
+        match (network, wide, narrow) {
+            (Network::Unet, true, _) => Some(vec![out, input / 9, 3, 3]),
+            (Network::Unet, false, true) => Some(vec![out, input, 1, 1]),
             _ => None,
         }
     }

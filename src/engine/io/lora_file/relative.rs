@@ -76,7 +76,7 @@ pub enum Order {
     Neighbours,
     /// Row k beside row k + this (LyCORIS).
     Apart(usize),
-    /// In groups of `group`, the chunks of even number before those of odd (PEFT).
+    /// Pᵀ·x, where P takes from groups of `group` the chunks of even number before those of odd (PEFT).
     EvenFirst { group: usize, chunk: usize },
 }
 
@@ -94,7 +94,11 @@ impl Order {
                     (start + odd * chunk..start + group).step_by(2 * chunk).flat_map(move |at| at..at + chunk)
                 };
                 let groups = (0..n).step_by(group.max(1)).flat_map(|start| half(start, 0).chain(half(start, 1)));
-                (chunk > 0 && group.is_multiple_of(2 * chunk) && n.is_multiple_of(group)).then(|| groups.collect())
+                let fits = chunk > 0 && group.is_multiple_of(2 * chunk) && n.is_multiple_of(group);
+                let taken: Vec<usize> = if fits { groups.collect() } else { return None };
+                let mut rows = vec![0; n];
+                taken.iter().enumerate().for_each(|(row, &from)| rows[from] = row);
+                Some(rows)
             }
         }
     }
@@ -103,7 +107,7 @@ impl Order {
 impl Relative {
     /// `W' − W`, and what becomes of the bias.
     pub fn difference(&self, base: &Base) -> Result<Difference, Wrong> {
-        let w = Weight::of(base);
+        let w = Weight::of(base)?;
         let mut bias = None;
         let changed = match self {
             Self::Magnitude { delta, m, axis } => w.with_magnitude(&delta.values(), m, *axis)?,
@@ -179,10 +183,13 @@ struct Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
-    fn of(base: &'a Base) -> Self {
-        let shape = &base.shape;
-        let taps = shape.iter().skip(2).product();
-        Self { values: &base.weight, out: shape[0], channels: shape[1], taps }
+    fn of(base: &'a Base) -> Result<Self, Wrong> {
+        match base.shape[..] {
+            [out, channels, ref kernel @ ..] if !base.shape.contains(&0) => {
+                Ok(Self { values: &base.weight, out, channels, taps: kernel.iter().product() })
+            }
+            _ => Err(format!("the model's tensor has the shape {:?}", base.shape)),
+        }
     }
 
     fn length(&self, axis: Axis) -> usize {

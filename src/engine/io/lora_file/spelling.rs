@@ -113,8 +113,11 @@ pub fn key(stored: &str) -> Option<Key> {
     let path = plain.strip_suffix(ending)?;
     let module = module(path.strip_prefix(PEFT).unwrap_or(path))?;
     // Without kohya's prefix, a name that ends so is a model's.
-    (part != "weight" || FLAT.iter().any(|(start, _)| path.starts_with(start)) || path.starts_with("lycoris_"))
-        .then(|| Key { module, part, path: path.to_owned() })
+    (part != "weight" || FLAT.iter().any(|(start, _)| path.starts_with(start))).then(|| Key {
+        module,
+        part,
+        path: path.to_owned(),
+    })
 }
 
 /// kohya's name of a layer, however it is spelt.

@@ -9,8 +9,8 @@ pub fn read(parts: &Parts<'_>) -> Result<Read, Wrong> {
     let (a1, a2, b1, b2) = (a1?, a2?, b1?, b2?);
     let newer = [a2.rows(), b1.columns(), b2.rows()].iter().all(|&rank| rank == a1.columns());
     let older = [a2.columns(), b1.rows(), b2.columns()].iter().all(|&rank| rank == a1.rows());
-    // A square layer's factors of the newer order look like older ones of its whole width; ComfyUI tells likewise.
-    let newer = newer && !(older && a2.rows() == a2.columns());
+    // In a square layer both fit. Ranks are narrower than layers, so the newer order has its tall factor first.
+    let newer = newer && !(older && a1.rows() < a1.columns());
     if !newer && !older {
         return Err("its factors do not belong together".into());
     }

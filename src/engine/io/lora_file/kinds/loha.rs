@@ -59,7 +59,7 @@ pub fn product(a: &Array, b: &Array) -> Result<Array, Wrong> {
         }
         values.extend(sums.into_iter().map(|sum| sum as f32));
     }
-    Ok(Array { values, shape: [&[out], &b.shape[1..]].concat() })
+    Ok(Array { values, shape: [&[out], b.shape.get(1..).unwrap_or(&[])].concat() })
 }
 
 /// `Σ t[i,j,…] · a[i,o] · b[j,c]`, `[out, channels, kh, kw]`.

@@ -13,6 +13,7 @@ pub fn read(parts: &Parts<'_>) -> Result<Read, Wrong> {
     if !fits {
         return Err(format!("down {:?} and up {:?} do not belong together", down.shape, up.shape));
     }
+    room(&[up.rows(), down.columns()])?;
     let rank = down.rows();
     let down = match parts.maybe("lora_mid")? {
         Some(core) => through(&core, &down)?,

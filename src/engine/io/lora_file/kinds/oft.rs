@@ -67,7 +67,7 @@ pub fn input_side(parts: &Parts<'_>) -> Result<Read, Wrong> {
             }
         }
         match parts.numbers.series {
-            Some(terms) => Ok(series(&q, terms)),
+            Some(terms) => series(&q, terms),
             None => cayley(&-q),
         }
     });
@@ -118,15 +118,20 @@ fn cayley(q: &Mat<f64>) -> Result<Mat<f64>, Wrong> {
     if r.is_all_finite() { Ok(r) } else { Err("its rotation is not finite".into()) }
 }
 
-/// `I + 2Q + 2Q² + … + Qⁿ⁻¹`: the first `terms` of Neumann's series, the last of them once.
-fn series(q: &Mat<f64>, terms: usize) -> Mat<f64> {
-    let n = q.nrows();
-    let mut sum = Mat::<f64>::identity(n, n);
-    let mut power = Mat::<f64>::identity(n, n);
-    for term in 1..terms {
-        power = &power * q;
-        let weight = if term + 1 == terms && terms > 2 { 1.0 } else { 2.0 };
-        sum += Scale(weight) * &power;
+/// `I + 2Q + 2Q² + … + Qⁿ⁻¹`: the first `terms` of Neumann's series, the last of them once. PEFT goes to the third power
+/// for three terms as for four.
+fn series(q: &Mat<f64>, terms: usize) -> Result<Mat<f64>, Wrong> {
+    const MOST: usize = 64;
+    if terms > MOST {
+        return Err(format!("it asks for a series of {terms} terms"));
     }
-    sum
+    // The highest power, and whether it counts once.
+    let (last, once) = if terms > 2 { (terms.max(4) - 1, true) } else { (terms.saturating_sub(1), false) };
+    let mut sum = Mat::<f64>::identity(q.nrows(), q.nrows());
+    let mut power = sum.clone();
+    for k in 1..=last {
+        power = &power * q;
+        sum += Scale(if once && k == last { 1.0 } else { 2.0 }) * &power;
+    }
+    if sum.is_all_finite() { Ok(sum) } else { Err("its rotation is not finite".into()) }
 }
