@@ -7,7 +7,6 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::engine::adapter::{self, Adapter, Context};
 use crate::engine::field::Settings;
-use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
@@ -48,7 +47,7 @@ impl Strength {
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
     let table = model.modules();
     let refused = |why: String| {
-        let family = file.family().filter(|family| *family != Family::Sd1 || model.second.is_some());
+        let family = file.family().filter(|family| *family != model.family());
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(
             format!("The adapter was made for another model than {}{family}: {why}", model.name),
