@@ -6,8 +6,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-mod allocator;
-
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -31,6 +29,7 @@ const MOST: f64 = 1.05;
 const MINUTE: Duration = Duration::from_mins(1);
 
 fn main() -> ExitCode {
+    triptych::engine::pages::keep();
     let minutes: u64 = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(MINUTES);
     let session = Session::open(Choice::Cpu, &mut |_| Ok(())).unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -7,7 +7,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-mod allocator;
 mod peak;
 
 use std::time::Instant;
@@ -27,6 +26,7 @@ use triptych::engine::train::step::{Batch, Prior, Rates, Text, Trainee};
 const RATES: Rates = Rates { adapter: 1e-4, token: 1e-4, decay: 1e-2, clip: 1.0 };
 
 fn main() {
+    triptych::engine::pages::keep();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let [folder, precision, what] = &arguments[..] else {
         println!("full_size MODEL PRECISION load|step|train|prior|decode");

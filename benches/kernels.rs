@@ -5,7 +5,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-mod allocator;
 mod median;
 
 use std::hint::black_box;
@@ -36,6 +35,7 @@ const PRODUCTS: [[usize; 3]; 4] = [[2048, 64, 512], [512, 96, 768], [4096, 320, 
 const ATTENTIONS: [[usize; 4]; 2] = [[8, 4, 256, 16], [1, 8, 4096, 40]];
 
 fn main() {
+    triptych::engine::pages::keep();
     let mut seconds = json!({});
     device::on_workers("bench", device::cores(), || {
         products(&mut seconds);

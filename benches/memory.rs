@@ -5,7 +5,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-mod allocator;
 mod peak;
 
 use std::process::Command;
@@ -36,6 +35,7 @@ const TRAININGS: [(&str, &[&str]); 14] = [
 ];
 
 fn main() {
+    triptych::engine::pages::keep();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match &arguments[..] {
         [] => println!("memory MODEL [METHOD [FIELD=VALUE…]]"),

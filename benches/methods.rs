@@ -5,8 +5,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-mod allocator;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -55,6 +53,7 @@ struct Lesson {
 }
 
 fn main() {
+    triptych::engine::pages::keep();
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let steps = words.first().cloned().unwrap_or_else(|| "60".into());
     let shows = |what: &str| words.get(1).is_none_or(|only| only == what);
@@ -243,6 +242,6 @@ fn sized() {
         let settings = Settings::new(row.fields, []).unwrap();
         let begun = Instant::now();
         merge::merge(&inputs, row, &settings, &mut |_| Ok(())).unwrap();
-        println!("| {} | {:.2} |", row.name, begun.elapsed().as_secs_f64());
+        println!("| {} | {:.3} |", row.name, begun.elapsed().as_secs_f64());
     }
 }

@@ -5,7 +5,6 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
-mod allocator;
 mod median;
 
 use std::time::Instant;
@@ -25,6 +24,7 @@ use triptych::engine::train::step::{Batch, Group, Prior, Rates, Text, Trainee};
 const RATES: Rates = Rates { adapter: 1e-3, token: 1e-3, decay: 1e-2, clip: 1.0 };
 
 fn main() {
+    triptych::engine::pages::keep();
     let device = device::cpu();
     let begun = Instant::now();
     let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &device).unwrap();

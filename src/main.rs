@@ -4,13 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// A step makes and drops hundreds of tensors; a system's allocator gives their pages back each time and clears them
-/// anew, which cost a tenth of a training step and a fifth of a sampling step.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let began = std::time::Instant::now();
+    triptych::engine::pages::keep();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .without_time()

@@ -22,6 +22,7 @@ use triptych::engine::model::chunks::Prompt;
 use triptych::engine::model::sd::ScheduleConfig;
 use triptych::engine::model::tokenizer::Tokenizer;
 use triptych::engine::model::{Mounts, StableDiffusion};
+use triptych::engine::vision::Adapted;
 
 /// Share of the largest value that one forward pass may differ by.
 const FORWARD: f32 = 2e-4;
@@ -206,6 +207,20 @@ fn sampler_dpmpp_2m_karras() {
 #[test]
 fn sampler_unipc() {
     sample("unipc", "unipc", None, |_| {});
+}
+
+#[test]
+fn vision_transformer() {
+    let (vit, r) = (reference::classifier("vit"), Reference::open("vision_reference"));
+    let hidden = vit.hidden(r.tensor("x"), &Mounts::none()).expect("a vision transformer");
+    assert_close("hidden", hidden, r.tensor("vit.hidden"), FORWARD);
+    assert_close("logits", Adapted::plain(&vit).logits(r.tensor("x")), r.tensor("vit.logits"), FORWARD);
+}
+
+#[test]
+fn resnet() {
+    let (resnet, r) = (reference::classifier("resnet"), Reference::open("vision_reference"));
+    assert_close("logits", Adapted::plain(&resnet).logits(r.tensor("x")), r.tensor("resnet.logits"), FORWARD);
 }
 
 fn context(model: &StableDiffusion, r: &Reference) -> Tensor<3> {

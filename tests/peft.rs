@@ -8,7 +8,7 @@
 
 mod reference;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -17,6 +17,9 @@ use serde_json::Value;
 use triptych::engine::adapter::mount::live;
 use triptych::engine::adapter::{self, Adapter, Context, METHODS, Spot, Start, Stored};
 use triptych::engine::field::Settings;
+use triptych::engine::io::lora_file::LoraFile;
+use triptych::engine::io::lora_file::relative::Base;
+use triptych::engine::io::{Dtype, safetensors};
 use triptych::engine::model::blocks::ConvShape;
 use triptych::engine::model::mount::Place;
 use triptych::engine::model::{Layer, LayerId, Mounts, Part, Signal, Weight};
@@ -238,4 +241,45 @@ fn pissa_leaves_pefts_residual() {
         let off = [t[0].zeros_like(), t[1].zeros_like(), t[2].clone(), t[3].clone()];
         assert_close(&c.key, c.effective(&off), c.as_weight("base_after_init"), CLOSE);
     }
+}
+
+/// PEFT's methods of which we read the stored parameters, whether we train them or not.
+const READ: [&str; 8] = ["lora", "rslora", "dora", "loha", "lokr", "oft", "boft", "ia3"];
+
+/// A folder as PEFT saves one: the parameters of a layer, and the configuration beside them.
+#[test]
+fn folders_of_peft_are_read_as_peft_means_them() {
+    let r = Reference::open("peft_reference");
+    let configs = r.json("configs");
+    let mut read = BTreeSet::new();
+    for (key, config) in configs.as_object().unwrap() {
+        let (method, _) = key.split_once('.').unwrap();
+        if !READ.contains(&method) || config.get("unsupported").is_some() {
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let parameters = r.names().filter_map(|name| Some((name, name.strip_prefix(&format!("{key}.param."))?)));
+        let stored = parameters.map(|(name, parameter)| {
+            let parameter = parameter.replace(".default", "");
+            let tensor = safetensors::Tensor::new(Dtype::F32, &r.shape(name), &r.f32(name));
+            (format!("base_model.model.mid_block.layer.{parameter}"), tensor)
+        });
+        safetensors::save(&folder.path().join("adapter_model.safetensors"), &stored.collect(), &BTreeMap::new())
+            .unwrap();
+        std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+
+        let base = Base {
+            weight: r.f32(&format!("{key}.weight0")),
+            shape: r.shape(&format!("{key}.weight0")),
+            bias: Some(r.f32(&format!("{key}.bias"))),
+        };
+        let file = LoraFile::open(folder.path()).unwrap().on(|_| Ok(Some(base.clone()))).unwrap();
+        let delta = file.pair("lora_unet_mid_block_layer").unwrap().product().weight;
+        let ours: Vec<f32> = base.weight.iter().zip(&delta).map(|(w, d)| w + d).collect();
+        let tensor = |values: &[f32]| Tensor::<1>::from_floats(values, &triptych::engine::device::cpu());
+        let theirs = tensor(&r.f32(&format!("{key}.weight_effective")));
+        assert_close(&format!("{key}, read"), tensor(&ours), theirs, CLOSE);
+        read.insert(method);
+    }
+    assert_eq!(read.len(), READ.len(), "{read:?}");
 }

@@ -51,12 +51,9 @@ fn words(report: &Report) -> String {
             method,
             family,
             base,
-            basis,
-            slot,
             tokens,
             token_layers,
             layers,
-            file,
             ranks,
             dtype,
             parameters,
@@ -81,12 +78,7 @@ fn words(report: &Report) -> String {
                 family.map_or(String::new(), |family| format!(" ({family})")),
                 if tokens.is_empty() { "none".into() } else { tokens },
             );
-            if let Some(file) = file {
-                text += &format!("\n  holds {}", file.words());
-            }
-            if let (Some(basis), Some(slot)) = (basis, slot) {
-                text += &format!("\n  basis: {basis}, slot {slot}");
-            }
+            text += &more(report);
             text
         }
         Report::Other { path, what, advice, tensors, dtype, bytes } => {
@@ -113,4 +105,28 @@ fn words(report: &Report) -> String {
             )
         }
     }
+}
+
+/// What there is to say of an adapter beyond its size.
+fn more(report: &Report) -> String {
+    let Report::Adapter { file, basis, slot, relative, norms, loads_in, .. } = report else { return String::new() };
+    let mut text = String::new();
+    if let Some(file) = file {
+        text += &format!("\n  holds {}", file.words());
+    }
+    if *relative > 0 {
+        let layers = counted(*relative, "layer");
+        text +=
+            &format!("\n  {layers} change the model's own weights: merging and measuring need convert --model M first");
+    }
+    if *norms > 0 {
+        text += &format!("\n  {} of norms, which only merge --into can apply", counted(*norms, "difference"));
+    }
+    for (tool, fate) in loads_in {
+        text += &format!("\n  loads in {tool}: {}", fate.words());
+    }
+    if let (Some(basis), Some(slot)) = (basis, slot) {
+        text += &format!("\n  basis: {basis}, slot {slot}");
+    }
+    text
 }

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use crate::cli::{AdapterArg, Progress, Shell, field_value, ranks_in_words};
 use crate::engine::concept::{self, Concept};
-use crate::engine::device;
 use crate::engine::export;
 use crate::engine::field::Settings;
 use crate::engine::io::lora_file::LoraFile;
@@ -99,15 +98,14 @@ fn asked(args: &Args) -> Result<(&'static Method, Settings, Vec<Source>)> {
 /// Writes a whole model with the adapters in its weights.
 fn into(model: &str, sources: &[Source], args: &Args, shell: &Shell) -> Result<ExitCode> {
     let folder = StableDiffusion::folder(model);
-    let open = StableDiffusion::open(&folder, &device::cpu())?;
     let mut progress = Progress::new(shell.json);
-    export::bake(&folder, &open, sources, &args.out, &mut progress.watch())?;
+    export::bake(&folder, sources, &args.out, &mut progress.watch())?;
     let out = &args.out;
-    shell.print(&json!({ "out": out, "model": open.name, "adapters": sources.len() }), || {
+    shell.print(&json!({ "out": out, "model": model, "adapters": sources.len() }), || {
         format!(
             "{}: {} with {} in its weights; the adapters' words are in embeddings/ in the folder of that name",
             out.display(),
-            open.name,
+            model,
             counted(sources.len(), "adapter")
         )
     })?;

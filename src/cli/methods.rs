@@ -11,6 +11,7 @@ use crate::engine::adapter::target;
 use crate::engine::diffusion::SAMPLERS;
 use crate::engine::field::Field;
 use crate::engine::train::config;
+use crate::engine::vision::{fields, probe};
 use crate::engine::{Result, adapter, merge, preview};
 
 #[derive(clap::Args)]
@@ -25,6 +26,7 @@ pub struct Args {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     Adapters,
+    Classifiers,
     Merges,
     Samplers,
 }
@@ -68,6 +70,14 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
         heading(&mut text, "Groups of layers (train --set targets=…)");
         for group in target::GROUPS {
             let _ = writeln!(text, "    {:<16} {}", group.name, group.help);
+        }
+    }
+    if shows(What::Classifiers) {
+        result.insert("classifiers".into(), json!({ "probe": probe::NAME, "fields": fields::FIELDS }));
+        heading(&mut text, "Fields of teaching a classifier (train --data DIR --set field=value)");
+        let _ = writeln!(text, "    --method {}, which is the default, or any adapter method", probe::NAME);
+        for field in fields::FIELDS {
+            field_line(&mut text, field);
         }
     }
     if shows(What::Merges) {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+mod classify;
+mod convert;
 mod demo;
 mod inspect;
 mod merge;
@@ -62,16 +64,20 @@ pub struct Cli {
 enum Command {
     /// The main job, nothing asked: two concepts, orthogonal slots, a merge, pictures and a report
     Demo(demo::Args),
+    /// Tell what an image classifier sees in pictures
+    Classify(classify::Args),
     /// Say what a file or folder is: a model, an adapter or a concept
     Inspect(inspect::Args),
     /// Make pictures from a prompt
     Sample(sample::Args),
-    /// Teach a model a concept and write it as an adapter file
+    /// Teach a model a concept, or a classifier its classes, and write it as an adapter file
     Train(train::Args),
     /// Line up trainings and let them run one after the other
     Queue(queue::Args),
     /// Merge adapters into one file
     Merge(merge::Args),
+    /// Write an adapter as a file of another tool
+    Convert(convert::Args),
     /// Singular values and effective ranks of an adapter, layer by layer
     Spectrum(spectrum::Args),
     /// How much adapters get in each other's way, pair by pair
@@ -93,11 +99,13 @@ impl Cli {
         let Some(command) = self.command else { return window(self.project, self.device, self.precision, began) };
         let work = || match command {
             Command::Demo(args) => demo::run(&args, &shell),
+            Command::Classify(args) => classify::run(&args, &shell),
             Command::Inspect(args) => inspect::run(&args, &shell),
             Command::Sample(args) => sample::run(&args, &shell),
             Command::Train(args) => train::run(&args, &shell),
             Command::Queue(args) => queue::run(&args, &shell),
             Command::Merge(args) => merge::run(&args, &shell),
+            Command::Convert(args) => convert::run(&args, &shell),
             Command::Spectrum(args) => spectrum::run(&args, &shell),
             Command::Overlap(args) => overlap::run(&args, &shell),
             Command::Methods(args) => methods::run(&args, &shell),

@@ -1,16 +1,19 @@
 //! `triptych train`
 
+mod classifier;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use crate::cli::{Progress, Shell, field_value, ranks_in_words};
-use crate::engine::adapter::{self, Method};
+use crate::engine::adapter;
 use crate::engine::session::{self, Training};
 use crate::engine::train::configuration::{Configuration, Together, one, whole};
 use crate::engine::train::import;
 use crate::engine::train::presets::{self, Preset};
+use crate::engine::vision;
 use crate::engine::{Error, Result};
 
 /// Where neither the command line nor a configuration says another.
@@ -19,12 +22,16 @@ const METHOD: &str = "orthogonal";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in diffusers layout, a single file (.safetensors), of the family of SD 1.x, 2.x or SDXL, or `starter`, which is the default
+    /// A folder in diffusers layout, a single file (.safetensors), of the family of SD 1.x, 2.x or SDXL, or `starter`, which
+    /// is the default; with --data a classifier, as `triptych classify` takes it
     #[arg(long)]
     model: Option<String>,
     /// Folder of pictures, with or without captions; several are taught together into one file and one slot
     #[arg(long, value_name = "DIR")]
     concept: Vec<PathBuf>,
+    /// Teach a classifier: folder with a folder of pictures for each class, named after it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["concept", "token", "class", "repeats", "weight", "project"])]
+    data: Option<PathBuf>,
     /// The new word that calls the concept up, `<sks>` if left out; with several concepts, one for each, in their order
     #[arg(long)]
     token: Vec<String>,
@@ -37,9 +44,10 @@ pub struct Args {
     /// Weight of the loss of each of several concepts
     #[arg(long, value_name = "F")]
     weight: Vec<f32>,
-    /// Adapter method (`triptych methods adapters` lists them); `orthogonal` if left out
-    #[arg(long, value_parser = adapter::method)]
-    method: Option<&'static Method>,
+    /// Adapter method (`triptych methods adapters` lists them); `orthogonal` if left out. With --data also `probe`, which is
+    /// the default: the head of the classifier alone
+    #[arg(long, value_parser = method_name)]
+    method: Option<String>,
     /// Change a field of the method or of training; may be repeated
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_value)]
     set: Vec<(String, String)>,
@@ -115,7 +123,8 @@ impl Args {
             repeats: self.repeats.first().copied(),
             weight: self.weight.first().copied(),
             together: self.together()?,
-            method: self.method.map(|method| method.name.to_owned()),
+            data: self.data.clone(),
+            method: self.method.clone(),
             slot: self.slot,
             project: self.project.clone(),
             seed: self.seed,
@@ -134,12 +143,12 @@ impl Args {
     /// Checked: a misspelt field is told before anything is loaded.
     pub fn asked(&self) -> Result<Asked> {
         let configuration = self.configuration()?;
-        let missing = |flag: &str, example: &str| {
-            Error::usage(
-                format!("--{flag} is missing"),
-                format!("Add --{flag} {example}, or a line {flag} = \"{example}\" to the file of --config"),
-            )
-        };
+        if configuration.data.is_some() {
+            return Err(Error::usage(
+                "Teaching a classifier (--data) cannot wait in the queue",
+                "Start it with triptych train",
+            ));
+        }
         let method = adapter::method(configuration.method.as_deref().unwrap_or(METHOD))?;
         let changes = configuration.changes()?;
         session::settings(method, &changes)?;
@@ -193,12 +202,27 @@ impl Args {
     }
 }
 
+/// A name that `--method` takes.
+fn method_name(name: &str) -> Result<String> {
+    vision::job::method(name).map(|_| name.to_owned())
+}
+
+fn missing(flag: &str, example: &str) -> Error {
+    Error::usage(
+        format!("--{flag} is missing"),
+        format!("Add --{flag} {example}, or a line {flag} = \"{example}\" to the file of --config"),
+    )
+}
+
 pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
+    let configuration = args.configuration()?;
     if args.print_config {
-        let configuration = args.configuration()?;
         let text = configuration.text()?;
         shell.print(&json!({ "configuration": configuration }), || text)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(data) = &configuration.data {
+        return classifier::run(&configuration, data, args.resume, shell);
     }
     let Asked { model: model_name, concepts, training } = args.asked()?;
     let words: Vec<&str> = training.lessons.iter().map(|lesson| lesson.token.as_str()).collect();

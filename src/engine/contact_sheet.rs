@@ -103,6 +103,16 @@ fn place(sheet: &mut RgbImage, picture: &RgbImage, magnify: u32, left: u32, top:
     imageops::replace(sheet, &large, i64::from(left), i64::from(top));
 }
 
+/// A field of one colour with a word in its middle.
+pub fn field(word: &str, colour: Rgb<u8>, width: u32, height: u32) -> RgbImage {
+    let face = Face::new(LABEL);
+    let mut picture = RgbImage::from_pixel(width, height, colour);
+    let lines = [word.to_owned()];
+    let [left, top] = [width.saturating_sub(face.width(word)) / 2, height.saturating_sub(face.height(&lines)) / 2];
+    face.draw(&mut picture, &lines, left, top);
+    picture
+}
+
 /// The font at one size.
 struct Face(PxScaleFont<FontRef<'static>>);
 

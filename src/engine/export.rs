@@ -1,5 +1,6 @@
 //! A mix as a whole model: adapters added into the weights of a copy, as a folder in diffusers layout or as one file.
 
+mod changes;
 mod single_file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,13 +10,14 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 use crate::engine::event::{Event, Watch};
+use crate::engine::export::changes::Changes;
 use crate::engine::io::ldm::Network;
-use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::safetensors::{self, Checkpoint, Tensor};
+use crate::engine::io::safetensors::{self, Checkpoint, Slot};
 use crate::engine::io::token_vectors::{self, Meaning};
-use crate::engine::io::{Folder, atomic, names};
+use crate::engine::io::{Entry, Folder, atomic, names};
 use crate::engine::merge::{Source, recipe};
-use crate::engine::model::{Part, StableDiffusion, sd};
+use crate::engine::model::sd;
+use crate::engine::model::stored::Stored;
 use crate::engine::{Error, Result};
 
 /// The networks of a model, the folder of each and what its weights are called there.
@@ -34,14 +36,9 @@ const LONGEST_NAME: usize = 60;
 
 /// Writes the model with every source at its strength in the weights, in the number format they had: as one file where
 /// `out` ends in `.safetensors`, else as a folder. The adapters' words lie in `embeddings/` in the folder; what describes a
-/// file, and its words, lie in a folder of the file's name. An error of `watch` stops before anything is there.
-pub fn bake(
-    from: &Folder,
-    model: &StableDiffusion,
-    sources: &[Source],
-    out: &Path,
-    watch: &mut Watch<'_>,
-) -> Result<()> {
+/// file, and its words, lie in a folder of the file's name. The model is never in memory: tensor by tensor is read, changed
+/// where an adapter changes it, and written. An error of `watch` stops before anything is there.
+pub fn bake(from: &Folder, sources: &[Source], out: &Path, watch: &mut Watch<'_>) -> Result<()> {
     let is_file = out.extension().is_some_and(|ending| ending == "safetensors");
     let folder = if is_file { out.with_extension("") } else { out.to_path_buf() };
     for place in [out, &folder] {
@@ -57,18 +54,18 @@ pub fn bake(
         )
         .at(out));
     }
-    let sums = sums(model, sources, watch)?;
+    let model = Stored::open(from)?;
+    let changes = Changes::new(&model, sources, &from.path().to_string_lossy())?;
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
     for Meaning { word, .. } in words.iter().filter(|meaning| meaning.layers.is_some()) {
         let text = format!("{word} has vectors of its own for each layer, and beside a model only their mean is kept");
         watch(Event::warning(format!("{text}: mount the adapter itself for all of them")))?;
     }
-    let second = model.second.as_ref().map_or(0, |second| second.encoder.config.hidden_size);
-    let file = is_file.then(|| single_file::tensors(from, model, &sums, watch)).transpose()?;
+    let second = model.parts.second.as_ref().map_or(0, |second| second.config.hidden_size);
     atomic::write_folder(&folder, |new| {
         describe(&single_file::beside(from), new)?;
         if !is_file {
-            weights(from, model, &sums, new, watch)?;
+            weights(from, &model, &changes, new, watch)?;
         }
         for (Meaning { word, vectors, .. }, name) in words.iter().zip(file_names(words.iter().map(|m| m.word))) {
             let about = BTreeMap::from([("token".to_owned(), (*word).clone())]);
@@ -77,33 +74,34 @@ pub fn bake(
         }
         Ok(())
     })?;
-    let Some((tensors, metadata)) = file else { return Ok(()) };
-    watch(Event::Stage { name: "writing the model".into(), total: 1 })
-        .and_then(|()| safetensors::save(out, &tensors, &metadata))
-        // A folder that describes a file which is not there would stand in the way of the next try.
-        .inspect_err(|_| drop(fs::remove_dir_all(&folder)))
+    if !is_file {
+        return Ok(());
+    }
+    // A folder that describes a file which is not there would stand in the way of the next try.
+    single_file::write(from, &model, &changes, out, watch).inspect_err(|_| drop(fs::remove_dir_all(&folder)))
 }
 
-/// The networks that a model has.
-fn networks(model: &StableDiffusion) -> Vec<(Network, &'static str, [&'static str; 2])> {
-    let has = |network: Network| network != Network::Text2 || model.second.is_some();
-    NETWORKS.into_iter().filter(|(network, ..)| has(*network)).collect()
+/// The files of a folder's networks.
+fn networks(from: &Folder, model: &Stored) -> Result<Vec<(Network, &'static str, &'static str, Checkpoint)>> {
+    let has = |network: Network| network != Network::Text2 || model.parts.second.is_some();
+    let there = NETWORKS.into_iter().filter(|(network, ..)| has(*network));
+    there.map(|(network, folder, files)| Ok((network, folder, files[0], from.checkpoint(folder, files)?))).collect()
 }
 
 /// The networks of a folder.
-fn weights(from: &Folder, model: &StableDiffusion, sums: &Sums, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
-    let networks = networks(model);
-    watch(Event::Stage { name: "writing the model".into(), total: networks.len() })?;
-    let total = networks.len();
-    for (i, (network, folder, files)) in networks.into_iter().enumerate() {
-        let file = from.checkpoint(folder, files)?;
-        let mut tensors = BTreeMap::new();
-        for stored in file.entries().keys() {
-            let sum = ours(network, stored).and_then(|ours| sums.get(&(network, ours)));
-            tensors.insert(stored.clone(), with_sum(&file, stored, sum)?);
-        }
-        safetensors::save(&to.join(folder).join(files[0]), &tensors, file.metadata())?;
-        watch(Event::Progress { done: i + 1, total })?;
+fn weights(from: &Folder, model: &Stored, changes: &Changes<'_>, to: &Path, watch: &mut Watch<'_>) -> Result<()> {
+    let files = networks(from, model)?;
+    let total = files.iter().map(|(.., file)| file.entries().len()).sum();
+    watch(Event::Stage { name: "writing the model".into(), total })?;
+    let mut done = 0;
+    for (network, folder, name, file) in &files {
+        let slot = |entry: &Entry| Slot { dtype: entry.dtype, shape: entry.shape.clone() };
+        let slots = file.entries().iter().map(|(name, entry)| (name.clone(), slot(entry))).collect();
+        safetensors::save_each(&to.join(folder).join(name), &slots, file.metadata(), |stored| {
+            done += 1;
+            watch(Event::Progress { done, total })?;
+            changes.bytes(file, stored, ours(*network, stored).map(|ours| (*network, vec![ours])))
+        })?;
     }
     Ok(())
 }
@@ -131,85 +129,6 @@ fn file_names<'a>(words: impl Iterator<Item = &'a String>) -> Vec<String> {
             std::iter::once(name.clone()).chain(more).find(|name| taken.insert(name.to_lowercase())).unwrap_or(name)
         })
         .collect()
-}
-
-/// `Σ strength · ΔW` of each layer, and of its bias, under our names.
-type Sums = BTreeMap<(Network, String), Vec<f32>>;
-
-fn sums(model: &StableDiffusion, sources: &[Source], watch: &mut Watch<'_>) -> Result<Sums> {
-    let table = model.modules();
-    let mut sums = Sums::new();
-    let (mut done, total) = (0, sources.iter().map(|source| source.file.modules().len()).sum());
-    watch(Event::Stage { name: "adding the adapters".into(), total })?;
-    for Source { file, strength } in sources {
-        refuse_own(file)?;
-        for module in file.modules() {
-            let layer = table
-                .get(module)
-                .map(|&id| model.layer(id))
-                .filter(|layer| fits(file, module, layer.out, layer.input()));
-            let layer = layer.ok_or_else(|| {
-                Error::new(
-                    format!("The adapter was made for another model than {}: layer {module} does not fit", model.name),
-                    "Choose the model it was trained on",
-                )
-                .at(&file.path)
-            })?;
-            let network = match layer.part {
-                Part::Text => Network::Text,
-                Part::Text2 => Network::Text2,
-                Part::Unet | Part::Vae | Part::Vision => Network::Unet,
-            };
-            let by = strength.of(module);
-            let mut add = |ending: &str, values: &[f32]| {
-                let sum = sums
-                    .entry((network, format!("{}.{ending}", layer.path)))
-                    .or_insert_with(|| vec![0.0; values.len()]);
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += by * value);
-            };
-            if let Some(pair) = file.pair(module) {
-                add("weight", &pair.product().weight);
-            }
-            if let Some(bias) = file.differences.get(module).and_then(|difference| difference.bias.as_ref()) {
-                add("bias", bias);
-            }
-            done += 1;
-            watch(Event::Progress { done, total })?;
-        }
-    }
-    Ok(sums)
-}
-
-fn fits(file: &LoraFile, module: &str, out: usize, input: usize) -> bool {
-    let weight = file.pair(module).is_none_or(|pair| (pair.out(), pair.input()) == (out, input));
-    let bias = file.differences.get(module).and_then(|difference| difference.bias.as_ref());
-    weight && bias.is_none_or(|bias| bias.len() == out)
-}
-
-fn refuse_own(file: &LoraFile) -> Result<()> {
-    if file.own.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(
-        "What this adapter does depends on the picture, so no weights can hold it",
-        "Mute it, or mount it when sampling: sample --adapter F",
-    )
-    .at(&file.path))
-}
-
-/// A stored tensor with `sum` added, in its own number format.
-fn with_sum(file: &Checkpoint, stored: &str, sum: Option<&Vec<f32>>) -> Result<Tensor> {
-    let Some(sum) = sum else { return file.raw(stored) };
-    let (entry, mut values) = (&file.entries()[stored], file.f32(stored)?);
-    values.iter_mut().zip(sum).for_each(|(value, sum)| *value += sum);
-    let tensor = Tensor::new(entry.dtype, &entry.shape, &values);
-    if !tensor.is_finite() {
-        return Err(Error::new(
-            format!("With the adapters added, {stored} holds numbers that {} cannot", entry.dtype),
-            "Lower the strengths of the adapters",
-        ));
-    }
-    Ok(tensor)
 }
 
 /// Copies what describes the model.
@@ -248,8 +167,8 @@ mod tests {
     use crate::engine::adapter::mount::{self, Strength};
     use crate::engine::device::{cpu, read};
     use crate::engine::error::Kind;
-    use crate::engine::io::lora_file::LoraLayer;
-    use crate::engine::model::Mounts;
+    use crate::engine::io::lora_file::{LoraFile, LoraLayer};
+    use crate::engine::model::{Mounts, Part, StableDiffusion};
 
     /// An adapter that pushes two layers, one of the text encoder and one convolution.
     fn adapter(model: &StableDiffusion) -> LoraFile {
@@ -281,12 +200,9 @@ mod tests {
         let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
         let out = scratch.path().join("baked");
         let mut stop = |_| Err(Error::cancelled());
-        assert_eq!(
-            bake(&from, &model, std::slice::from_ref(&source), &out, &mut stop).unwrap_err().kind,
-            Kind::Cancelled
-        );
+        assert_eq!(bake(&from, std::slice::from_ref(&source), &out, &mut stop).unwrap_err().kind, Kind::Cancelled);
         assert!(!out.exists(), "what was cancelled leaves nothing");
-        bake(&from, &model, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap();
+        bake(&from, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap();
         assert!(out.join("model_index.json").is_file() && out.join("embeddings/new.safetensors").is_file());
 
         let baked = StableDiffusion::open(&StableDiffusion::folder(&out.to_string_lossy()), &cpu()).unwrap();
@@ -306,7 +222,7 @@ mod tests {
         // The starter's weights are f16: the sum is rounded once.
         assert!(worst < 5e-3 * largest, "{worst} of {largest}");
 
-        let again = bake(&from, &model, &[source], &out, &mut |_| Ok(())).unwrap_err();
+        let again = bake(&from, &[source], &out, &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"));
     }
 
@@ -318,7 +234,7 @@ mod tests {
         let source = Source { file: adapter(&model), strength: Strength::uniform(1e9) };
         for name in ["folder", "file.safetensors"] {
             let out = scratch.path().join(name);
-            let error = bake(&from, &model, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap_err();
+            let error = bake(&from, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap_err();
             assert!(error.what.contains("holds numbers that F16 cannot"), "{error}");
         }
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
@@ -331,7 +247,7 @@ mod tests {
         let model = StableDiffusion::open(&from, &cpu()).unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let [first, second] = ["first.safetensors", "second.safetensors"].map(|name| scratch.path().join(name));
-        bake(&from, &model, &[], &first, &mut |_| Ok(())).unwrap();
+        bake(&from, &[], &first, &mut |_| Ok(())).unwrap();
         let open = |path: &Path| StableDiffusion::open(&Folder::Disk(path.into()), &cpu()).unwrap();
         let single = open(&first);
         assert_eq!((&single.layers, &single.schedule, &single.readme), (&model.layers, &model.schedule, &model.readme));
@@ -339,15 +255,15 @@ mod tests {
             assert_eq!(a.oi.to_data(), b.oi.to_data());
         }
         let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
-        bake(&Folder::Disk(first.clone()), &single, &[source], &second, &mut |_| Ok(())).unwrap();
+        bake(&Folder::Disk(first.clone()), &[source], &second, &mut |_| Ok(())).unwrap();
         assert!(scratch.path().join("second/embeddings/new.safetensors").is_file());
         let changed = open(&second);
         let differs = single.weights.iter().zip(&changed.weights).filter(|(a, b)| a.oi.to_data() != b.oi.to_data());
         assert_eq!(differs.count(), 2, "the adapter's two layers");
-        let again = bake(&from, &model, &[], &first, &mut |_| Ok(())).unwrap_err();
+        let again = bake(&from, &[], &first, &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"), "{again}");
         let third = scratch.path().join("third");
-        let folder = bake(&Folder::Disk(first), &single, &[], &third, &mut |_| Ok(())).unwrap_err();
+        let folder = bake(&Folder::Disk(first), &[], &third, &mut |_| Ok(())).unwrap_err();
         assert!(folder.advice.contains(".safetensors") && !third.exists(), "{folder}");
     }
 }

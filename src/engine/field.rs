@@ -111,6 +111,18 @@ impl Settings {
     }
 }
 
+/// The settings of two tables, with `changes` distributed to the one that knows them; a name that neither has is an error.
+pub fn both(mine: &[Field], others: &[Field], changes: &[(String, String)]) -> Result<(Settings, Settings)> {
+    let in_table = |table: &[Field], name: &str| table.iter().any(|field| field.name == name);
+    let (of_mine, rest): (Vec<_>, Vec<_>) =
+        changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).partition(|(name, _)| in_table(mine, name));
+    if let Some((name, _)) = rest.iter().find(|(name, _)| !in_table(others, name)) {
+        let names = mine.iter().chain(others).map(|field| field.name).collect::<Vec<_>>().join(", ");
+        return Err(Error::usage(format!("There is no field “{name}”"), format!("Choose one of {names}")));
+    }
+    Ok((Settings::new(mine, of_mine)?, Settings::new(others, rest)?))
+}
+
 /// As the user would type them.
 impl Serialize for Settings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,6 +10,7 @@ use crate::engine::concept::{self, buckets::Buckets};
 use crate::engine::io::Checkpoint;
 use crate::engine::io::detect::{self, Family, Kind};
 use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::lora_file::loads::{Fate, loads_in};
 use crate::engine::io::metadata as keys;
 use crate::engine::model::{Part, StableDiffusion};
 use crate::engine::session::{self, default_block};
@@ -53,6 +54,12 @@ pub enum Report {
         dtype: String,
         parameters: usize,
         bytes: u64,
+        /// Layers whose change depends on the model's own weights.
+        relative: usize,
+        /// Normalisations that it changes.
+        norms: usize,
+        /// Each tool with what it makes of the file.
+        loads_in: Vec<(&'static str, Fate)>,
         metadata: BTreeMap<String, String>,
     },
     Concept {
@@ -186,7 +193,10 @@ fn adapter(path: &Path) -> Result<Report> {
         ranks: file.ranks().into_iter().collect(),
         dtype: file.dtype.map_or_else(String::new, |dtype| format!("{dtype:?}")),
         parameters: file.numbers(),
-        bytes: std::fs::metadata(path).map_or(0, |m| m.len()),
+        bytes: std::fs::metadata(&file.path).map_or(0, |m| m.len()),
+        relative: file.relatives.len(),
+        norms: file.norms.len(),
+        loads_in: loads_in(&Checkpoint::open(&file.path)?),
         metadata: file.metadata,
     })
 }

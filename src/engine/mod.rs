@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod concept;
 pub mod contact_sheet;
+pub mod convert;
 pub mod device;
 pub mod diffusion;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod io;
 pub mod merge;
 pub mod model;
 pub mod ops;
+pub mod pages;
 pub mod parameters;
 pub mod preview;
 pub mod project;
@@ -23,6 +25,7 @@ pub mod session;
 pub mod similarity;
 pub mod spectrum;
 pub mod train;
+pub mod vision;
 pub mod words;
 
 pub use error::{Error, Result};

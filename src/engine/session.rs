@@ -14,7 +14,7 @@ use crate::engine::adapter::{self, Method, target};
 use crate::engine::concept::{self, Concept, Trigger};
 use crate::engine::device::{self, Opened};
 use crate::engine::event::{Event, Watch};
-use crate::engine::field::Settings;
+use crate::engine::field::{self, Settings};
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata;
 use crate::engine::merge::meeting::{Meeting, meeting};
@@ -312,16 +312,7 @@ pub fn default_block(model: &StableDiffusion) -> usize {
     if config::is_small(model) { 8 } else { 16 }
 }
 
-/// The settings of a method and of its training, with `changes` distributed to the table that knows them; a name that
-/// neither has is an error.
+/// The settings of a method and of its training; see [`field::both`].
 pub fn settings(method: &Method, changes: &[(String, String)]) -> Result<(Settings, Settings)> {
-    let of_method = |name: &str| method.fields.iter().any(|field| field.name == name);
-    let (mine, rest): (Vec<_>, Vec<_>) =
-        changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).partition(|(name, _)| of_method(name));
-    let known = |name: &str| config::FIELDS.iter().any(|field| field.name == name);
-    if let Some((name, _)) = rest.iter().find(|(name, _)| !known(name)) {
-        let names = method.fields.iter().chain(config::FIELDS).map(|field| field.name).collect::<Vec<_>>().join(", ");
-        return Err(Error::usage(format!("There is no field “{name}”"), format!("Choose one of {names}")));
-    }
-    Ok((Settings::new(method.fields, mine)?, Settings::new(config::FIELDS, rest)?))
+    field::both(method.fields, config::FIELDS, changes)
 }

@@ -158,12 +158,12 @@ impl App {
 
     /// Merges what is heard into the weights of a new model.
     pub(super) fn bake_merged(&mut self, folder: PathBuf) {
-        let Some((with, stops)) = self.begin_merge() else { return };
+        let Some((_, stops)) = self.begin_merge() else { return };
         let model = super::act::model_name(&self.studio.project.model, &self.studio.path);
         let mix = self.studio.mix();
         let work = move |post: &Post| {
             let from = StableDiffusion::folder(&model);
-            export::bake(&from, &with.model, &sources(mix), &folder, &mut told(post, &stops))?;
+            export::bake(&from, &sources(mix), &folder, &mut told(post, &stops))?;
             Ok(Made::Model(folder))
         };
         self.post.spawn("bake", work, Report::Merged);

@@ -3,6 +3,7 @@
 #[path = "../command/mod.rs"]
 mod command;
 mod commands;
+mod convert;
 mod inspect;
 mod merge;
 mod methods;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use triptych::engine::diffusion::SAMPLERS;
 use triptych::engine::train::config;
-use triptych::engine::{adapter, merge, preview};
+use triptych::engine::{adapter, merge, preview, vision};
 
 use crate::command::Desk;
 
@@ -27,7 +27,11 @@ fn methods_lists_every_row_and_every_field() {
     }
     assert_eq!(all["training"], json!(config::FIELDS));
     assert_eq!(all["sampling"], json!(preview::FIELDS));
-    for field in [&all["training"], &all["sampling"]].into_iter().flat_map(|fields| fields.as_array().unwrap()) {
+    assert_eq!(all["classifiers"]["fields"], json!(vision::fields::FIELDS));
+    for field in [&all["training"], &all["sampling"], &all["classifiers"]["fields"]]
+        .into_iter()
+        .flat_map(|fields| fields.as_array().unwrap())
+    {
         for key in ["name", "title", "help", "unit", "default", "kind"] {
             assert!(!field[key].is_null(), "{key} of {field}");
         }
@@ -35,6 +39,7 @@ fn methods_lists_every_row_and_every_field() {
     }
     for (part, keys) in [
         ("adapters", vec!["adapters", "targets", "training"]),
+        ("classifiers", vec!["classifiers"]),
         ("merges", vec!["merges"]),
         ("samplers", vec!["samplers", "sampling"]),
     ] {

@@ -12,6 +12,7 @@ use triptych::engine::device;
 use triptych::engine::export;
 use triptych::engine::io::{Checkpoint, Folder};
 use triptych::engine::model::StableDiffusion;
+use triptych::engine::vision::Classifier;
 
 pub fn folder() -> PathBuf {
     std::env::var_os("TRIPTYCH_REFERENCE")
@@ -35,6 +36,11 @@ pub fn sdxl() -> StableDiffusion {
     StableDiffusion::open(&Folder::Disk(folder().join("sdxl")), &device::cpu()).unwrap_or_else(|e| panic!("{e}"))
 }
 
+pub fn classifier(name: &str) -> Classifier {
+    let path = folder().join(name);
+    Classifier::open(path.to_str().expect("a plain path"), &device::cpu()).unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// `single.safetensors` in `scratch`: PyTorch's file where the reference folder has one, else made from its `sd` under the
 /// names whose table `io/ldm.rs` holds against diffusers' own; and the configurations of `sd` in `single/`.
 pub fn single_file(scratch: &Path) -> PathBuf {
@@ -48,7 +54,7 @@ pub fn single_file(scratch: &Path) -> PathBuf {
             std::fs::write(to, sd.bytes(name).unwrap_or_else(|e| panic!("{e}"))).expect("a file is written");
         }
     } else {
-        export::bake(&sd, &model(), &[], &file, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+        export::bake(&sd, &[], &file, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
     }
     file
 }

@@ -7,9 +7,9 @@ use egui::DroppedFile;
 use egui::accesskit::Role;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
+use triptych::engine::export;
 use triptych::engine::io::safetensors::{Dtype, Tensor, save};
 use triptych::engine::model::StableDiffusion;
-use triptych::engine::{device, export};
 use triptych::ui::App;
 
 use crate::{answer, press, shows, until, window};
@@ -38,9 +38,8 @@ fn a_single_file_is_dropped_and_chosen_and_other_files_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
     let starter = StableDiffusion::folder("starter");
-    let model = StableDiffusion::open(&starter, &device::cpu()).unwrap();
     for name in ["quartz.safetensors", "agate.safetensors"] {
-        export::bake(&starter, &model, &[], &place(name), &mut |_| Ok(())).unwrap();
+        export::bake(&starter, &[], &place(name), &mut |_| Ok(())).unwrap();
     }
     let mut window = window(folder.path());
     until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));

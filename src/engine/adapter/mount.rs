@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::adapter::{self, Adapter, Context};
+use crate::engine::device::read;
 use crate::engine::field::Settings;
-use crate::engine::io::lora_file::{Difference, LoraFile};
+use crate::engine::io::detect::Family;
+use crate::engine::io::lora_file::{Difference, LoraFile, relative};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
-use crate::engine::model::{Branch, Change, LayerId, Mounts, StableDiffusion};
+use crate::engine::model::{Branch, Change, Layer, LayerId, Mounts, StableDiffusion, Weight};
 use crate::engine::{Error, Result};
 
 /// The user's multipliers of one adapter.
@@ -43,21 +45,49 @@ impl Strength {
     }
 }
 
+/// What adapters are mounted on.
+pub struct Base<'a> {
+    /// As messages call it.
+    pub name: &'a str,
+    pub layers: &'a [Layer],
+    pub weights: &'a [Weight],
+    pub device: &'a Device,
+    /// `None` for what paints no pictures.
+    pub family: Option<Family>,
+}
+
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
-    let table = model.modules();
+    let StableDiffusion { name, layers, weights, device, .. } = model;
+    let base = Base { name, layers, weights, device, family: Some(model.family()) };
+    mount_by(&model.modules(), mounts, &base, file, strength)
+}
+
+/// The same on layers of any model.
+pub fn mount_on(mounts: &mut Mounts, base: &Base<'_>, file: &LoraFile, strength: &Strength) -> Result<()> {
+    let table = base.layers.iter().map(Layer::module).zip((0..).map(LayerId)).collect();
+    mount_by(&table, mounts, base, file, strength)
+}
+
+fn mount_by(
+    table: &BTreeMap<String, LayerId>,
+    mounts: &mut Mounts,
+    base: &Base<'_>,
+    file: &LoraFile,
+    strength: &Strength,
+) -> Result<()> {
     let refused = |why: String| {
-        let family = file.family().filter(|family| *family != model.family());
+        let family = file.family().filter(|family| Some(*family) != base.family);
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(
-            format!("The adapter was made for another model than {}{family}: {why}", model.name),
+            format!("The adapter was made for another model than {}{family}: {why}", base.name),
             "Choose the model it was trained on, or one of the same family",
         )
         .at(&file.path)
     };
     let find = |module: &String, found: Option<(usize, usize)>| -> Result<LayerId> {
         let id = *table.get(module).ok_or_else(|| refused(format!("it has no layer {module}")))?;
-        let layer = model.layer(id);
+        let layer = &base.layers[id.0];
         match found {
             Some((out, input)) if (out, input) != (layer.out, layer.input()) => Err(refused(format!(
                 "layer {module} has {} inputs and {} outputs here, {input} and {out} in the adapter",
@@ -68,8 +98,13 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         }
     };
     let matrix = |values: &[f32], shape: [usize; 2]| {
-        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &model.device)
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), base.device)
     };
+    if !file.norms.is_empty() {
+        return Err(norms(file));
+    }
+    let resolved = if file.relatives.is_empty() { None } else { Some(on(table, base, file)?) };
+    let file = resolved.as_ref().unwrap_or(file);
     for (module, layer) in &file.layers {
         let id = find(module, Some((layer.out(), layer.input())))?;
         let down = matrix(&layer.down, [layer.rank, layer.input()]);
@@ -84,8 +119,8 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
             mounts.add(id, Change::Weight(matrix(weight, [out, input])).times(by));
         }
         if let Some(bias) = bias {
-            let out = model.layer(id).out;
-            if bias.len() != out || model.weight(id).bias.is_none() {
+            let out = base.layers[id.0].out;
+            if bias.len() != out || base.weights[id.0].bias.is_none() {
                 return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
             }
             mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])).times(by));
@@ -96,7 +131,7 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         for (module, parts) in &file.own {
             let id = find(module, None)?;
             let names = adapter
-                .own(model.layer(id), &|name| parts.get(name).map(|part| part.shape))
+                .own(&base.layers[id.0], &|name| parts.get(name).map(|part| part.shape))
                 .ok_or_else(|| refused(format!("the tensors of layer {module} do not fit it")))?;
             let tensors =
                 names.iter().filter_map(|&name| parts.get(name)).map(|part| matrix(&part.values, part.shape)).collect();
@@ -104,6 +139,29 @@ pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, stre
         }
     }
     Ok(())
+}
+
+/// The file with the changes that depend on a model's own weights worked out for this one.
+fn on(table: &BTreeMap<String, LayerId>, base: &Base<'_>, file: &LoraFile) -> Result<LoraFile> {
+    file.on(|module| {
+        let Some(&id) = table.get(module) else { return Ok(None) };
+        let (layer, weight) = (&base.layers[id.0], &base.weights[id.0]);
+        let kernel = layer.kernel.map_or_else(Vec::new, |kernel| kernel.to_vec());
+        Ok(Some(relative::Base {
+            weight: read(weight.wide_oi())?,
+            shape: [&[layer.out, layer.channels], &kernel[..]].concat(),
+            bias: weight.bias.clone().map(read).transpose()?,
+        }))
+    })
+}
+
+/// Layers' weights have places in a forward pass where something can be added; those of norms have none.
+pub fn norms(file: &LoraFile) -> Error {
+    Error::new(
+        format!("The adapter changes {} normalisations, which cannot be done beside a model", file.norms.len()),
+        "Write it into a copy of the model instead: triptych merge F --into MODEL --out NEW",
+    )
+    .at(&file.path)
 }
 
 /// A method's tensors at work on one layer.

@@ -33,6 +33,10 @@ pub enum Kind {
     Autoencoder,
     TextEncoder,
     ControlNet,
+    /// Of pictures.
+    Classifier,
+    /// What a classifier has learnt: a head, and adapters before it.
+    Learnt,
     /// By its method, with the article.
     Adapter(&'static str),
     Embedding,
@@ -51,6 +55,7 @@ pub struct Found {
 pub const PEFT_FILE: &str = "adapter_model.safetensors";
 
 const ONLY: &str = "Only the families of SD 1.x, SD 2.x and SDXL can be used so far";
+const LEARNT: &str = "Use it with triptych classify --adapter, and --model with the classifier";
 const PLAIN: &str = "choose a model made from one of them";
 
 impl Family {
@@ -90,6 +95,15 @@ impl Family {
         }
     }
 
+    /// Of a model that reads text of this width, from two encoders or from one.
+    pub fn of_model(two_encoders: bool, context: usize) -> Self {
+        match (two_encoders, Self::of_context(context)) {
+            (true, _) => Self::Sdxl,
+            (false, Some(Self::Sd2)) => Self::Sd2,
+            (false, _) => Self::Sd1,
+        }
+    }
+
     /// By the width of the text that cross-attention reads.
     pub fn of_context(width: usize) -> Option<Self> {
         match width {
@@ -124,6 +138,8 @@ impl Found {
             Kind::Autoencoder => of("an autoencoder (VAE) alone"),
             Kind::TextEncoder => of("a text encoder alone"),
             Kind::ControlNet => of("a ControlNet"),
+            Kind::Classifier => "an image classifier".into(),
+            Kind::Learnt => "what an image classifier has learnt".into(),
             Kind::Adapter(method) => of(method),
             Kind::Embedding => of("a textual inversion (an embedding)"),
             Kind::Pickle => "a pickle".into(),
@@ -155,6 +171,11 @@ impl Found {
                 "Add it under adapters (--adapter, or drop it onto the window) and open the model it was made for"
                     .to_owned(),
             ),
+            (Kind::Classifier, _) => (
+                format!("{what}, not a model that makes pictures"),
+                "Use it with triptych classify --model, or teach it with triptych train --data".to_owned(),
+            ),
+            (Kind::Learnt, _) => (what, LEARNT.to_owned()),
             (Kind::ControlNet | Kind::Embedding, _) => {
                 (format!("{what}, not a model"), "It draws nothing by itself: choose a model".to_owned())
             }
@@ -178,13 +199,13 @@ impl Found {
         let what = format!("This is {}", self.words());
         let (what, advice) = match (self.kind, self.family) {
             (Kind::Unknown, _) => return Ok(()),
-            (Kind::Adapter(_), family) if family.is_none_or(Family::is_known) => return Ok(()),
+            (Kind::Adapter(_) | Kind::Embedding, family) if family.is_none_or(Family::is_known) => return Ok(()),
             (Kind::Pickle, _) => return Err(pickle::refusal().at(path)),
             (Kind::Adapter(_), _) => (what, format!("{ONLY}: choose an adapter made for it")),
-            (Kind::Embedding, _) => (
-                format!("{what}, not an adapter"),
-                "Words alone cannot be used so far: name an adapter that carries its word with it".to_owned(),
-            ),
+            (Kind::Embedding, _) => {
+                (format!("{what}, not an adapter"), format!("{ONLY}: choose an embedding made for it"))
+            }
+            (Kind::Learnt, _) => (format!("{what}, not an adapter for pictures"), LEARNT.to_owned()),
             _ => (
                 format!("{what}, not an adapter"),
                 "Name a LoRA file; a model belongs after --model, or onto the window".to_owned(),
@@ -258,6 +279,7 @@ fn folder(path: &Path) -> Found {
         "AutoencoderKL" => Kind::Autoencoder,
         "ControlNetModel" => Kind::ControlNet,
         class if class.starts_with("CLIPTextModel") => Kind::TextEncoder,
+        class if class.ends_with("ForImageClassification") => Kind::Classifier,
         _ => Kind::Unknown,
     };
     Found::new(kind, None)
@@ -279,6 +301,7 @@ mod tests {
             ("unet/config.json", "{", "an SD 1.x checkpoint"),
             ("config.json", r#"{"_class_name": "AutoencoderKL"}"#, "an autoencoder (VAE) alone"),
             ("config.json", r#"{"architectures": ["CLIPTextModel"]}"#, "a text encoder alone"),
+            ("config.json", r#"{"architectures": ["ViTForImageClassification"]}"#, "an image classifier"),
             ("adapter_config.json", "{}", "a PEFT adapter in a folder of its own"),
             ("notes.txt", "", "nothing that is known here"),
         ];

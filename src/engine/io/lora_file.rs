@@ -1,8 +1,16 @@
-//! Adapter files: kohya, LyCORIS's full differences, PEFT and diffusers keys are read, kohya and LyCORIS keys are
-//! written.
+//! Adapter files: [every kind of layer](kinds) in [every tool's spelling](spelling) is read, kohya's and LyCORIS's keys
+//! are written.
 //!
 //! Every file we write is complete: the read side is stored even where a seed could regenerate it, so that ComfyUI,
 //! A1111 and kohya's tools load it. [Token vectors](super::token_vectors) travel inside.
+
+pub mod kinds;
+pub mod loads;
+mod numbers;
+pub mod parts;
+pub mod paths;
+pub mod relative;
+pub mod spelling;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +19,11 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 use crate::engine::io::detect::Family;
-use crate::engine::io::names::{self, Role};
+use crate::engine::io::lora_file::kinds::{Kind, Read, WITH_ALL};
+use crate::engine::io::lora_file::parts::{Array, Parts, Wrong};
+use crate::engine::io::lora_file::paths::Paths;
+use crate::engine::io::lora_file::relative::{Axis, Base, Delta, Relative};
+use crate::engine::io::names;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype, Tensor};
 use crate::engine::io::token_vectors::{self, Meaning, Vectors};
 use crate::engine::io::{detect, metadata};
@@ -110,6 +122,10 @@ pub struct LoraFile {
     pub layers: BTreeMap<String, LoraLayer>,
     /// Likewise; a layer may have low-rank factors and a bias difference.
     pub differences: BTreeMap<String, Difference>,
+    /// Likewise: what depends on the model's own weight.
+    pub relatives: BTreeMap<String, Relative>,
+    /// Likewise: differences of normalisations, whose weight is one row of numbers.
+    pub norms: BTreeMap<String, Difference>,
     /// Likewise, each with its tensors by name.
     pub own: BTreeMap<String, BTreeMap<String, Matrix>>,
     /// Vectors of each token.
@@ -131,69 +147,139 @@ impl LoraFile {
 
     /// A file, or the folder that PEFT saves one in.
     pub fn open(path: &Path) -> Result<Self> {
-        let inside = path.join(detect::PEFT_FILE);
-        let path = if inside.is_file() { &inside } else { path };
-        let file = Checkpoint::open(path)?;
-        let mut parts: BTreeMap<String, BTreeMap<Role, &String>> = BTreeMap::new();
-        let (mut tokens, mut layer_tokens) = (BTreeMap::new(), BTreeMap::new());
-        let mut own: BTreeMap<String, BTreeMap<String, Matrix>> = BTreeMap::new();
+        Self::read(&Checkpoint::open(&numbers::inside(path))?)
+    }
+
+    /// The same of tensors that are there already.
+    pub fn read(file: &Checkpoint) -> Result<Self> {
+        let path = file.path();
+        let words = numbers::Words::of(file);
+        let mut read = Self { path: path.to_path_buf(), metadata: file.metadata().clone(), ..Self::default() };
+        let mut modules: BTreeMap<String, Parts<'_>> = BTreeMap::new();
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
         for stored in file.entries().keys() {
             if let Some(token) = token_vectors::shared(stored) {
-                tokens.insert(token.to_owned(), token_vectors::read(&file, stored)?);
+                read.tokens.insert(token.to_owned(), token_vectors::read(file, stored)?);
             } else if let Some(token) = token_vectors::each(stored) {
-                layer_tokens.insert(token.to_owned(), token_vectors::read_layers(&file, stored)?);
+                read.layer_tokens.insert(token.to_owned(), token_vectors::read_layers(file, stored)?);
             } else if token_vectors::is_second(stored) {
                 // Read with those for the first.
-            } else if let Some((module, role)) = names::lora_key(stored) {
-                parts.entry(module).or_default().insert(role, stored);
             } else if let Some((module, name)) = own_key(stored)
                 && own_names.contains(&name)
             {
-                own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(&file, stored)?);
-            } else {
+                read.own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(file, stored)?);
+            } else if let Some(key) = spelling::key(stored) {
+                let parts = modules.entry(key.module).or_insert_with(|| Parts {
+                    file,
+                    stored: BTreeMap::new(),
+                    numbers: words.numbers(&key.path),
+                });
+                if let Some(twice) = parts.stored.insert(key.part, stored) {
+                    let what = format!("{twice} and {stored} are the same tensor of the same layer");
+                    return Err(Error::new(what, "Export the adapter again in one spelling").at(path));
+                }
+            } else if !stored.starts_with(IGNORED) {
                 foreign.push(stored.as_str());
             }
         }
-        if let Some(first) = foreign.first() {
-            detect::tensors(&file).must_be_adapter(path)?;
-            return Err(not_lora(first, parts.is_empty()).at(path));
+        if let Some((word, stored)) = token_vectors::alone(file) {
+            read.tokens.insert(word, token_vectors::read(file, &stored)?);
+            foreign.clear();
         }
-        token_vectors::complete(&mut tokens, &layer_tokens).map_err(|word| {
+        let damaged = |module: &str, why: Wrong| {
+            Error::new(format!("The layer {module} cannot be used: {why}"), "The file is damaged: export it again")
+                .at(path)
+        };
+        for (module, parts) in modules {
+            match kinds::of(&parts) {
+                None if parts.stored.keys().all(|part| BESIDE.contains(part)) => {
+                    read.beside(&module, &parts).map_err(|why| damaged(&module, why))?;
+                }
+                None => foreign.extend(parts.stored.into_values()),
+                Some(kind) => {
+                    let of_kind =
+                        |part: &str| [kind.marks, kind.parts, &WITH_ALL].iter().any(|parts| parts.contains(&part));
+                    foreign.extend(parts.stored.iter().filter(|(part, _)| !of_kind(part)).map(|(_, stored)| *stored));
+                    read.layer(&module, kind, &parts).map_err(|why| damaged(&module, why))?;
+                }
+            }
+        }
+        if let Some(first) = foreign.first() {
+            detect::tensors(file).must_be_adapter(path)?;
+            return Err(not_lora(&foreign, first, read.is_empty()).at(path));
+        }
+        token_vectors::complete(&mut read.tokens, &read.layer_tokens).map_err(|word| {
             let what = format!("The word {word} has other vectors for all layers together than for each");
             Error::new(what, "The file is damaged: export it again").at(path)
         })?;
         // A token alone is what remains where no layer learnt anything.
-        if parts.is_empty() && own.is_empty() && tokens.is_empty() {
+        if read.is_empty() {
             return Err(Error::new("The file holds no adapter", "Name a LoRA in safetensors format").at(path));
         }
-        let damaged = |module: &str, why: String| {
-            Error::new(format!("The layer {module} cannot be used: {why}"), "The file is damaged: export it again")
-                .at(path)
-        };
-        let (mut layers, mut differences) = (BTreeMap::new(), BTreeMap::new());
-        for (module, parts) in parts {
-            if let Some(difference) = difference(&file, &parts).map_err(|why| damaged(&module, why))? {
-                differences.insert(module.clone(), difference);
-            }
-            if [Role::Down, Role::Up, Role::Alpha].iter().any(|role| parts.contains_key(role)) {
-                let layer = layer(&file, &parts).map_err(|why| damaged(&module, why))?;
-                layers.insert(module, layer);
-            }
+        read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
+        read.second_width = token_vectors::second_width(file);
+        // Two files of one family must have one name for a layer, or a merge would take it for two.
+        if let Some(family) = detect::tensors(file).family {
+            Paths::of(Some(family)).rename(&mut read);
         }
-        let twice = |module: &&String| differences.get(*module).is_some_and(|d: &Difference| !d.shape.is_empty());
-        if let Some(module) = layers.keys().find(twice) {
-            return Err(damaged(module, "it has both factors and a whole difference".into()));
+        Ok(read)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.modules().is_empty() && self.norms.is_empty() && self.tokens.is_empty()
+    }
+
+    /// Takes in a layer of a kind, with its magnitude and its bias.
+    fn layer(&mut self, module: &str, kind: &Kind, parts: &Parts<'_>) -> std::result::Result<(), Wrong> {
+        let mut layer = (kind.read)(parts)?;
+        if let Some((m, axis)) = magnitude(parts)? {
+            let delta = match layer {
+                Read::Pair(pair) => Delta::Pair(pair),
+                Read::Whole(difference) => Delta::Whole(difference),
+                Read::Relative(_) => return Err("its method knows no magnitude".into()),
+            };
+            layer = Read::Relative(Relative::Magnitude { delta: Box::new(delta), m, axis });
         }
-        let dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
-        let metadata = file.metadata().clone();
-        let (path, second_width) = (path.to_path_buf(), token_vectors::second_width(&file));
-        let mut file = Self { path, layers, differences, own, tokens, layer_tokens, second_width, metadata, dtype };
-        if file.modules().iter().any(|module| names::is_sdxl(module)) {
-            names::number_first_encoder(&mut file.layers);
-            names::number_first_encoder(&mut file.differences);
-            names::number_first_encoder(&mut file.own);
+        match layer {
+            Read::Pair(pair) => drop(self.layers.insert(module.to_owned(), pair)),
+            Read::Whole(difference) => drop(self.differences.insert(module.to_owned(), difference)),
+            Read::Relative(relative) => drop(self.relatives.insert(module.to_owned(), relative)),
+        }
+        self.beside(module, parts)
+    }
+
+    /// Takes in what stands beside a layer's weight, or in a layer that has none.
+    fn beside(&mut self, module: &str, parts: &Parts<'_>) -> std::result::Result<(), Wrong> {
+        let bias = parts.maybe("diff_b")?.map(|bias| bias.values);
+        if bias.is_some() {
+            self.differences.entry(module.to_owned()).or_default().bias = bias;
+        }
+        let (weight, bias) = (parts.maybe("w_norm")?, parts.maybe("b_norm")?.map(|bias| bias.values));
+        if weight.is_some() || bias.is_some() {
+            let Array { values: weight, shape } = weight.unwrap_or(Array { values: Vec::new(), shape: Vec::new() });
+            self.norms.insert(module.to_owned(), Difference { weight, shape, bias });
+        }
+        Ok(())
+    }
+
+    /// The same adapter with every change that depends on the model's own weights worked out for these; `base` finds a
+    /// layer by kohya's name.
+    pub fn on(&self, base: impl Fn(&str) -> Result<Option<Base>>) -> Result<Self> {
+        let mut file = self.clone();
+        for (module, relative) in std::mem::take(&mut file.relatives) {
+            let refused = |why: String| {
+                let advice = "Choose the model it was trained on, or one of the same family";
+                Error::new(format!("The layer {module} of the adapter does not fit: {why}"), advice).at(&self.path)
+            };
+            let base = base(&module)?.ok_or_else(|| refused("the model has none of this name".into()))?;
+            let mut difference = relative.difference(&base).map_err(refused)?;
+            let beside = file.differences.remove(&module).and_then(|beside| beside.bias);
+            if let Some(more) = beside {
+                let bias = difference.bias.get_or_insert_with(|| vec![0.0; more.len()]);
+                bias.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            }
+            file.differences.insert(module, difference);
         }
         Ok(file)
     }
@@ -220,6 +306,14 @@ impl LoraFile {
             }
             if let Some(bias) = &difference.bias {
                 tensors.insert(format!("{module}.diff_b"), Tensor::new(dtype, &[bias.len()], bias));
+            }
+        }
+        for (module, Difference { weight, bias, .. }) in &self.norms {
+            if !weight.is_empty() {
+                tensors.insert(format!("{module}.w_norm"), Tensor::new(dtype, &[weight.len()], weight));
+            }
+            if let Some(bias) = bias {
+                tensors.insert(format!("{module}.b_norm"), Tensor::new(dtype, &[bias.len()], bias));
             }
         }
         for (module, parts) in &self.own {
@@ -250,7 +344,26 @@ impl LoraFile {
     /// Writes the file with what its metadata says of its tensors brought up to date. What [`LoraFile::open`] would refuse
     /// is not written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let tensors = self.tensors();
+        if let Some(module) = self.relatives.keys().next() {
+            let what = format!("The layer {module} changes a model's own weight, which is not known here");
+            return Err(
+                Error::new(what, "Convert the adapter with its model first: triptych convert --model M").at(path)
+            );
+        }
+        let mut metadata = self.metadata.clone();
+        if let Some(parts) = self.own.values().next() {
+            metadata.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
+        }
+        self.write(path, &self.tensors(), metadata)
+    }
+
+    /// Writes tensors of this adapter under their hash.
+    pub fn write(
+        &self,
+        path: &Path,
+        tensors: &BTreeMap<String, Tensor>,
+        mut metadata: BTreeMap<String, String>,
+    ) -> Result<()> {
         if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
             return Err(Error::new(
                 format!("{name} has grown beyond what {:?} can hold", tensor.dtype),
@@ -258,14 +371,10 @@ impl LoraFile {
             )
             .at(path));
         }
-        let hash = safetensors::tensor_hash(&tensors);
-        let mut entries = self.metadata.clone();
-        if let Some(parts) = self.own.values().next() {
-            entries.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
-        }
-        entries.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
-        entries.insert("sshs_model_hash".into(), hash);
-        safetensors::save(path, &tensors, &entries)
+        let hash = safetensors::tensor_hash(tensors);
+        metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
+        metadata.insert("sshs_model_hash".into(), hash);
+        safetensors::save(path, tensors, &metadata)
     }
 
     /// A layer's `ΔW` as a low-rank pair, however the file keeps it.
@@ -276,7 +385,8 @@ impl LoraFile {
 
     /// Every layer it changes.
     pub fn modules(&self) -> BTreeSet<&String> {
-        self.layers.keys().chain(self.differences.keys()).chain(self.own.keys()).collect()
+        let whole = self.differences.keys().chain(self.relatives.keys());
+        self.layers.keys().chain(whole).chain(self.own.keys()).collect()
     }
 
     /// How many numbers its layers hold.
@@ -284,7 +394,9 @@ impl LoraFile {
         let factors = self.layers.values().map(|layer| layer.down.len() + layer.up.len());
         let whole = self.differences.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
         let own = self.own.values().flat_map(|parts| parts.values().map(|part| part.values.len()));
-        factors.chain(whole).chain(own).sum()
+        let relative = self.relatives.values().map(Relative::numbers);
+        let norms = self.norms.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
+        factors.chain(whole).chain(relative).chain(norms).chain(own).sum()
     }
 
     /// The ranks in use.
@@ -306,7 +418,8 @@ fn exact(dtype: Dtype, alpha: f32) -> Dtype {
 
 /// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
 fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let known = stored.starts_with(names::KOHYA_UNET) || names::is_text(stored);
+    let prefixes = [names::KOHYA_UNET, names::VISION];
+    let known = prefixes.iter().any(|prefix| stored.starts_with(prefix)) || names::is_text(stored);
     stored.split_once('.').filter(|_| known)
 }
 
@@ -318,82 +431,45 @@ fn matrix(file: &Checkpoint, name: &str) -> Result<Matrix> {
     }
 }
 
-fn difference(file: &Checkpoint, parts: &BTreeMap<Role, &String>) -> std::result::Result<Option<Difference>, String> {
-    let finite = |name: &str| {
-        let values = file.f32(name).map_err(|e| e.what)?;
-        let finite = values.iter().all(|x| x.is_finite());
-        if finite { Ok(values) } else { Err("it holds NaN or infinite numbers".to_owned()) }
+/// DoRA's magnitude. PEFT's lies on the output axis whatever its shape; LyCORIS's on the one that is longer than 1, and it
+/// has as many axes as the weight.
+fn magnitude(parts: &Parts<'_>) -> std::result::Result<Option<(Vec<f32>, Axis)>, Wrong> {
+    if let Some(Array { values, .. }) = parts.maybe("magnitude")? {
+        return Ok(Some((values, Axis::Output)));
+    }
+    let Some(Array { values, shape }) = parts.maybe("dora_scale")? else { return Ok(None) };
+    let axis = match shape[..] {
+        [n, ref rest @ ..] if !rest.is_empty() && n == values.len() => Axis::Output,
+        [1, n, ..] if n == values.len() => Axis::Input,
+        _ => return Err(format!("its dora_scale has the shape {shape:?}")),
     };
-    let mut difference = Difference::default();
-    if let Some(name) = parts.get(&Role::Difference) {
-        difference.shape = file.shape(name).map_err(|e| e.what)?.to_vec();
-        difference.weight = finite(name)?;
-        if !matches!(difference.shape.len(), 2 | 4) {
-            return Err(format!("its difference {:?} is no weight of a linear layer or convolution", difference.shape));
-        }
-    }
-    if let Some(name) = parts.get(&Role::BiasDifference) {
-        difference.bias = Some(finite(name)?);
-    }
-    Ok((difference != Difference::default()).then_some(difference))
+    Ok(Some((values, axis)))
 }
 
-fn layer(file: &Checkpoint, parts: &BTreeMap<Role, &String>) -> std::result::Result<LoraLayer, String> {
-    let part = |role, name: &str| parts.get(&role).copied().ok_or_else(|| format!("its {name} side is missing"));
-    let (down_name, up_name) = (part(Role::Down, "down")?, part(Role::Up, "up")?);
-    let sentence = |e: Error| e.what;
-    let (down_shape, up_shape) =
-        (file.shape(down_name).map_err(sentence)?.to_vec(), file.shape(up_name).map_err(sentence)?.to_vec());
-    let fits = matches!(
-        (&down_shape[..], &up_shape[..]),
-        ([rank, _], [_, r]) | ([rank, _, _, _], [_, r, 1, 1]) if rank == r && *rank > 0
-    );
-    if !fits {
-        return Err(format!("down {down_shape:?} and up {up_shape:?} do not belong together"));
-    }
-    let (down, up) = (file.f32(down_name).map_err(sentence)?, file.f32(up_name).map_err(sentence)?);
-    if down.iter().chain(&up).any(|x| !x.is_finite()) {
-        return Err("it holds NaN or infinite numbers".into());
-    }
-    let rank = down_shape[0];
-    let alpha = match parts.get(&Role::Alpha) {
-        // kohya reads 0 as the rank, others as no effect: nobody writes it on purpose.
-        Some(name) => {
-            file.f32(name).map_err(sentence)?.first().copied().filter(|&alpha| alpha != 0.0).unwrap_or(rank as f32)
-        }
-        None => rank as f32,
-    };
-    if !alpha.is_finite() {
-        return Err("its alpha is not a number".into());
-    }
-    Ok(LoraLayer { down, up, rank, alpha, down_shape, up_shape })
-}
+/// Parts that need no weight beside them.
+const BESIDE: [&str; 3] = ["diff_b", "w_norm", "b_norm"];
+/// Some of OneTrainer's files adapt a matrix that other tools cannot.
+const IGNORED: &str = "lora_te2_text_projection";
+/// So many keys are named of those that nobody reads.
+const NAMED: usize = 3;
 
-/// Kinds of adapter we can name but not read, by a piece of their keys.
-const OTHER_KINDS: [(&str, &str); 5] = [
-    ("hada_", "a LoHa"),
-    ("lokr_", "a LoKr"),
-    ("lora_mid", "a Tucker-decomposed LoCon"),
-    ("dora_scale", "a DoRA"),
-    ("oft_", "an OFT"),
-];
-
-fn not_lora(key: &str, nothing_else: bool) -> Error {
-    let other = OTHER_KINDS.iter().find(|(piece, _)| key.contains(piece));
-    match other {
-        Some((_, kind)) => Error::new(
-            format!("This is {kind} (it holds {key})"),
-            "Only LoRA files and full differences can be read so far",
-        ),
-        None if nothing_else => Error::new(
-            format!("This is not an adapter: it holds {key}"),
+fn not_lora(foreign: &[&str], first: &str, nothing_else: bool) -> Error {
+    if nothing_else {
+        return Error::new(
+            format!("This is not an adapter: it holds {first}"),
             "Name a LoRA file; a model belongs after --model",
-        ),
-        None => Error::new(
-            format!("The file holds {key}, which is no part of a LoRA"),
-            "Export it again from the tool that made it",
-        ),
+        );
     }
+    let named = foreign.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    let more = if foreign.len() > NAMED { " …" } else { "" };
+    let holds = match foreign.len() {
+        1 => "a tensor".to_owned(),
+        n => format!("{n} tensors"),
+    };
+    Error::new(
+        format!("The file holds {holds} that cannot be read with the rest: {named}{more}"),
+        "Nothing is left out silently: export it again from the tool that made it, as LoRA",
+    )
 }
 
 #[cfg(test)]
@@ -456,7 +532,7 @@ mod tests {
             (format!("{module}.{name}"), Tensor::new(Dtype::F32, shape, values))
         };
         let cases = [
-            (vec![one("hada_w1_a", &[1], &[0.0])], "a LoHa"),
+            (vec![one("hada_w1_a", &[1], &[0.0])], "its hada_w1_b is missing"),
             (vec![one("lora_down.weight", &[1, 2], &[0.0; 2])], "up side is missing"),
             (
                 vec![one("lora_down.weight", &[1, 2], &[0.0; 2]), one("lora_up.weight", &[2, 2], &[0.0; 4])],

@@ -23,3 +23,5 @@ pub const ALBUM: &str = "triptych.album";
 pub const OWN: &str = "triptych.own";
 /// kohya's, in adapters whose captions were not read at the text encoder's last layer.
 pub const CLIP_SKIP: &str = "ss_clip_skip";
+/// Names of the classes that a classifier has learnt, as a JSON list in the order of its head's rows.
+pub const CLASSES: &str = "triptych.classes";

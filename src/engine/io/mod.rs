@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod decode;
 pub mod detect;
+pub mod dotted;
 pub mod folder;
 pub mod ldm;
 pub mod lock;

@@ -1,7 +1,5 @@
 //! Tables of other tools' tensor names.
 
-use std::collections::BTreeMap;
-
 use crate::engine::io::ldm::RESNET;
 
 /// Stored name of a text-encoder tensor → ours (transformers 4, `text_model.…`), or `None` for what is not a weight.
@@ -39,75 +37,31 @@ pub fn is_text(module: &str) -> bool {
     [KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2].iter().any(|prefix| module.starts_with(prefix))
 }
 
-/// Whether only SDXL has a kohya module of this name: only there are layers named as LDM does.
-pub fn is_sdxl(module: &str) -> bool {
-    let ldm = ["input_blocks_", "middle_block_", "output_blocks_"];
-    let unet = module.strip_prefix(KOHYA_UNET);
-    module.starts_with(KOHYA_TEXT_2) || unet.is_some_and(|path| ldm.iter().any(|start| path.starts_with(start)))
-}
+/// Ours of an image classifier's module; kohya has none.
+pub const VISION: &str = "lora_vision_";
 
-/// Gives the first of two text encoders its number back: of one encoder alone both spellings are read as one.
-pub fn number_first_encoder<T>(layers: &mut BTreeMap<String, T>) {
-    let numbered = |module: String| match module.strip_prefix(KOHYA_TEXT) {
-        Some(rest) => format!("{KOHYA_TEXT_1}{rest}"),
-        None => module,
-    };
-    *layers = std::mem::take(layers).into_iter().map(|(module, layer)| (numbered(module), layer)).collect();
-}
+/// Before every key that PEFT writes.
+pub const PEFT: &str = "base_model.model.";
 
-/// What a key holds of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    Down,
-    Up,
-    Alpha,
-    /// `ΔW` itself (LyCORIS `full`, ComfyUI's extraction).
-    Difference,
-    /// `Δb`.
-    BiasDifference,
-}
-
-/// Endings of a key, in kohya, LyCORIS, PEFT and diffusers files (`utils/state_dict_utils.py`).
-const ROLES: [(&str, Role); 13] = [
-    (".lora_down.weight", Role::Down),
-    (".lora_up.weight", Role::Up),
-    (".alpha", Role::Alpha),
-    (".diff", Role::Difference),
-    (".diff_b", Role::BiasDifference),
-    (".lora_A.weight", Role::Down),
-    (".lora_B.weight", Role::Up),
-    (".lora_linear_layer.down.weight", Role::Down),
-    (".lora_linear_layer.up.weight", Role::Up),
-    (".lora.down.weight", Role::Down),
-    (".lora.up.weight", Role::Up),
-    ("_lora.down.weight", Role::Down),
-    ("_lora.up.weight", Role::Up),
+/// Modules of a vision transformer in its files, and what transformers 5 calls them once they are loaded: PEFT goes by that.
+const VIT: [(&str, &str); 7] = [
+    ("vit.encoder.layer.", "vit.layers."),
+    (".attention.attention.query", ".attention.q_proj"),
+    (".attention.attention.key", ".attention.k_proj"),
+    (".attention.attention.value", ".attention.v_proj"),
+    (".attention.output.dense", ".attention.o_proj"),
+    (".intermediate.dense", ".mlp.fc1"),
+    (".output.dense", ".mlp.fc2"),
 ];
 
-/// A LoRA file's key → kohya's module name and the role, or `None` for a key of another kind.
-///
-/// kohya's flat names are the common form: dots can be flattened, but not recovered without the model.
-pub fn lora_key(stored: &str) -> Option<(String, Role)> {
-    let key = stored.strip_prefix("base_model.model.").unwrap_or(stored).replace(".default.weight", ".weight");
-    let (module, role) = ROLES.iter().find_map(|(ending, role)| Some((key.strip_suffix(ending)?.to_owned(), *role)))?;
-    if let Some(rest) = module.strip_prefix(KOHYA_TEXT_1) {
-        return Some((format!("{KOHYA_TEXT}{rest}"), role));
-    }
-    if module.starts_with(KOHYA_UNET) || is_text(&module) {
-        return Some((module, role));
-    }
-    let flat = |path: &str| path.replace('.', "_");
-    for (part, prefix) in [("text_encoder.", KOHYA_TEXT), ("text_encoder_2.", KOHYA_TEXT_2)] {
-        if let Some(path) = module.strip_prefix(part) {
-            let path = path.strip_prefix("text_model.").unwrap_or(path);
-            return Some((format!("{prefix}text_model_{}", flat(path)), role));
-        }
-    }
-    let path = module.strip_prefix("unet.")?;
-    // Files of diffusers before 0.20 hang the factors on the attention processor, where `to_out` has no index.
-    let path = path.replace(".processor.", ".");
-    let path = if path.ends_with(".to_out") { format!("{path}.0") } else { path };
-    Some((format!("{KOHYA_UNET}{}", flat(&path)), role))
+/// A classifier's module path → PEFT's.
+pub fn peft_vision(path: &str) -> String {
+    VIT.iter().fold(path.to_owned(), |path, (file, loaded)| path.replace(file, loaded))
+}
+
+/// PEFT's path of a classifier's module, of whichever version of transformers → that in the model's file.
+pub fn from_peft_vision(path: &str) -> String {
+    VIT.iter().fold(path.to_owned(), |path, (file, loaded)| path.replace(loaded, file))
 }
 
 /// The stretch of the network a kohya module belongs to: `down_blocks.0`, `mid_block`, `up_blocks.2`, `text`, or the
@@ -175,34 +129,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_leads_to_the_kohya_name() {
-        let unet = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0";
-        let text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj";
-        for (stored, module, role) in [
-            ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.alpha", unet, Role::Alpha),
-            ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight", unet, Role::Down),
-            ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora.up.weight", unet, Role::Up),
+    fn classifiers_are_called_as_they_are_loaded() {
+        for (file, loaded) in [
+            ("vit.encoder.layer.11.attention.attention.query", "vit.layers.11.attention.q_proj"),
+            ("vit.encoder.layer.0.attention.output.dense", "vit.layers.0.attention.o_proj"),
+            ("vit.encoder.layer.0.intermediate.dense", "vit.layers.0.mlp.fc1"),
+            ("vit.encoder.layer.0.output.dense", "vit.layers.0.mlp.fc2"),
+            ("vit.embeddings.patch_embeddings.projection", "vit.embeddings.patch_embeddings.projection"),
             (
-                "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight",
-                unet,
-                Role::Down,
+                "resnet.encoder.stages.0.layers.0.shortcut.convolution",
+                "resnet.encoder.stages.0.layers.0.shortcut.convolution",
             ),
-            (
-                "base_model.model.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.weight",
-                unet,
-                Role::Up,
-            ),
-            ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight", text, Role::Up),
-            (
-                "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight",
-                text,
-                Role::Down,
-            ),
-            ("text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight", text, Role::Down),
         ] {
-            assert_eq!(lora_key(stored), Some((module.to_owned(), role)), "{stored}");
+            assert_eq!(peft_vision(file), loaded);
+            assert_eq!([loaded, file].map(from_peft_vision), [file; 2]);
         }
-        assert_eq!(lora_key("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"), None);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Source: `diffusers/loaders/single_file_utils.py`, `convert_open_clip_checkpoint`; ComfyUI's `comfy/utils.py`.
 
 use crate::engine::Result;
-use crate::engine::io::Checkpoint;
 use crate::engine::io::safetensors::Tensor;
+use crate::engine::io::{Checkpoint, Dtype};
 
 /// Inside a layer.
 const LAYER: [(&str, &str); 5] = [
@@ -97,6 +97,20 @@ pub fn fuse(mut parts: Vec<(String, Tensor)>) -> Option<Tensor> {
     Some(if is_projection { whole.transposed() } else { whole })
 }
 
+/// Number format and shape of what [`fuse`] makes of tensors whose bytes are left out.
+pub fn fused_shape(parts: Vec<(String, Tensor)>) -> Option<(Dtype, Vec<usize>)> {
+    let is_projection = parts.first().is_some_and(|(name, _)| name == PROJECTION.0);
+    let whole = parts.into_iter().map(|(_, tensor)| tensor).reduce(|mut whole, part| {
+        whole.shape[0] += part.shape[0];
+        whole
+    })?;
+    let mut shape = whole.shape;
+    if is_projection {
+        shape.reverse();
+    }
+    Some((whole.dtype, shape))
+}
+
 /// How many layers a file's encoder has.
 pub fn layers(file: &Checkpoint) -> usize {
     let has = |n: &usize| file.entries().contains_key(&format!("{THEIRS}{n}.ln_1.bias"));
@@ -108,7 +122,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::engine::io::Dtype;
     use crate::engine::io::safetensors::save;
 
     /// Numbers and bytes come back: rows cut apart and put together, the projection turned and turned back.

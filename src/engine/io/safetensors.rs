@@ -3,6 +3,8 @@
 //! Format: <https://github.com/huggingface/safetensors>. The writer is ours because the crate writes its metadata in
 //! hash order, and a file here is a function of its content.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
@@ -228,6 +230,11 @@ impl Checkpoint {
         Ok(Tensor { dtype: entry.dtype, shape, bytes: self.bytes(entry).to_vec() })
     }
 
+    /// A tensor's bytes where they lie: in the file.
+    pub fn stored(&self, name: &str) -> Result<&[u8]> {
+        Ok(self.bytes(self.entry(name)?))
+    }
+
     /// The values as f16, row-major: as they are stored, or rounded (to infinity, beyond f16's range).
     pub fn f16(&self, name: &str) -> Result<Numbers<f16>> {
         let entry = self.entry(name)?;
@@ -297,43 +304,77 @@ impl Tensor {
     }
 }
 
+/// A tensor's place in a file that is yet to be written.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+impl Slot {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+}
+
 /// Writes `tensors` in name order under `metadata` in key order: equal content makes equal bytes.
 pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
-    let header = header(tensors, metadata);
-    atomic::write(path, |out| {
+    let slot = |tensor: &Tensor| Slot { dtype: tensor.dtype, shape: tensor.shape.clone() };
+    let slots = tensors.iter().map(|(name, tensor)| (name.clone(), slot(tensor))).collect();
+    save_each(path, &slots, metadata, |name| Ok(Cow::Borrowed(&tensors[name].bytes)))
+}
+
+/// As [`save`], each tensor's bytes as they are asked for: only one of them is in memory at a time.
+pub fn save_each<'a>(
+    path: &Path,
+    slots: &BTreeMap<String, Slot>,
+    metadata: &BTreeMap<String, String>,
+    mut bytes: impl FnMut(&str) -> Result<Cow<'a, [u8]>>,
+) -> Result<()> {
+    let header = header(slots, metadata);
+    let mut failed = None;
+    let written = atomic::write(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        in_file_order(tensors).try_for_each(|(_, tensor)| out.write_all(&tensor.bytes))
-    })
+        in_file_order(slots).into_iter().try_for_each(|(name, _)| match bytes(name) {
+            Ok(bytes) => out.write_all(&bytes),
+            Err(error) => {
+                failed = Some(error);
+                Err(std::io::ErrorKind::Other.into())
+            }
+        })
+    });
+    failed.map_or(written, Err)
 }
 
 /// SHA-256 of the tensor bytes as [`save`] lays them out.
 pub fn tensor_hash(tensors: &BTreeMap<String, Tensor>) -> String {
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype.bitsize()));
     let mut hash = Sha256::new();
-    in_file_order(tensors).for_each(|(_, tensor)| hash.update(&tensor.bytes));
+    for (_, tensor) in order {
+        hash.update(&tensor.bytes);
+    }
     hex(&hash.finalize())
 }
 
 /// Wide types first, then by name, so that every tensor is aligned to its own width as readers expect.
-fn in_file_order(tensors: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (&String, &Tensor)> {
-    let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.bitsize()));
-    order.into_iter()
+fn in_file_order(slots: &BTreeMap<String, Slot>) -> Vec<(&String, &Slot)> {
+    let mut order: Vec<_> = slots.iter().collect();
+    order.sort_by_key(|(_, slot)| Reverse(slot.dtype.bitsize()));
+    order
 }
 
-fn header(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Vec<u8> {
+fn header(slots: &BTreeMap<String, Slot>, metadata: &BTreeMap<String, String>) -> Vec<u8> {
     let mut fields = serde_json::Map::new();
     if !metadata.is_empty() {
         fields.insert("__metadata__".into(), json!(metadata));
     }
     let mut end = 0;
-    for (name, tensor) in in_file_order(tensors) {
+    for (name, slot) in in_file_order(slots) {
         let start = end;
-        end += tensor.bytes.len();
-        fields.insert(
-            name.clone(),
-            json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end] }),
-        );
+        end += slot.bytes();
+        fields.insert(name.clone(), json!({ "dtype": slot.dtype, "shape": slot.shape, "data_offsets": [start, end] }));
     }
     let mut header = serde_json::Value::Object(fields).to_string().into_bytes();
     // The tensor block starts on a multiple of eight so that a map of it is aligned.

@@ -14,6 +14,8 @@ use crate::engine::{Error, Result};
 const SHARED: &str = "bundle_emb.";
 const EACH: &str = "layer_emb.";
 const SUFFIX: &str = ".clip_l";
+/// Of OneTrainer's older files.
+const OLD_SUFFIX: &str = ".string_to_param.*";
 /// Of the second text encoder.
 const SECOND: &str = ".clip_g";
 
@@ -40,7 +42,22 @@ impl Meaning<'_> {
 
 /// The word whose vectors for all layers a tensor holds. An empty word would be found everywhere in a prompt.
 pub fn shared(stored: &str) -> Option<&str> {
-    stored.strip_prefix(SHARED)?.strip_suffix(SUFFIX).filter(|word| !word.is_empty())
+    let rest = stored.strip_prefix(SHARED)?;
+    let word = rest.strip_suffix(SUFFIX).or_else(|| rest.strip_suffix(OLD_SUFFIX));
+    word.filter(|word| !word.is_empty())
+}
+
+/// A textual inversion's word and the tensor of its vectors: A1111's `emb_params`, ComfyUI's `clip_l` (both are called by
+/// the file's name), or diffusers' one tensor, which has the word's own name.
+pub fn alone(file: &Checkpoint) -> Option<(String, String)> {
+    let (entries, stem) = (file.entries(), file.path().file_stem()?.to_string_lossy().into_owned());
+    if let Some(known) = ["emb_params", "clip_l"].into_iter().find(|name| entries.contains_key(*name)) {
+        return (entries.keys().all(|name| [known, "clip_g"].contains(&name.as_str())))
+            .then(|| (stem, known.to_owned()));
+    }
+    let (word, entry) = entries.first_key_value().filter(|_| entries.len() == 1)?;
+    let is_word = matches!(entry.shape[..], [_] | [_, _]) && !word.ends_with(".weight") && !word.ends_with(".bias");
+    (is_word && !word.contains("lora_") && !word.starts_with(SHARED)).then(|| (word.clone(), word.clone()))
 }
 
 /// The word whose vectors for each layer a tensor holds.

@@ -166,6 +166,16 @@ pub fn merge(
             .at(&source.file.path));
         }
     }
+    for Source { file, .. } in sources {
+        if !file.relatives.is_empty() || !file.norms.is_empty() {
+            let what = if file.norms.is_empty() { "the model's own weights" } else { "normalisations" };
+            return Err(Error::new(
+                format!("This adapter cannot be merged with others: it changes {what}"),
+                "Convert it with the model it was made for: triptych convert F --to full --model M --out G",
+            )
+            .at(&file.path));
+        }
+    }
     recipe::words(sources.iter().map(|source| &source.file))?;
     let tokens = sources.iter().flat_map(|source| source.file.tokens.clone()).collect();
     let layer_tokens = sources.iter().flat_map(|source| source.file.layer_tokens.clone()).collect();

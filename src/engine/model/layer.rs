@@ -88,8 +88,8 @@ impl Layer {
         }
     }
 
-    /// kohya's name of it, unique in the model: `lora_unet_mid_block_attentions_0_proj_in`, and in SDXL
-    /// `lora_unet_middle_block_1_proj_in`.
+    /// kohya's name of it, or ours where kohya has none; unique in the model: `lora_unet_mid_block_attentions_0_proj_in`,
+    /// and in SDXL `lora_unet_middle_block_1_proj_in`.
     pub fn module(&self) -> String {
         self.module.clone().unwrap_or_else(|| self.flat_path())
     }
@@ -99,7 +99,8 @@ impl Layer {
         let prefix = match self.part {
             Part::Text => names::KOHYA_TEXT,
             Part::Text2 => names::KOHYA_TEXT_2,
-            Part::Unet | Part::Vae | Part::Vision => names::KOHYA_UNET,
+            Part::Unet | Part::Vae => names::KOHYA_UNET,
+            Part::Vision => names::VISION,
         };
         format!("{prefix}{}", self.path.replace('.', "_"))
     }

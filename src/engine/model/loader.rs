@@ -175,15 +175,25 @@ impl Scope<'_> {
         Linear { id: scope.register(out, channels, kernel, weight), weight_oi, bias }
     }
 
-    /// A convolution with a square kernel.
+    /// A convolution.
     pub fn conv(&self, name: &str, channels: usize, out: usize, shape: ConvShape) -> Conv {
+        self.conv_as(name, channels, out, shape, true)
+    }
+
+    /// One to which the file has no bias, such as before a batch norm.
+    pub fn conv_without_bias(&self, name: &str, channels: usize, out: usize, shape: ConvShape) -> Conv {
+        self.conv_as(name, channels, out, shape, false)
+    }
+
+    fn conv_as(&self, name: &str, channels: usize, out: usize, shape: ConvShape, biased: bool) -> Conv {
         let scope = self.sub(name);
         let [h, w] = shape.kernel;
         let weight_oihw: Tensor<4> = scope.matrix("weight", [out, channels, h, w]);
-        let bias: Tensor<1> = scope.tensor("bias", [out]);
+        let stored: Option<Tensor<1>> = biased.then(|| scope.tensor("bias", [out]));
         // A faulty weight has a stand-in of another size, and its model is refused.
         let [o, i, kh, kw] = weight_oihw.dims();
-        let weight = Weight { oi: weight_oihw.clone().reshape([o, i * kh * kw]), bias: Some(bias.clone()) };
+        let weight = Weight { oi: weight_oihw.clone().reshape([o, i * kh * kw]), bias: stored.clone() };
+        let bias = stored.unwrap_or_else(|| Tensor::zeros([o], self.loader.hold.device));
         Conv { id: scope.register(out, channels, Some(shape.kernel), weight), weight_oihw, bias, shape }
     }
 

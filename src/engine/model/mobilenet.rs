@@ -1,5 +1,7 @@
 //! MobileNetV2 (Sandler et al. 2018, <https://arxiv.org/abs/1801.04381>) as torchvision lays it out, up to the pooled
 //! features. Inverted residuals: widen, filter each channel on its own, narrow again without an activation.
+//!
+//! Adapters sit on the convolutions that mix channels; those that filter each channel alone stay as they are.
 
 use std::path::Path;
 
@@ -7,9 +9,10 @@ use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor, module};
 
 use crate::engine::io::Checkpoint;
-use crate::engine::model::blocks::pointwise;
+use crate::engine::model::blocks::ConvShape;
+use crate::engine::model::conv_norm::{ConvNorm, batch_norm};
 use crate::engine::model::loader::{Loader, Scope};
-use crate::engine::model::{Hold, Part, Table};
+use crate::engine::model::{Hold, Mounts, Part, Table};
 use crate::engine::{Error, Result};
 
 /// torchvision's `IMAGENET1K_V1` weights in f16.
@@ -28,12 +31,9 @@ const STEM: usize = 32;
 /// Pixels along each side, as in training.
 const SIDE: usize = 224;
 
-/// Mean and deviation of the training pictures' pixels in 0…1.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
-
-/// PyTorch's default for `BatchNorm2d`.
-const EPS: f64 = 1e-5;
+/// Mean and deviation of ImageNet's pixels in 0…1.
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// Pictures in one pass: the widest activation takes 4.6 MiB for each, and small GPUs bind 128 MiB at most.
 const BATCH: usize = 8;
@@ -43,38 +43,50 @@ pub struct MobileNet {
     stem: ConvNorm,
     blocks: Vec<Block>,
     head: ConvNorm,
-    /// Pixels in −1…1 times `gain` plus `offset` are what the network was trained on.
-    gain: Tensor<4>,
-    offset: Tensor<4>,
 }
 
 /// An inverted residual.
 #[derive(Debug)]
 struct Block {
     expand: Option<ConvNorm>,
-    depthwise: ConvNorm,
+    depthwise: Depthwise,
     project: ConvNorm,
     shortcut: bool,
 }
 
-/// A convolution that keeps the size, up to its stride, with the normalisation after it folded in.
+/// A 3×3 filter for each channel, with the normalisation after it folded in.
 #[derive(Debug)]
-struct ConvNorm {
-    weight_oihw: Tensor<4>,
+struct Depthwise {
+    /// `[channels, 1, 3, 3]`.
+    weight: Tensor<4>,
     bias: Tensor<1>,
     stride: usize,
 }
 
+/// The weights that are part of the program.
+pub fn embedded() -> Result<Checkpoint> {
+    Checkpoint::embedded(Path::new("mobilenet_v2.safetensors"), WEIGHTS)
+}
+
 impl MobileNet {
-    /// The weights that are part of the program.
+    /// The network that is part of the program.
     pub fn embedded(device: &Device) -> Result<Self> {
-        Self::load(&Checkpoint::embedded(Path::new("mobilenet_v2.safetensors"), WEIGHTS)?, device)
+        Self::load(&embedded()?, device)
     }
 
+    /// A file whose classifier may be missing.
     pub fn load(file: &Checkpoint, device: &Device) -> Result<Self> {
-        let loader = Loader::new(file, feature_weight, Hold::wide(device), Part::Vision, Table::default());
-        let features = loader.root().sub("features");
-        let stem = ConvNorm::load(&features.sub(0), [0, 1], [STEM, 3, 3, 3], 2);
+        let features = |name: &str| weight(name).filter(|name| !name.starts_with("classifier."));
+        let loader = Loader::new(file, features, Hold::wide(device), Part::Vision, Table::default());
+        let network = Self::of(&loader.root());
+        loader.finish().map_err(|e| Error { advice: "Take torchvision's mobilenet_v2 weights".into(), ..e })?;
+        Ok(network)
+    }
+
+    pub fn of(scope: &Scope<'_>) -> Self {
+        let features = scope.sub("features");
+        let half = ConvShape::HALF3;
+        let stem = ConvNorm::load(&features.sub(0), ["0", "1"], 3, STEM, half);
         let mut blocks = Vec::new();
         let mut channels = STEM;
         for [expansion, out, repeats, stride] in STAGES {
@@ -85,84 +97,73 @@ impl MobileNet {
                 channels = out;
             }
         }
-        let head = ConvNorm::load(&features.sub(blocks.len() + 1), [0, 1], [FEATURES, channels, 1, 1], 1);
-        loader.finish().map_err(|e| Error { advice: "Take torchvision's mobilenet_v2 weights".into(), ..e })?;
-        let per_channel = |values: [f32; 3]| Tensor::<1>::from_floats(values, device).reshape([1, 3, 1, 1]);
-        Ok(Self {
-            stem,
-            blocks,
-            head,
-            gain: per_channel(DEVIATION.map(|deviation| 0.5 / deviation)),
-            offset: per_channel([0, 1, 2].map(|c| (0.5 - MEAN[c]) / DEVIATION[c])),
-        })
+        let last = features.sub(blocks.len() + 1);
+        let head = ConvNorm::load(&last, ["0", "1"], channels, FEATURES, ConvShape::POINT);
+        Self { stem, blocks, head }
     }
 
     /// RGB `[n, 3, h, w]` in −1…1 → what the classifier would see, each row of length one: `[n, 1280]`.
     ///
     /// Pictures of any shape are resized to 224×224.
     pub fn features(&self, pixels: Tensor<4>) -> Tensor<2> {
-        Tensor::cat(pixels.split(BATCH, 0).into_iter().map(|pixels| self.pass(pixels)).collect(), 0)
-    }
-
-    fn pass(&self, pixels: Tensor<4>) -> Tensor<2> {
-        let x = resized(pixels) * self.gain.clone() + self.offset.clone();
-        let x = relu6(self.stem.forward(x));
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x));
-        let x = relu6(self.head.forward(x));
-        let pooled = x.flatten::<3>(2, 3).mean_dim(2).squeeze_dim::<2>(2);
+        let device = pixels.device();
+        let per_channel = |values: [f32; 3]| Tensor::<1>::from_floats(values, &device).reshape([1, 3, 1, 1]);
+        let gain = per_channel(DEVIATION.map(|deviation| 0.5 / deviation));
+        let offset = per_channel([0, 1, 2].map(|c| (0.5 - MEAN[c]) / DEVIATION[c]));
+        let pass = |pixels| self.pooled(resized(pixels) * gain.clone() + offset.clone(), &Mounts::none());
+        let pooled = Tensor::cat(pixels.split(BATCH, 0).into_iter().map(pass).collect(), 0);
         let length = pooled.clone().powi_scalar(2).sum_dim(1).sqrt();
         // torch.nn.functional.normalize's guard.
         pooled / length.clamp_min(1e-12)
+    }
+
+    /// RGB `[n, 3, h, w]`, normalised → what the classifier sees, `[n, 1280]`.
+    pub fn pooled(&self, x: Tensor<4>, mounts: &Mounts) -> Tensor<2> {
+        let x = relu6(self.stem.forward(x, mounts));
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, mounts));
+        let x = relu6(self.head.forward(x, mounts));
+        x.flatten::<3>(2, 3).mean_dim(2).squeeze_dim::<2>(2)
     }
 }
 
 impl Block {
     fn load(scope: &Scope<'_>, channels: usize, out: usize, expansion: usize, stride: usize) -> Self {
         let hidden = channels * expansion;
-        let expand = (expansion > 1).then(|| ConvNorm::load(&scope.sub(0), [0, 1], [hidden, channels, 1, 1], 1));
+        let point = ConvShape::POINT;
+        let expand = (expansion > 1).then(|| ConvNorm::load(&scope.sub(0), ["0", "1"], channels, hidden, point));
         // The file counts only the layers that are there.
         let next = usize::from(expand.is_some());
+        let [conv, norm] = [next + 1, next + 2].map(|place| place.to_string());
         Self {
             expand,
-            depthwise: ConvNorm::load(&scope.sub(next), [0, 1], [hidden, 1, 3, 3], stride),
-            project: ConvNorm::load(scope, [next + 1, next + 2], [out, hidden, 1, 1], 1),
+            depthwise: Depthwise::load(&scope.sub(next), hidden, stride),
+            project: ConvNorm::load(scope, [&conv, &norm], hidden, out, point),
             shortcut: stride == 1 && channels == out,
         }
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, mounts: &Mounts) -> Tensor<4> {
         let wide = match &self.expand {
-            Some(expand) => relu6(expand.forward(x.clone())),
+            Some(expand) => relu6(expand.forward(x.clone(), mounts)),
             None => x.clone(),
         };
-        let y = self.project.forward(relu6(self.depthwise.forward(wide)));
+        let y = self.project.forward(relu6(self.depthwise.forward(wide)), mounts);
         if self.shortcut { x + y } else { y }
     }
 }
 
-impl ConvNorm {
-    /// `names` are those of the convolution and of its normalisation.
-    ///
-    /// `γ·(w∗x − μ)/√(σ² + ε) + β = (s·w)∗x + (β − s·μ)` with `s = γ/√(σ² + ε)`.
-    fn load(scope: &Scope<'_>, names: [usize; 2], shape_oihw: [usize; 4], stride: usize) -> Self {
-        let [conv, norm] = names.map(|name| scope.sub(name));
-        let out = shape_oihw[0];
-        let [gamma, beta, mean, variance] =
-            ["weight", "bias", "running_mean", "running_var"].map(|name| norm.tensor::<1>(name, [out]));
-        let scale = gamma / (variance + EPS).sqrt();
-        let weight_oihw = conv.tensor("weight", shape_oihw);
-        Self { weight_oihw: weight_oihw * scale.clone().reshape([out, 1, 1, 1]), bias: beta - scale * mean, stride }
+impl Depthwise {
+    fn load(scope: &Scope<'_>, channels: usize, stride: usize) -> Self {
+        let weight: Tensor<4> = scope.sub(0).tensor("weight", [channels, 1, 3, 3]);
+        let [gain, bias] = batch_norm(&scope.sub(1), channels);
+        let [channels] = gain.dims();
+        Self { weight: weight * gain.reshape([channels, 1, 1, 1]), bias, stride }
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [out, per_group, side, _] = self.weight_oihw.dims();
-        let (weight_oihw, bias) = (self.weight_oihw.clone(), Some(self.bias.clone()));
-        if side == 1 {
-            return pointwise(x, weight_oihw.reshape([out, per_group]), bias);
-        }
-        let groups = x.dims()[1] / per_group;
-        let options = ConvOptions::new([self.stride; 2], [side / 2; 2], [1; 2], groups);
-        module::conv2d(x, weight_oihw, bias, options)
+        let [channels] = self.bias.dims();
+        let options = ConvOptions::new([self.stride; 2], [1; 2], [1; 2], channels);
+        module::conv2d(x, self.weight.clone(), Some(self.bias.clone()), options)
     }
 }
 
@@ -178,8 +179,7 @@ fn relu6(x: Tensor<4>) -> Tensor<4> {
     x.clamp(0.0, 6.0)
 }
 
-/// Names of the tensors that the features need: neither the classifier's nor the training counters.
-fn feature_weight(name: &str) -> Option<String> {
-    let unused = name.starts_with("classifier.") || name.ends_with(".num_batches_tracked");
-    (!unused).then(|| name.to_owned())
+/// A stored name, or `None` for a counter that training left behind.
+pub fn weight(name: &str) -> Option<String> {
+    (!name.ends_with(".num_batches_tracked")).then(|| name.to_owned())
 }

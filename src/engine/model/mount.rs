@@ -171,6 +171,12 @@ impl Mounts {
         self.terms[layer.0].push(term);
     }
 
+    /// Whether anything is mounted on a layer.
+    pub fn are_on(&self, layer: LayerId) -> bool {
+        self.terms.get(layer.0).is_some_and(|terms| !terms.is_empty())
+            || self.rested.get(layer.0).is_some_and(Option::is_some)
+    }
+
     /// The sum of what was charged since the last call.
     pub fn take_charges(&self) -> Option<Tensor<1>> {
         let charges = self.charges.as_ref()?;

@@ -7,14 +7,14 @@ use burn::tensor::{Device, Tensor};
 use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
-use crate::engine::io::Folder;
 use crate::engine::io::detect::Family;
+use crate::engine::io::{Folder, ldm, names};
 use crate::engine::model::clip::Role;
 use crate::engine::model::parts::{Hashes, Parts};
 use crate::engine::model::tokenizer::Tokenizer;
 use crate::engine::model::unet::Unet;
 use crate::engine::model::vae::Vae;
-use crate::engine::model::{Hold, Layer, LayerId, Precision, Table, Weight, clip, sdxl};
+use crate::engine::model::{Hold, Layer, LayerId, Part, Precision, Table, Weight, clip, sdxl};
 use crate::engine::ops::self_test::LayerShape;
 use crate::engine::{Error, Result};
 
@@ -197,11 +197,7 @@ impl StableDiffusion {
 
     /// What it was made from.
     pub fn family(&self) -> Family {
-        match (&self.second, Family::of_context(self.unet.config.cross_attention_dim)) {
-            (Some(_), _) => Family::Sdxl,
-            (None, Some(Family::Sd2)) => Family::Sd2,
-            (None, _) => Family::Sd1,
-        }
+        Family::of_model(self.second.is_some(), self.unet.config.cross_attention_dim)
     }
 
     /// Its text encoders in order.
@@ -219,10 +215,16 @@ impl StableDiffusion {
         Tensor::cat(self.texts().map(|text| text.embed(&[ids.to_vec()]).squeeze_dim::<2>(0)).collect(), 1)
     }
 
-    /// Every layer by kohya's name of it, and in SDXL also by the name that diffusers gives it.
+    /// Every layer by kohya's name of it, and by those that diffusers and LDM give it.
     pub fn modules(&self) -> BTreeMap<String, LayerId> {
+        let ldm = ldm::unet(&self.unet.config.blocks());
+        let in_ldm = |layer: &Layer| {
+            let path = (layer.part == Part::Unet).then(|| ldm.module(&layer.path)).flatten()?;
+            Some(format!("{}{}", names::KOHYA_UNET, path.replace('.', "_")))
+        };
+        let also = self.layer_ids().filter_map(|(id, layer)| Some((in_ldm(layer)?, id)));
         let flat = self.layer_ids().map(|(id, layer)| (layer.flat_path(), id));
-        flat.chain(self.layer_ids().map(|(id, layer)| (layer.module(), id))).collect()
+        also.chain(flat).chain(self.layer_ids().map(|(id, layer)| (layer.module(), id))).collect()
     }
 
     pub fn layer(&self, id: LayerId) -> &Layer {

@@ -18,6 +18,13 @@ pub fn deltas(file: &LoraFile) -> Result<BTreeMap<String, LowRank>> {
         )
         .at(&file.path));
     }
+    if let Some(module) = file.relatives.keys().next() {
+        return Err(Error::new(
+            format!("What this adapter does depends on the model's own weights (layer {module})"),
+            "Convert it with the model it was made for: triptych convert F --to full --model M --out G",
+        )
+        .at(&file.path));
+    }
     file.modules()
         .into_iter()
         .filter_map(|module| Some((module, file.pair(module)?)))

@@ -254,7 +254,7 @@ impl Overlap {
 
 /// `R` of `A = QR`, up to the signs of its rows.
 ///
-/// Cholesky's factor of AᵀA is that R, with an error of ε·κ(A) of the largest singular value (Golub & Van Loan, §5.3.2)
+/// Cholesky's factor of `AᵀA` is that R, with an error of ε·κ(A) of the largest singular value (Golub & Van Loan, §5.3.2)
 /// for a sixth of the time; where A is too near to losing a direction, reflections take its place.
 fn triangle(a: MatRef<'_, f64>) -> Mat<f64> {
     if let Ok(cholesky) = (a.transpose() * a).llt(Side::Lower) {

@@ -35,6 +35,9 @@ pub struct Configuration {
     /// Folder of pictures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concept: Option<PathBuf>,
+    /// Folder with a folder of pictures for each class, where a classifier is taught.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +141,7 @@ impl Configuration {
         Self {
             model: over.model.or(self.model),
             concept: over.concept.or(self.concept),
+            data: over.data.or(self.data),
             token: over.token.or(self.token),
             class: over.class.or(self.class),
             repeats: over.repeats.or(self.repeats),
@@ -193,8 +197,8 @@ mod tests {
     #[test]
     fn no_field_is_called_like_a_flag() {
         let flags = [
-            "model", "concept", "token", "class", "repeats", "weight", "method", "slot", "project", "seed", "out",
-            "stamp", "together",
+            "model", "concept", "data", "token", "class", "repeats", "weight", "method", "slot", "project", "seed",
+            "out", "stamp", "together",
         ];
         let of_methods = METHODS.iter().flat_map(|row| row.fields);
         for field in FIELDS.iter().chain(of_methods) {

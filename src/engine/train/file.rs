@@ -9,7 +9,7 @@ use crate::engine::adapter::Stored;
 use crate::engine::device::read;
 use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer, Matrix};
 use crate::engine::io::token_vectors::Vectors;
-use crate::engine::model::StableDiffusion;
+use crate::engine::model::{Layer, Weight};
 use crate::engine::train::config::Config;
 use crate::engine::train::job::Job;
 use crate::engine::train::metadata;
@@ -23,7 +23,8 @@ impl Job<'_> {
         let mut file = LoraFile { path, second_width, dtype, ..LoraFile::default() };
         let values = trainee.values();
         for trained in &trainee.layers {
-            store(&mut file, trainee, trained, &values, self.model)?;
+            let (layer, weight) = (self.model.layer(trained.id), self.model.weight(trained.id));
+            store(&mut file, trainee, trained, &values, layer, weight)?;
         }
         for &index in &trainee.tokens {
             let parameter = &trainee.parameters[index];
@@ -43,16 +44,16 @@ impl Job<'_> {
 }
 
 /// What a layer learnt, in the form its method leaves.
-fn store(
+pub fn store(
     file: &mut LoraFile,
     trainee: &Trainee,
     trained: &TrainedLayer,
     values: &[Tensor<2>],
-    model: &StableDiffusion,
+    layer: &Layer,
+    weight: &Weight,
 ) -> Result<()> {
-    let layer = model.layer(trained.id);
     let tensors = Trainee::tensors(trained, values);
-    match trainee.adapter.store(&tensors, model.weight(trained.id))? {
+    match trainee.adapter.store(&tensors, weight)? {
         Stored::Lora { down, up, rank, alpha, bias } => {
             let (down_shape, up_shape) = (layer.down_shape(rank), layer.up_shape(rank));
             file.layers.insert(layer.module(), LoraLayer { down, up, rank, alpha, down_shape, up_shape });

@@ -12,16 +12,16 @@ pub mod data;
 pub mod estimate;
 pub mod evidence;
 mod fields;
-mod file;
+pub mod file;
 mod group;
 pub mod import;
 pub mod job;
 mod keep;
 mod live;
 pub mod metadata;
-mod numbers;
+pub mod numbers;
 pub mod optimizer;
-mod order;
+pub mod order;
 pub mod presets;
 mod prompts;
 pub mod run;
@@ -34,8 +34,8 @@ mod wishes;
 pub use keep::{best, keep, kept};
 pub use wishes::{Wished, Wishes};
 
-/// `OUT.state`, `OUT.steps`, `OUT.samples`: what a run that writes `out` keeps beside it.
-fn beside(out: &Path, ending: &str) -> PathBuf {
+/// `OUT.state`, `OUT.steps`, `OUT.samples` and the like: what a run that writes `out` keeps beside it.
+pub fn beside(out: &Path, ending: &str) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(ending);
     name.into()

@@ -2,8 +2,8 @@
 //!
 //! Sources: `ComfyUI/comfy/model_detection.py`, `stable-diffusion.cpp/src/model.cpp`, `sd-scripts/networks/lora.py`.
 
-use crate::engine::io::Checkpoint;
 use crate::engine::io::detect::{Family, Found, Kind};
+use crate::engine::io::{Checkpoint, metadata};
 
 /// What a file's tensors say.
 pub fn tensors(file: &Checkpoint) -> Found {
@@ -12,6 +12,9 @@ pub fn tensors(file: &Checkpoint) -> Found {
     let holds = |piece: &str| names().any(|name| name.contains(piece));
     if ["control_model.", "controlnet_", "input_hint_block.", "lora_controlnet"].into_iter().any(starts) {
         return Found::new(Kind::ControlNet, None);
+    }
+    if file.metadata().contains_key(metadata::CLASSES) {
+        return Found::new(Kind::Learnt, None);
     }
     let difference = names().any(|name| [".diff", ".diff_b"].iter().any(|end| name.ends_with(end)));
     let method = ADAPTERS.iter().find(|(piece, _)| holds(piece)).map(|(_, method)| *method);
@@ -30,6 +33,9 @@ pub fn tensors(file: &Checkpoint) -> Found {
     let layer = ["encoder.layers.0.self_attn.q_proj.", "resblocks.0.attn.", "encoder.block.0.layer.0.SelfAttention."];
     if layer.into_iter().any(holds) {
         return Found::new(Kind::TextEncoder, None);
+    }
+    if ["features.0.0.weight", "vit.embeddings.", "resnet.embedder."].into_iter().any(starts) {
+        return Found::new(Kind::Classifier, None);
     }
     embedding(file).unwrap_or(Found::new(Kind::Unknown, None))
 }
@@ -173,7 +179,9 @@ mod tests {
         assert!(whole(768, CLIP, 9).contains("takes 9 channels"));
         assert_eq!(whole(1024, "cond_stage_model.model.ln_final.bias", 4), "an SD 2.x checkpoint");
         assert_eq!(whole(2048, "conditioner.embedders.0.transformer.x.bias", 4), "an SDXL checkpoint");
-        let cases: [Case<'_>; 20] = [
+        let cases: [Case<'_>; 22] = [
+            (&[("features.0.0.weight", &[32, 3, 3, 3])], "an image classifier"),
+            (&[("vit.embeddings.cls_token", &[1, 1, 8])], "an image classifier"),
             (
                 &[("model.diffusion_model.joint_blocks.0.x", &[1])],
                 "a denoiser without text encoder and autoencoder for SD 3",

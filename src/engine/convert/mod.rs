@@ -1,0 +1,165 @@
+//! Adapters in the files of other tools.
+
+mod diffusers;
+mod kohya;
+mod low_rank;
+mod peft;
+mod whole;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::engine::event::{Event, Watch};
+use crate::engine::io::Dtype;
+use crate::engine::io::lora_file::LoraFile;
+use crate::engine::{Error, Result};
+
+pub use crate::engine::io::lora_file::paths::Paths;
+
+/// A kind of file that other tools read.
+pub struct Format {
+    pub name: &'static str,
+    /// Whose it is, and who loads it.
+    pub title: &'static str,
+    /// Whether every layer must be a low-rank pair.
+    pub low_rank: bool,
+    /// Whether differences of biases and norms have a place in it.
+    pub beside: bool,
+    /// Whether the adapter's words have.
+    pub words: bool,
+    write: fn(&LoraFile, &Paths, &Path) -> Result<()>,
+}
+
+pub const FORMATS: &[Format] = &[
+    Format {
+        name: "kohya",
+        title: "one file of low-rank pairs under flat names: kohya's scripts, A1111, Forge, ComfyUI, diffusers",
+        low_rank: true,
+        beside: false,
+        words: true,
+        write: kohya::write,
+    },
+    Format {
+        name: "diffusers",
+        title: "one file as diffusers' training scripts write it; the scale is folded into the write side",
+        low_rank: true,
+        beside: false,
+        words: false,
+        write: diffusers::write,
+    },
+    Format {
+        name: "peft",
+        title: "a folder with unet/ and text_encoder/, each for PeftModel.from_pretrained",
+        low_rank: true,
+        beside: false,
+        words: false,
+        write: peft::write,
+    },
+    Format {
+        name: "comfy",
+        title: "one file under ComfyUI's generic names",
+        low_rank: true,
+        beside: false,
+        words: true,
+        write: diffusers::write_comfy,
+    },
+    Format {
+        name: "lycoris",
+        title: "low-rank pairs as they are, everything else as whole differences: LyCORIS, A1111, Forge, ComfyUI",
+        low_rank: false,
+        beside: true,
+        words: true,
+        write: |file, _, out| file.save(out),
+    },
+    Format {
+        name: "full",
+        title: "a whole difference for each layer: LyCORIS, A1111, Forge, ComfyUI",
+        low_rank: false,
+        beside: true,
+        words: true,
+        write: whole::write,
+    },
+];
+
+pub fn format(name: &str) -> Result<&'static Format> {
+    FORMATS.iter().find(|format| format.name == name).ok_or_else(|| {
+        let names = FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(", ");
+        Error::usage(format!("There is no format “{name}”"), format!("Choose among {names}"))
+    })
+}
+
+/// What a conversion changed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Loss {
+    /// `‖ΔW − ΔW'‖ / ‖ΔW‖` of every layer whose rank had to be cut.
+    pub layers: BTreeMap<String, f64>,
+    /// The same of all layers together, those that stayed exact included.
+    pub all: f64,
+    /// Layers whose bias or norm has no place in the format.
+    pub beside: Vec<String>,
+    /// Words that have none.
+    pub words: Vec<String>,
+}
+
+/// Writes `file` as `format` at `out`; pairs wider than `rank`, and whole differences where the format has none, keep
+/// their `rank` strongest directions. Nothing that depends on a model may be left in it ([`LoraFile::on`]).
+pub fn convert(
+    file: &LoraFile,
+    paths: &Paths,
+    format: &Format,
+    rank: usize,
+    dtype: Option<Dtype>,
+    out: &Path,
+    watch: &mut Watch<'_>,
+) -> Result<Loss> {
+    if let Some(module) = file.own.keys().next() {
+        return Err(Error::new(
+            format!("What this adapter does depends on the picture (layer {module}): no other format holds it"),
+            "Mount it when sampling: sample --adapter F",
+        )
+        .at(&file.path));
+    }
+    let mut file = file.clone();
+    file.dtype = dtype.or(file.dtype);
+    paths.rename(&mut file);
+    paths.shape(&mut file);
+    let mut loss = Loss::default();
+    if format.low_rank {
+        loss = low_rank::cut(&mut file, rank, watch)?;
+    }
+    if !format.beside {
+        loss.beside = file.norms.keys().cloned().collect();
+        file.norms.clear();
+        let biased = file.differences.iter().filter(|(_, difference)| difference.bias.is_some());
+        loss.beside.extend(biased.map(|(module, _)| module.clone()));
+        file.differences.clear();
+    }
+    if !format.words {
+        loss.words = file.tokens.keys().cloned().collect();
+        file.tokens.clear();
+        file.layer_tokens.clear();
+    }
+    about(&mut file);
+    watch(Event::Stage { name: "writing".into(), total: 1 })?;
+    (format.write)(&file, paths, out)?;
+    Ok(loss)
+}
+
+/// kohya's keys that tell tools what a file holds.
+fn about(file: &mut LoraFile) {
+    let whole = !file.differences.is_empty() || !file.norms.is_empty();
+    let mut say = |key: &str, value: String| drop(file.metadata.insert(key.to_owned(), value));
+    say("ss_network_module", if whole { "lycoris.kohya" } else { "networks.lora" }.into());
+    if whole {
+        say("ss_network_args", serde_json::json!({ "algo": "full" }).to_string());
+    } else if let Some(layer) = file.layers.values().max_by_key(|layer| layer.rank) {
+        let (rank, alpha) = (layer.rank, layer.alpha);
+        say("ss_network_dim", rank.to_string());
+        say("ss_network_alpha", alpha.to_string());
+        file.metadata.remove("ss_network_args");
+    }
+    // It was computed without some of the tensors' metadata, and cannot be again.
+    file.metadata.remove("sshs_legacy_hash");
+}

@@ -1,0 +1,158 @@
+//! What adapters add to the tensors of a model, worked out for one tensor at a time.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::engine::io::ldm::Network;
+use crate::engine::io::lora_file::relative::Relative;
+use crate::engine::io::lora_file::{Difference, LoraFile};
+use crate::engine::io::open_clip;
+use crate::engine::io::safetensors::{Checkpoint, Tensor};
+use crate::engine::merge::Source;
+use crate::engine::model::stored::{Place, Stored};
+use crate::engine::{Error, Result};
+
+/// `strength · Δ` of the sources, by network and our name of the tensor.
+pub(super) struct Changes<'a> {
+    model: &'a Stored,
+    of: BTreeMap<(Network, String), Vec<Term<'a>>>,
+}
+
+/// A layer of a file, by kohya's name, at a strength.
+type Term<'a> = (&'a LoraFile, String, f32);
+
+impl<'a> Changes<'a> {
+    /// What is for another model is refused.
+    pub fn new(model: &'a Stored, sources: &'a [Source], name: &str) -> Result<Self> {
+        let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for Source { file, strength } in sources {
+            refuse_own(file)?;
+            for module in file.modules().into_iter().chain(file.norms.keys()) {
+                let refused = || {
+                    Error::new(
+                        format!("The adapter was made for another model than {name}: layer {module} does not fit"),
+                        "Choose the model it was trained on",
+                    )
+                    .at(&file.path)
+                };
+                let shape = model.shape(module).ok_or_else(refused)?;
+                if !fits(file, module, shape) {
+                    return Err(refused());
+                }
+                let Place { network, path, .. } = model.place(module).ok_or_else(refused)?;
+                let change = (file, module.clone(), strength.of(module));
+                for ending in ["weight", "bias"].iter().filter(|ending| changes(file, module, ending)) {
+                    of.entry((*network, format!("{path}.{ending}"))).or_default().push(change.clone());
+                }
+            }
+        }
+        Ok(Self { model, of })
+    }
+
+    /// A stored tensor in its own number format: as it is, or with what is added to the tensors of ours that it holds.
+    pub fn bytes<'f>(
+        &self,
+        file: &'f Checkpoint,
+        stored: &str,
+        ours: Option<(Network, Vec<String>)>,
+    ) -> Result<Cow<'f, [u8]>> {
+        let (network, names) = ours.unwrap_or((Network::Vae, Vec::new()));
+        let terms: Vec<_> = names.iter().map(|name| self.of.get(&(network, name.clone()))).collect();
+        if terms.iter().all(Option::is_none) {
+            return Ok(Cow::Borrowed(file.stored(stored)?));
+        }
+        let mut values = file.f32(stored)?;
+        let turned = open_clip::is_transposed(stored).then(|| file.shape(stored)).transpose()?;
+        // Queries, keys and values lie in one tensor.
+        let each = values.len() / names.len();
+        for ((name, terms), part) in names.iter().zip(terms).zip(values.chunks_exact_mut(each.max(1))) {
+            for (adapter, module, by) in terms.into_iter().flatten() {
+                for delta in self.deltas(adapter, module, name.ends_with(".bias"))? {
+                    if delta.len() != part.len() {
+                        let what = format!("Layer {module} has {} numbers for a tensor of {}", delta.len(), part.len());
+                        return Err(Error::new(what, "Choose the model it was trained on").at(&adapter.path));
+                    }
+                    match turned {
+                        Some(&[rows, columns]) => {
+                            for (i, value) in part.iter_mut().enumerate() {
+                                *value += by * delta[i % columns * rows + i / columns];
+                            }
+                        }
+                        _ => part.iter_mut().zip(delta).for_each(|(value, delta)| *value += by * delta),
+                    }
+                }
+            }
+        }
+        let entry = &file.entries()[stored];
+        let tensor = Tensor::new(entry.dtype, &entry.shape, &values);
+        if !tensor.is_finite() || tensor.dtype != entry.dtype {
+            return Err(Error::new(
+                format!("With the adapters added, {stored} holds numbers that {} cannot", entry.dtype),
+                "Lower the strengths of the adapters",
+            ));
+        }
+        Ok(Cow::Owned(tensor.bytes))
+    }
+
+    /// What a file adds to a layer's weight or bias at strength 1.
+    fn deltas(&self, file: &LoraFile, module: &str, bias: bool) -> Result<Vec<Vec<f32>>> {
+        let of = |difference: Difference| if bias { difference.bias.unwrap_or_default() } else { difference.weight };
+        let mut deltas = Vec::new();
+        if let Some(relative) = file.relatives.get(module)
+            && let Some(base) = self.model.base(module)?
+        {
+            let changed = relative.difference(&base).map_err(|why| {
+                Error::new(format!("The layer {module} does not fit: {why}"), "Choose the model it was trained on")
+                    .at(&file.path)
+            })?;
+            deltas.push(of(changed));
+        }
+        if let Some(layer) = file.layers.get(module).filter(|_| !bias) {
+            deltas.push(layer.product().weight);
+        }
+        for difference in [file.differences.get(module), file.norms.get(module)].into_iter().flatten() {
+            deltas.push(of(difference.clone()));
+        }
+        deltas.retain(|delta| !delta.is_empty());
+        Ok(deltas)
+    }
+}
+
+/// Whether a file changes a layer's weight, or its bias.
+fn changes(file: &LoraFile, module: &str, ending: &str) -> bool {
+    let beside = [file.differences.get(module), file.norms.get(module)];
+    let mut beside = beside.into_iter().flatten();
+    match ending {
+        "weight" => {
+            let whole = beside.any(|difference| !difference.weight.is_empty());
+            whole || file.layers.contains_key(module) || file.relatives.contains_key(module)
+        }
+        _ => {
+            beside.any(|difference| difference.bias.is_some())
+                || file.relatives.get(module).is_some_and(Relative::moves_bias)
+        }
+    }
+}
+
+/// Whether what is known of a layer's change fits a weight of this shape.
+fn fits(file: &LoraFile, module: &str, shape: &[usize]) -> bool {
+    let (out, numbers) = (shape.first().copied().unwrap_or(0), shape.iter().product::<usize>());
+    let pair = file.layers.get(module).is_none_or(|layer| (layer.out(), layer.out() * layer.input()) == (out, numbers));
+    let beside = [file.differences.get(module), file.norms.get(module)].into_iter().flatten();
+    let whole = |difference: &Difference| {
+        let weight = difference.weight.is_empty() || difference.weight.len() == numbers;
+        weight && difference.bias.as_ref().is_none_or(|bias| bias.len() == out)
+    };
+    pair && beside.into_iter().all(whole)
+}
+
+fn refuse_own(file: &LoraFile) -> Result<()> {
+    if file.own.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        "What this adapter does depends on the picture, so no weights can hold it",
+        "Mute it, or mount it when sampling: sample --adapter F",
+    )
+    .at(&file.path))
+}

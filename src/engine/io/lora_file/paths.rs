@@ -1,0 +1,167 @@
+//! What other tools call a layer: paths with dots in both layouts, and the shape of its weight.
+
+use std::collections::BTreeMap;
+
+use crate::engine::io::detect::Family;
+use crate::engine::io::dotted::dotted;
+use crate::engine::io::ldm::{self, Blocks, Names};
+use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
+use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
+
+/// Names and shapes of a family's layers, or of one model's.
+pub struct Paths {
+    unet: Names,
+    /// Whether kohya names the denoiser's layers as LDM does: for SDXL.
+    is_xl: bool,
+    /// `[out, channels, kh, kw]` or `[out, in]` of each layer, where a model says it.
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+/// A network of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Network {
+    Unet,
+    Text,
+    SecondText,
+}
+
+impl Paths {
+    pub fn new(blocks: &Blocks, is_xl: bool, shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        Self { unet: ldm::unet(blocks), is_xl, shapes }
+    }
+
+    /// Those of a family; of SD 1.x where none is told.
+    pub fn of(family: Option<Family>) -> Self {
+        let is_xl = family == Some(Family::Sdxl);
+        let (down, up) = match is_xl {
+            true => (vec![false, true, true], vec![true, true, false]),
+            false => (vec![true, true, true, false], vec![false, true, true, true]),
+        };
+        Self::new(&Blocks { layers: 2, down, up }, is_xl, BTreeMap::new())
+    }
+
+    /// The network of a layer, and its path there in diffusers' or transformers' layout.
+    pub fn ours(&self, module: &str) -> (Network, String) {
+        let (network, path) = split(module);
+        // A name ends its module with a dot.
+        let named = |path: &str| self.unet.ours(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
+        let path = match network {
+            Network::Unet => named(&path).unwrap_or(path),
+            _ => path,
+        };
+        (network, path)
+    }
+
+    /// The same in LDM's layout; text encoders have one layout.
+    pub fn ldm(&self, module: &str) -> (Network, String) {
+        let (network, path) = self.ours(module);
+        let named = |path: &str| self.unet.ldm(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
+        let path = match network {
+            Network::Unet => named(&path).unwrap_or(path),
+            _ => path,
+        };
+        (network, path)
+    }
+
+    /// kohya's name of a layer that a file calls by either layout's; what is of no model of pictures keeps its name.
+    fn kohya(&self, module: &str) -> String {
+        if !module.starts_with(KOHYA_UNET) && !names::is_text(module) {
+            return module.to_owned();
+        }
+        let (network, path) = if self.is_xl { self.ldm(module) } else { self.ours(module) };
+        let prefix = match (network, self.is_xl) {
+            (Network::Unet, _) => KOHYA_UNET,
+            (Network::Text, false) => KOHYA_TEXT,
+            (Network::Text, true) => KOHYA_TEXT_1,
+            (Network::SecondText, _) => KOHYA_TEXT_2,
+        };
+        format!("{prefix}{}", path.replace('.', "_"))
+    }
+
+    /// Gives every layer the name that kohya has for it.
+    pub fn rename(&self, file: &mut LoraFile) {
+        fn renamed<T>(map: &mut BTreeMap<String, T>, name: impl Fn(&str) -> String) {
+            *map = std::mem::take(map).into_iter().map(|(module, layer)| (name(&module), layer)).collect();
+        }
+        renamed(&mut file.layers, |module| self.kohya(module));
+        renamed(&mut file.differences, |module| self.kohya(module));
+        renamed(&mut file.norms, |module| self.kohya(module));
+        renamed(&mut file.relatives, |module| self.kohya(module));
+        renamed(&mut file.own, |module| self.kohya(module));
+    }
+
+    /// Gives flattened factors and differences of convolutions their kernels back: LoHa and LoKr forget them.
+    pub fn shape(&self, file: &mut LoraFile) {
+        for (module, LoraLayer { down_shape, up_shape, rank, .. }) in &mut file.layers {
+            if let Some(shape) = self.kernel(module, up_shape[0], down_shape[1..].iter().product())
+                && down_shape.len() == 2
+            {
+                *down_shape = [&[*rank], &shape[1..]].concat();
+                *up_shape = vec![shape[0], *rank, 1, 1];
+            }
+        }
+        for (module, Difference { shape, .. }) in &mut file.differences {
+            if let [out, input] = shape[..]
+                && let Some(of_layer) = self.kernel(module, out, input)
+            {
+                *shape = of_layer;
+            }
+        }
+    }
+
+    /// `[out, channels, kh, kw]` of a convolution whose flattened weight is `[out, input]`.
+    fn kernel(&self, module: &str, out: usize, input: usize) -> Option<Vec<usize>> {
+        if let Some(shape) = self.shapes.get(module) {
+            let fits = shape.len() == 4 && shape[0] == out && shape[1..].iter().product::<usize>() == input;
+            return fits.then(|| shape.clone());
+        }
+        let (network, path) = self.ours(module);
+        let last = path.rsplit('.').next().unwrap_or_default();
+        let wide = ["conv1", "conv2", "conv", "conv_in", "conv_out"].contains(&last) && input.is_multiple_of(9);
+        match (network, wide) {
+            (Network::Unet, true) => Some(vec![out, input / 9, 3, 3]),
+            (Network::Unet, false) if last == "conv_shortcut" => Some(vec![out, input, 1, 1]),
+            _ => None,
+        }
+    }
+}
+
+fn split(module: &str) -> (Network, String) {
+    let starts = [
+        (KOHYA_UNET, Network::Unet),
+        (KOHYA_TEXT_2, Network::SecondText),
+        (KOHYA_TEXT, Network::Text),
+        (KOHYA_TEXT_1, Network::Text),
+    ];
+    let found = starts.iter().find_map(|(start, network)| Some((*network, module.strip_prefix(start)?)));
+    let (network, flat) = found.unwrap_or((Network::Unet, module));
+    (network, dotted(flat))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_named_in_both_layouts() {
+        let paths = Paths::of(None);
+        for (module, ours, ldm) in [
+            ("mid_block_attentions_0_proj_in", "mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
+            (
+                "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0",
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
+                "input_blocks.4.1.transformer_blocks.0.attn1.to_out.0",
+            ),
+            ("up_blocks_1_upsamplers_0_conv", "up_blocks.1.upsamplers.0.conv", "output_blocks.5.2.conv"),
+            ("input_blocks_3_0_op", "down_blocks.0.downsamplers.0.conv", "input_blocks.3.0.op"),
+            ("conv_in", "conv_in", "input_blocks.0.0"),
+        ] {
+            let module = format!("{KOHYA_UNET}{module}");
+            assert_eq!(paths.ours(&module), (Network::Unet, ours.to_owned()));
+            assert_eq!(paths.ldm(&module), (Network::Unet, ldm.to_owned()));
+            assert_eq!(paths.kohya(&module), format!("{KOHYA_UNET}{}", ours.replace('.', "_")));
+        }
+        let text = paths.ours("lora_te_text_model_encoder_layers_0_self_attn_q_proj");
+        assert_eq!(text, (Network::Text, "text_model.encoder.layers.0.self_attn.q_proj".to_owned()));
+    }
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""What Triptych teaches a classifier of transformers answers the same in PEFT.
+
+Usage: peft_vision.py "triptych"     from the root of the repository; exit 1 on a difference
+For the reference ViT and ResNet: trains a LoRA on the shipped concepts into a folder, loads that with
+PeftModel.from_pretrained, and compares the probabilities of pictures. Needs: torch transformers peft pillow.
+"""
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import ResNetForImageClassification, ViTForImageClassification
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NETWORKS = {
+    # Class, resize to, crop to, filter, mean, deviation: what transformers' own processors do by default.
+    "vit": (ViTForImageClassification, 48, 48, Image.Resampling.BILINEAR, [0.5] * 3, [0.5] * 3),
+    "resnet": (ResNetForImageClassification, 256, 224, Image.Resampling.BICUBIC, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+PICTURES = [f"assets/concepts/{name}.png" for name in ("kenney_robot/idle", "dicebear_pixel-art/03", "kenney_male_person/jump")]
+
+
+def triptych(*words):
+    command = [*shlex.split(sys.argv[1]), *map(str, words), "--json", "--device", "cpu"]
+    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def pixels(path, side, crop, way, mean, deviation):
+    picture = Image.open(ROOT / path).convert("RGBA")
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=picture.getchannel("A"))
+    start = (side - crop) // 2
+    white = white.resize((side, side), way).crop((start, start, start + crop, start + crop))
+    x = torch.tensor(list(white.tobytes()), dtype=torch.uint8).view(crop, crop, 3).permute(2, 0, 1) / 255
+    return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+
+
+def main():
+    torch.set_grad_enabled(False)
+    worst = 0.0
+    for name, (network, *preparation) in NETWORKS.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            out, base = pathlib.Path(scratch) / "peft", ROOT / "tests/reference" / name
+            options = ["--set", "rank=3", "--set", "alpha=7", "--steps", 20, "--lr", 0.02]
+            taught = triptych("train", "--model", base, "--data", "assets/concepts", "--method", "lora", *options, "--out", out)
+            classes = taught["classes"]
+            model = network.from_pretrained(base, num_labels=len(classes), ignore_mismatched_sizes=True)
+            model = PeftModel.from_pretrained(model, out).eval()
+            ours = triptych("classify", "--model", base, "--adapter", out, "--top", len(classes), *PICTURES)
+            for path, seen in zip(PICTURES, ours["pictures"], strict=True):
+                theirs = model(pixels(path, *preparation).unsqueeze(0)).logits.softmax(1)[0]
+                apart = max(abs(guess["probability"] - float(theirs[guess["index"]])) for guess in seen["top"])
+                worst = max(worst, apart)
+                print(f"{name} {path}: {seen['top'][0]['class']}, within {apart:.1e} of PEFT")
+    sys.exit(worst > 1e-4)
+
+
+if __name__ == "__main__":
+    main()
