@@ -266,7 +266,7 @@ fn a_model_folder_with_a_fault_is_a_sentence() {
         (Content("sd/unet/config.json", b"{}"), "missing field"),
         (Gone("sd/text_encoder/config.json"), "Could not read"),
         (unet(json!({ "block_out_channels": "wide" })), "invalid type"),
-        (unet(json!({ "addition_embed_type": "text_time" })), "pooled text and sizes"),
+        (unet(json!({ "addition_embed_type": "text_time" })), "pooled text and of its sizes"),
         (unet(json!({ "norm_num_groups": 0 })), "do not divide into 0 groups"),
         (unet(json!({ "attention_head_dim": 3 })), "do not divide into 3 heads"),
         (unet(json!({ "down_block_types": ["A", "B", "C", "D"] })), "the block “A”"),

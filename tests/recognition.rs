@@ -122,9 +122,9 @@ fn other_models_of_a_known_family_are_refused_with_a_reason() {
         refused("taught on a schedule of its own");
     }
     checkpoint(&desk, 2048, 4, xl);
-    refused("is missing");
+    refused("is not CLIP's");
     checkpoint(&desk, 1024, 4, "cond_stage_model.model.ln_final.bias");
-    refused("is missing");
+    refused("is not CLIP's");
     // SDXL's refiner has one text encoder, in the place of the other.
     checkpoint(&desk, 1280, 4, "conditioner.embedders.0.model.ln_final.bias");
     refused("a tensor that no SDXL model has, such as conditioner.embedders.0.model.ln_final.bias");

@@ -13,6 +13,7 @@ pub mod parts;
 pub mod pooled;
 pub mod precision;
 pub mod prompt;
+mod reading;
 pub mod recompute;
 pub mod residual;
 pub mod resnet;
