@@ -9,6 +9,7 @@ use triptych::engine::io::metadata::CLASSES;
 use triptych::engine::vision::classify::classify;
 use triptych::engine::vision::dataset::DataSet;
 use triptych::engine::vision::job::{self, Job};
+use triptych::engine::vision::prepare::{Preparation, Resize};
 use triptych::engine::vision::{Adapted, Classifier, Learnt};
 
 use crate::command::{Desk, tensors, tree};
@@ -144,7 +145,9 @@ fn every_method_teaches_every_network_and_its_file_says_the_same() {
     lay_out(&desk, 4);
     let data = DataSet::open(&desk.path("data")).unwrap();
     for network in ["vit", "resnet"] {
-        let model = reference::classifier(network);
+        // Small pictures, for the sake of time.
+        let small = Preparation { resize: Resize::Exact([48; 2]), ..Preparation::torchvision() };
+        let model = Classifier { preparation: small, ..reference::classifier(network) };
         for method in METHODS {
             let out = desk.path(&format!("{network}-{}.safetensors", method.name));
             let changes =
