@@ -6,6 +6,7 @@ use std::path::Path;
 use triptych::engine::adapter::{Context, METHODS};
 use triptych::engine::io::Checkpoint;
 use triptych::engine::io::metadata::CLASSES;
+use triptych::engine::io::safetensors::save;
 use triptych::engine::vision::classify::classify;
 use triptych::engine::vision::dataset::DataSet;
 use triptych::engine::vision::job::{self, Job};
@@ -147,7 +148,8 @@ fn every_method_teaches_every_network_and_its_file_says_the_same() {
     for network in ["vit", "resnet"] {
         // Small pictures, for the sake of time.
         let small = Preparation { resize: Resize::Exact([48; 2]), ..Preparation::torchvision() };
-        let model = Classifier { preparation: small, ..reference::classifier(network) };
+        let mut model = reference::classifier(network);
+        model.preparation = small;
         for method in METHODS {
             let out = desk.path(&format!("{network}-{}.safetensors", method.name));
             let changes =
@@ -219,7 +221,7 @@ fn what_another_classifier_learnt_or_is_damaged_is_refused() {
     assert!(refused(&resnet).what.contains("it belongs to vit"), "{}", refused(&resnet));
     let (whole, metadata) = tensors(&out);
     let head = "base_model.model.classifier.weight";
-    let cases: [(&str, Option<(&str, triptych::engine::io::safetensors::Tensor)>, &str); 3] = [
+    let cases = [
         (head, None, "it holds no base_model.model.classifier.weight"),
         ("", Some(("conv_in.weight", whole[head].clone())), "conv_in.weight"),
         ("base_model.model.vit.layers.0.attention.q_proj.lora_A.weight", None, "down side is missing"),
@@ -228,7 +230,7 @@ fn what_another_classifier_learnt_or_is_damaged_is_refused() {
         let mut tensors: BTreeMap<_, _> = whole.clone();
         tensors.remove(gone);
         tensors.extend(more.map(|(name, tensor)| (name.to_owned(), tensor)));
-        triptych::engine::io::safetensors::save(&out, &tensors, &metadata).unwrap();
+        save(&out, &tensors, &metadata).unwrap();
         assert!(refused(&vit).what.contains(words), "{words}: {}", refused(&vit));
     }
 }
