@@ -19,9 +19,11 @@ use triptych::engine::diffusion::{Schedule, guidance, loss};
 use triptych::engine::io::Folder;
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::model::chunks::Prompt;
-use triptych::engine::model::sd::ScheduleConfig;
+use triptych::engine::model::loader::Loader;
+use triptych::engine::model::sd::{ScheduleConfig, TEXT_WEIGHTS};
 use triptych::engine::model::tokenizer::Tokenizer;
-use triptych::engine::model::{Mounts, StableDiffusion};
+use triptych::engine::model::vit::Vit;
+use triptych::engine::model::{Hold, Mounts, Part, StableDiffusion, Table};
 use triptych::engine::vision::Adapted;
 
 /// Share of the largest value that one forward pass may differ by.
@@ -211,10 +213,14 @@ fn sampler_unipc() {
 
 #[test]
 fn vision_transformer() {
-    let (vit, r) = (reference::classifier("vit"), Reference::open("vision_reference"));
-    let hidden = vit.hidden(r.tensor("x"), &Mounts::none()).expect("a vision transformer");
+    let (classifier, r) = (reference::classifier("vit"), Reference::open("vision_reference"));
+    assert_close("logits", Adapted::plain(&classifier).logits(r.tensor("x")), r.tensor("vit.logits"), FORWARD);
+    let folder = Folder::Disk(reference::folder().join("vit"));
+    let (config, file) = (folder.json("config.json").unwrap(), folder.checkpoint(".", TEXT_WEIGHTS).unwrap());
+    let hold = Hold::wide(&classifier.device);
+    let loader = Loader::new(&file, |name| Some(name.to_owned()), hold, Part::Vision, Table::default());
+    let hidden = Vit::load(&config, &loader.root().sub("vit")).hidden(r.tensor("x"), &Mounts::none());
     assert_close("hidden", hidden, r.tensor("vit.hidden"), FORWARD);
-    assert_close("logits", Adapted::plain(&vit).logits(r.tensor("x")), r.tensor("vit.logits"), FORWARD);
 }
 
 #[test]

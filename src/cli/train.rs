@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     concept: Vec<PathBuf>,
     /// Teach a classifier: folder with a folder of pictures for each class, named after it
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["concept", "token", "class", "repeats", "weight", "project"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["concept", "token", "class", "repeats", "weight", "project", "stamp"])]
     data: Option<PathBuf>,
     /// The new word that calls the concept up, `<sks>` if left out; with several concepts, one for each, in their order
     #[arg(long)]

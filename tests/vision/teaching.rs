@@ -6,9 +6,11 @@ use std::path::Path;
 use triptych::engine::adapter::{Context, METHODS};
 use triptych::engine::io::Checkpoint;
 use triptych::engine::io::metadata::CLASSES;
+use triptych::engine::io::safetensors::save;
 use triptych::engine::vision::classify::classify;
 use triptych::engine::vision::dataset::DataSet;
 use triptych::engine::vision::job::{self, Job};
+use triptych::engine::vision::prepare::{Preparation, Resize};
 use triptych::engine::vision::{Adapted, Classifier, Learnt};
 
 use crate::command::{Desk, tensors, tree};
@@ -144,7 +146,10 @@ fn every_method_teaches_every_network_and_its_file_says_the_same() {
     lay_out(&desk, 4);
     let data = DataSet::open(&desk.path("data")).unwrap();
     for network in ["vit", "resnet"] {
-        let model = reference::classifier(network);
+        // Small pictures, for the sake of time.
+        let small = Preparation { resize: Resize::Exact([48; 2]), ..Preparation::torchvision() };
+        let mut model = reference::classifier(network);
+        model.preparation = small;
         for method in METHODS {
             let out = desk.path(&format!("{network}-{}.safetensors", method.name));
             let changes =
@@ -189,9 +194,6 @@ fn a_folder_of_peft_is_written_whole_and_never_over_another() {
     assert_eq!(desk.contents(), before);
 }
 
-/// A tensor to take out, one to put in, and what is told then.
-type Damage<'a> = (&'a str, Option<(&'a str, triptych::engine::io::safetensors::Tensor)>, &'a str);
-
 /// A LoRA that PEFT saved, with alphas of its own and a head of other classes (`make_vision_peft_reference.py`).
 #[test]
 fn what_peft_saved_answers_as_in_peft() {
@@ -219,7 +221,7 @@ fn what_another_classifier_learnt_or_is_damaged_is_refused() {
     assert!(refused(&resnet).what.contains("it belongs to vit"), "{}", refused(&resnet));
     let (whole, metadata) = tensors(&out);
     let head = "base_model.model.classifier.weight";
-    let cases: [Damage<'_>; 3] = [
+    let cases = [
         (head, None, "it holds no base_model.model.classifier.weight"),
         ("", Some(("conv_in.weight", whole[head].clone())), "conv_in.weight"),
         ("base_model.model.vit.layers.0.attention.q_proj.lora_A.weight", None, "down side is missing"),
@@ -228,7 +230,7 @@ fn what_another_classifier_learnt_or_is_damaged_is_refused() {
         let mut tensors: BTreeMap<_, _> = whole.clone();
         tensors.remove(gone);
         tensors.extend(more.map(|(name, tensor)| (name.to_owned(), tensor)));
-        triptych::engine::io::safetensors::save(&out, &tensors, &metadata).unwrap();
+        save(&out, &tensors, &metadata).unwrap();
         assert!(refused(&vit).what.contains(words), "{words}: {}", refused(&vit));
     }
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, module};
 use serde::Deserialize;
 
-use crate::engine::adapter::mount::{self, Base, Strength};
 use crate::engine::io::{Checkpoint, Folder};
 use crate::engine::model::loader::{Loader, Scope};
 use crate::engine::model::mobilenet::{self, MobileNet};
@@ -14,7 +13,6 @@ use crate::engine::model::resnet::{self, ResNet};
 use crate::engine::model::sd::TEXT_WEIGHTS;
 use crate::engine::model::vit::{self, Vit};
 use crate::engine::model::{Hold, Layer, Mounts, Part, Table, Weight};
-use crate::engine::vision::Learnt;
 use crate::engine::vision::prepare::{Preparation, Resize};
 use crate::engine::{Error, Result, words};
 
@@ -57,14 +55,6 @@ pub struct Head {
     pub weight_oi: Tensor<2>,
     /// `[1, classes]`.
     pub bias: Tensor<2>,
-}
-
-/// A classifier as it answers: as it came, or with what it has learnt in place.
-pub struct Adapted<'a> {
-    pub model: &'a Classifier,
-    pub mounts: Mounts,
-    pub head: Head,
-    pub classes: Vec<String>,
 }
 
 /// What every `config.json` of a classifier says.
@@ -199,35 +189,6 @@ impl Classifier {
             Network::ResNet(resnet) => resnet.features(x, mounts),
             Network::MobileNet(mobilenet) => mobilenet.pooled(x, mounts),
         }
-    }
-
-    /// Of a vision transformer, every token after the last norm, `[n, tokens, width]`.
-    pub fn hidden(&self, x: Tensor<4>, mounts: &Mounts) -> Option<Tensor<3>> {
-        match &self.network {
-            Network::Vit(vit) => Some(vit.hidden(x, mounts)),
-            _ => None,
-        }
-    }
-}
-
-impl<'a> Adapted<'a> {
-    /// As it came.
-    pub fn plain(model: &'a Classifier) -> Self {
-        Self { model, mounts: Mounts::none(), head: model.head.clone(), classes: model.classes.clone() }
-    }
-
-    /// With what it has learnt in place.
-    pub fn with(model: &'a Classifier, learnt: &Learnt) -> Result<Self> {
-        let Classifier { name, layers, weights, device, .. } = model;
-        let mut mounts = Mounts::none();
-        let base = Base { name, layers, weights, device, family: None };
-        mount::mount_on(&mut mounts, &base, &learnt.changes, &Strength::default())?;
-        Ok(Self { model, mounts: mounts.rest(weights), head: learnt.head(device), classes: learnt.classes.clone() })
-    }
-
-    /// RGB `[n, 3, h, w]`, normalised → one number for each class, `[n, classes]`.
-    pub fn logits(&self, x: Tensor<4>) -> Tensor<2> {
-        self.head.forward(self.model.features(x, &self.mounts))
     }
 }
 

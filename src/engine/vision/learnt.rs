@@ -9,18 +9,13 @@ use std::io::Write as _;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::Deserialize;
 use serde_json::json;
 
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::io::{atomic, detect, metadata, names};
-use crate::engine::model::Layer;
-use crate::engine::vision::{Classifier, Head};
+use crate::engine::vision::{Classifier, Head, peft};
 use crate::engine::{Error, Result};
-
-/// PEFT's name of the settings beside the tensors.
-const CONFIG: &str = "adapter_config.json";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Learnt {
@@ -30,19 +25,6 @@ pub struct Learnt {
     pub classes: Vec<String>,
     /// What the layers before the head have learnt, under our names of them; and the file's metadata.
     pub changes: LoraFile,
-}
-
-/// Of `adapter_config.json`, what decides how strong the factors are.
-#[derive(Deserialize)]
-struct Config {
-    lora_alpha: f32,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
-    /// By the end of a module's path.
-    #[serde(default)]
-    alpha_pattern: BTreeMap<String, f32>,
 }
 
 impl Learnt {
@@ -97,12 +79,12 @@ impl Learnt {
         if is_file(path) {
             return safetensors::save(path, &tensors, &metadata);
         }
-        let config = serde_json::to_string_pretty(&self.peft_config(model)).map_err(|e| {
+        let config = serde_json::to_string_pretty(&peft::settings(&self.changes, model)).map_err(|e| {
             Error::new(format!("The settings cannot be written ({e})"), "Name a .safetensors file").at(path)
         })?;
         atomic::write_folder(path, |new| {
             safetensors::save(&new.join(detect::PEFT_FILE), &tensors, &metadata)?;
-            atomic::write(&new.join(CONFIG), |out| out.write_all(config.as_bytes()))
+            atomic::write(&new.join(peft::CONFIG), |out| out.write_all(config.as_bytes()))
         })
     }
 
@@ -150,32 +132,6 @@ impl Learnt {
         }
         Ok((tensors, metadata))
     }
-
-    /// As PEFT writes it for a LoRA with a head of its own; ranks that differ from the largest stand in the pattern.
-    fn peft_config(&self, model: &Classifier) -> serde_json::Value {
-        let theirs = |layer: &Layer| names::peft_vision(&layer.path);
-        let ranks: BTreeMap<String, usize> = model
-            .layers
-            .iter()
-            .filter_map(|layer| Some((theirs(layer), self.changes.layers.get(&layer.module())?.rank)))
-            .collect();
-        let r = ranks.values().copied().max().unwrap_or(1);
-        let odd: BTreeMap<_, _> = ranks.iter().filter(|(_, rank)| **rank != r).collect();
-        let head = model.head_path.split('.').next().unwrap_or(model.head_path);
-        json!({
-            "peft_type": "LORA",
-            "base_model_name_or_path": model.name,
-            "r": r,
-            "lora_alpha": r,
-            "rank_pattern": odd,
-            "alpha_pattern": odd,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "inference_mode": true,
-            "target_modules": ranks.keys().collect::<Vec<_>>(),
-            "modules_to_save": [head],
-        })
-    }
 }
 
 /// Whether what is written under this name is one file.
@@ -206,28 +162,8 @@ fn changes(file: &Checkpoint, model: &Classifier, head: &[String]) -> Result<Lor
         return Ok(LoraFile { path: file.path().into(), metadata: file.metadata().clone(), ..LoraFile::default() });
     }
     let mut changes = LoraFile::read(&layers)?;
-    let beside = file.path().with_file_name(CONFIG);
-    if file.path().file_name().is_some_and(|name| name == detect::PEFT_FILE) && beside.is_file() {
-        let text = std::fs::read_to_string(&beside).map_err(|e| Error::io("read", &beside, &e))?;
-        let config: Config = serde_json::from_str(&text).map_err(|e| {
-            Error::new(format!("PEFT's settings cannot be read: {e}"), "Export the adapter again").at(&beside)
-        })?;
-        strengthen(&mut changes, &config, model).map_err(|error| error.at(&beside))?;
+    if file.path().file_name().is_some_and(|name| name == detect::PEFT_FILE) {
+        peft::strengthen(&mut changes, file.path(), model)?;
     }
     Ok(changes)
-}
-
-/// PEFT keeps `alpha` beside the factors.
-fn strengthen(changes: &mut LoraFile, config: &Config, model: &Classifier) -> Result<()> {
-    if config.use_dora {
-        return Err(Error::new("This is a DoRA", "Only plain LoRAs of PEFT can be read for classifiers so far"));
-    }
-    for layer in &model.layers {
-        let Some(factors) = changes.layers.get_mut(&layer.module()) else { continue };
-        let path = format!(".{}", names::peft_vision(&layer.path));
-        let own = config.alpha_pattern.iter().find(|(pattern, _)| path.ends_with(&format!(".{pattern}")));
-        let alpha = own.map_or(config.lora_alpha, |(_, alpha)| *alpha);
-        factors.alpha = if config.use_rslora { alpha * (factors.rank as f32).sqrt() } else { alpha };
-    }
-    Ok(())
 }

@@ -43,7 +43,7 @@ impl<'a> Pictures<'a> {
         for (i, some) in all.chunks(BATCH).enumerate() {
             let x = self.model.preparation.batch(some, &self.model.device)?;
             seen.push(self.model.features(x, &Mounts::none()));
-            watch(Event::Progress { done: (BATCH * i + some.len()), total: all.len() })?;
+            watch(Event::Progress { done: BATCH * i + some.len(), total: all.len() })?;
         }
         self.seen = Some(Tensor::cat(seen, 0));
         Ok(())
@@ -63,10 +63,10 @@ impl<'a> Pictures<'a> {
     /// Sum over `some` of the cross-entropy, `[1]`.
     fn loss(&self, some: &[(usize, bool)], logits: Tensor<2>) -> Tensor<1> {
         let [n, classes] = logits.dims();
-        let mut is = vec![0.0_f32; n * classes];
-        some.iter().enumerate().for_each(|(row, &(i, _))| is[row * classes + self.items[i].class] = 1.0);
-        let is = Tensor::<2>::from_data(TensorData::new(is, [n, classes]), &self.model.device);
-        -(activation::log_softmax(logits, 1) * is).sum()
+        let mut minus = vec![0.0_f32; n * classes];
+        some.iter().enumerate().for_each(|(row, &(i, _))| minus[row * classes + self.items[i].class] = -1.0);
+        let minus = Tensor::<2>::from_data(TensorData::new(minus, [n, classes]), &self.model.device);
+        (activation::log_softmax(logits, 1) * minus).sum()
     }
 
     /// Loss and gradients of a batch.

@@ -5,6 +5,8 @@
 //! alone (a linear probe) or the network too, by any adapter method, and leaves what `learnt` reads and writes, measured on
 //! pictures kept out by `confusion`.
 
+mod adapted;
+mod begin;
 pub mod classifier;
 pub mod classify;
 pub mod confusion;
@@ -13,10 +15,12 @@ pub mod fields;
 pub mod job;
 pub mod learnt;
 mod lesson;
+mod peft;
 pub mod prepare;
 pub mod probe;
 pub mod resample;
 mod run;
 
-pub use classifier::{Adapted, Classifier, Head};
+pub use adapted::Adapted;
+pub use classifier::{Classifier, Head};
 pub use learnt::Learnt;
