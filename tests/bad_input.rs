@@ -82,8 +82,16 @@ fn a_spoiled_adapter_is_refused_by_every_command_that_takes_one() {
             },
             "is empty",
         ),
-        ("half a LoHa", |t| drop(t.insert(format!("{LAYER}.hada_w1_a"), f32s(&[128, 2], 0.1))), "cannot be read with the rest"),
-        ("a stranger", |t| drop(t.insert("optimizer.step".into(), f32s(&[1], 0.1))), "cannot be read with the rest: optimizer.step"),
+        (
+            "half a LoHa",
+            |t| drop(t.insert(format!("{LAYER}.hada_w1_a"), f32s(&[128, 2], 0.1))),
+            "cannot be read with the rest",
+        ),
+        (
+            "a stranger",
+            |t| drop(t.insert("optimizer.step".into(), f32s(&[1], 0.1))),
+            "cannot be read with the rest: optimizer.step",
+        ),
         ("a broken word", |t| drop(t.insert("bundle_emb.<a>.clip_l".into(), f32s(&[1, 128], f32::NAN))), "are damaged"),
         (
             "a word without a name",
