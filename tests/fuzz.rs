@@ -111,7 +111,7 @@ fn mutated(seed: &[u8], round: u32) -> Vec<u8> {
 
 /// Every kind of layer in one file of few bytes.
 fn adapters() -> Vec<Vec<u8>> {
-    let shapes: [&[(&str, &[usize])]; 9] = [
+    let shapes: [&[(&str, &[usize])]; 10] = [
         &[("lora_down.weight", &[2, 4]), ("lora_up.weight", &[6, 2]), ("alpha", &[]), ("dora_scale", &[6, 1])],
         &[("lora_down.weight", &[2, 4, 1, 1]), ("lora_mid.weight", &[2, 2, 3, 3]), ("lora_up.weight", &[6, 2, 1, 1])],
         &[("hada_w1_a", &[6, 2]), ("hada_w1_b", &[2, 4]), ("hada_w2_a", &[6, 2]), ("hada_w2_b", &[2, 4])],
@@ -120,7 +120,8 @@ fn adapters() -> Vec<Vec<u8>> {
         &[("oft_R.weight", &[2, 1])],
         &[("a1.weight", &[4, 2]), ("a2.weight", &[2, 4]), ("b1.weight", &[6, 2]), ("b2.weight", &[2, 4])],
         &[("weight", &[6]), ("on_input", &[])],
-        &[("diff", &[6, 4]), ("diff_b", &[6]), ("w_norm", &[6])],
+        &[("diff", &[6, 4]), ("diff_b", &[6])],
+        &[("w_norm", &[6]), ("b_norm", &[6])],
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");

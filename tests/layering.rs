@@ -7,12 +7,12 @@ use std::path::Path;
 
 /// The rooms of `src/engine`, lowest layer first. A new room gets its place here, or its files fail by name.
 const LAYERS: &[&[&str]] = &[
-    &["error", "event", "field", "random", "words"],
+    &["error", "event", "field", "pages", "random", "words"],
     &["device"],
     &["ops", "io", "contact_sheet"],
     &["model"],
     &["adapter", "concept", "diffusion", "similarity", "spectrum"],
-    &["train", "merge", "parameters", "preview", "export", "project", "vision"],
+    &["train", "merge", "parameters", "preview", "export", "convert", "project", "vision"],
     &["session", "inspect"],
     &["queue"],
 ];

@@ -134,10 +134,9 @@ fn other_models_of_a_known_family_are_refused_with_a_reason() {
 fn what_is_no_adapter_is_refused_by_name() {
     let desk = Desk::new();
     let to_k = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
-    let cases: [(Make, &str); 7] = [
+    let cases: [(Make, &str); 6] = [
         (|d| checkpoint(d, 768, 4, CLIP), "This is an SD 1.x checkpoint, not an adapter"),
         (|d| checkpoint(d, 2048, 4, "conditioner.embedders.0.x.bias"), "This is an SDXL checkpoint, not an adapter"),
-        (|d| save(d, "x.safetensors", &[("emb_params", &[2, 768])]), "a textual inversion (an embedding)"),
         (
             |d| save(d, "x.safetensors", &[("encoder.conv_in.weight", &[1]), ("decoder.conv_in.weight", &[1])]),
             "an autoencoder (VAE) alone, not an adapter",

@@ -107,14 +107,14 @@ fn what_a_format_cannot_hold_is_cut_and_told() {
 fn changes_of_the_models_own_weights_need_the_model() {
     let desk = Desk::new();
     train(&desk, "a", "").result();
-    let layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
+    let layer = "lora_unet_up_blocks_2_attentions_0_transformer_blocks_0_ff_net_2";
     let write = |name: &str, tensors: [(&str, &[usize], f32); 2]| {
         let tensor = |shape: &[usize], value| Tensor::new(Dtype::F32, shape, &vec![value; shape.iter().product()]);
         let tensors = tensors.map(|(key, shape, value)| (key.to_owned(), tensor(shape, value)));
         save(&desk.path(name), &tensors.into(), &BTreeMap::new()).unwrap();
     };
     let [weight, on_input] = [".weight", ".on_input"].map(|part| format!("{layer}{part}"));
-    write("ia3.safetensors", [(&weight, &[128], 0.25), (&on_input, &[], 0.0)]);
+    write("ia3.safetensors", [(&weight, &[64], 3.0), (&on_input, &[], 0.0)]);
     let [w, b] = ["w", "b"].map(|part| format!("lora_unet_conv_norm_out.{part}_norm"));
     write("norm.safetensors", [(&w, &[64], 0.5), (&b, &[64], 0.25)]);
 

@@ -40,12 +40,17 @@ impl<'a> Changes<'a> {
                     .at(&file.path)
                 };
                 let shape = model.shape(module).ok_or_else(refused)?;
-                if !fits(file, module, shape) || changes(file, module, "bias") && !model.has_bias(module) {
+                let has_bias = model.has_bias(module);
+                if !fits(file, module, shape) || adds_bias(file, module) && !has_bias {
                     return Err(refused());
                 }
                 let Place { network, path, .. } = model.place(module).ok_or_else(refused)?;
                 let change = (file, module.clone(), strength.of(module));
-                for ending in ["weight", "bias"].iter().filter(|ending| changes(file, module, ending)) {
+                // (IA)³ scales a bias where there is one.
+                let moves_bias = file.relatives.get(module).is_some_and(Relative::moves_bias) && has_bias;
+                let endings =
+                    [(changes_weight(file, module), "weight"), (adds_bias(file, module) || moves_bias, "bias")];
+                for (_, ending) in endings.into_iter().filter(|(changes, _)| *changes) {
                     of.entry((*network, format!("{path}.{ending}"))).or_default().push(change.clone());
                 }
             }
@@ -114,7 +119,7 @@ impl<'a> Changes<'a> {
         if let Some(layer) = file.layers.get(module).filter(|_| !bias) {
             deltas.push(layer.product().weight);
         }
-        for difference in [file.differences.get(module), file.norms.get(module)].into_iter().flatten() {
+        for difference in beside(file, module) {
             deltas.push(of(difference.clone()));
         }
         deltas.retain(|delta| !delta.is_empty());
@@ -122,32 +127,29 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// Whether a file changes a layer's weight, or its bias.
-fn changes(file: &LoraFile, module: &str, ending: &str) -> bool {
-    let beside = [file.differences.get(module), file.norms.get(module)];
-    let mut beside = beside.into_iter().flatten();
-    match ending {
-        "weight" => {
-            let whole = beside.any(|difference| !difference.weight.is_empty());
-            whole || file.layers.contains_key(module) || file.relatives.contains_key(module)
-        }
-        _ => {
-            beside.any(|difference| difference.bias.is_some())
-                || file.relatives.get(module).is_some_and(Relative::moves_bias)
-        }
-    }
+/// What a file keeps beside a layer's factors.
+fn beside<'a>(file: &'a LoraFile, module: &str) -> impl Iterator<Item = &'a Difference> {
+    [file.differences.get(module), file.norms.get(module)].into_iter().flatten()
+}
+
+fn changes_weight(file: &LoraFile, module: &str) -> bool {
+    let whole = beside(file, module).any(|difference| !difference.weight.is_empty());
+    whole || file.layers.contains_key(module) || file.relatives.contains_key(module)
+}
+
+fn adds_bias(file: &LoraFile, module: &str) -> bool {
+    beside(file, module).any(|difference| difference.bias.is_some())
 }
 
 /// Whether what is known of a layer's change fits a weight of this shape.
 fn fits(file: &LoraFile, module: &str, shape: &[usize]) -> bool {
     let (out, numbers) = (shape.first().copied().unwrap_or(0), shape.iter().product::<usize>());
     let pair = file.layers.get(module).is_none_or(|layer| (layer.out(), layer.out() * layer.input()) == (out, numbers));
-    let beside = [file.differences.get(module), file.norms.get(module)].into_iter().flatten();
     let whole = |difference: &Difference| {
         let weight = difference.weight.is_empty() || difference.weight.len() == numbers;
         weight && difference.bias.as_ref().is_none_or(|bias| bias.len() == out)
     };
-    pair && beside.into_iter().all(whole)
+    pair && beside(file, module).all(whole)
 }
 
 fn refuse_own(file: &LoraFile) -> Result<()> {
