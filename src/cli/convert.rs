@@ -51,7 +51,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     }
     let paths = match &model {
         Some(model) => Paths::new(&model.blocks(), Some(model.family()), model.shapes()),
-        None => Paths::of(file.family()),
+        None => Paths::of(file.family),
     };
     if let Some(picture) = &args.thumbnail {
         file.metadata.insert("modelspec.thumbnail".into(), convert::thumbnail::data_url(picture)?);

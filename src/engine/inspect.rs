@@ -182,7 +182,7 @@ fn adapter(path: &Path) -> Result<Report> {
     Ok(Report::Adapter {
         path: path.to_path_buf(),
         method: value(keys::METHOD),
-        family: file.family().map(Family::title),
+        family: file.family.map(Family::title),
         base: value(keys::BASE),
         basis: value(keys::BASIS),
         slot: value(keys::SLOT),

@@ -78,7 +78,7 @@ fn mount_by(
     strength: &Strength,
 ) -> Result<()> {
     let refused = |why: String| {
-        let family = file.family().filter(|family| Some(*family) != base.family);
+        let family = file.family.filter(|family| Some(*family) != base.family);
         let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
         Error::new(
             format!("The adapter was made for another model than {}{family}: {why}", base.name),

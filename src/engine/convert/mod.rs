@@ -166,7 +166,7 @@ fn about(file: &mut LoraFile) {
         say("ss_network_dim", layer.rank.to_string());
         say("ss_network_alpha", layer.alpha.to_string());
     }
-    let Some(family) = file.family() else { return };
+    let Some(family) = file.family else { return };
     let is_v =
         ["v", "v_prediction"].map(Some).contains(&file.metadata.get("modelspec.prediction_type").map(String::as_str));
     let side = if family == Family::Sdxl { 1024 } else { 512 };

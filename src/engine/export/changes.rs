@@ -29,7 +29,7 @@ impl<'a> Changes<'a> {
             refuse_own(file)?;
             for module in file.modules().into_iter().chain(file.norms.keys()) {
                 let refused = || {
-                    let family = file.family().filter(|family| *family != model.family());
+                    let family = file.family.filter(|family| *family != model.family());
                     let family = family.map_or(String::new(), |family| format!(" (it is for {})", family.title()));
                     Error::new(
                         format!(

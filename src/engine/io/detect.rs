@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::engine::io::{Checkpoint, pickle};
 use crate::engine::{Error, Result};
 
-pub use marks::{adapter_family, tensors};
+pub use marks::tensors;
 
 /// Models that were made from the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

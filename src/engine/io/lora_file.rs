@@ -21,9 +21,9 @@ use half::{bf16, f16};
 
 use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::relative::{Base, Relative};
+use crate::engine::io::metadata;
 use crate::engine::io::safetensors::{self, Dtype, Tensor};
 use crate::engine::io::token_vectors::{self, Meaning, Vectors};
-use crate::engine::io::{detect, metadata};
 use crate::engine::{Error, Result};
 
 /// `ΔW = alpha/rank · up · down` of one layer.
@@ -131,8 +131,8 @@ pub struct LoraFile {
     pub layer_tokens: BTreeMap<String, Vec<Vectors>>,
     /// How many of each vector's last numbers are for a second text encoder: SDXL's.
     pub second_width: usize,
-    /// The family of models that its keys told, in whatever spelling they were.
-    pub base_family: Option<Family>,
+    /// The family of models it was made for, where the keys and shapes of the file that was read tell.
+    pub family: Option<Family>,
     pub metadata: BTreeMap<String, String>,
     /// How exactly the file keeps its numbers.
     pub dtype: Option<Dtype>,
@@ -163,12 +163,6 @@ impl LoraFile {
             file.differences.insert(module, difference);
         }
         Ok(file)
-    }
-
-    /// The family of models it was made for, where its layers tell.
-    pub fn family(&self) -> Option<Family> {
-        let layers: Vec<_> = self.layers.iter().map(|(module, layer)| (module.as_str(), layer.input())).collect();
-        self.base_family.or_else(|| detect::adapter_family(&layers))
     }
 
     /// The tensors as they are written.

@@ -201,8 +201,18 @@ pub fn merge(
     let dtype = Some(if same && fits { format(&sources[0]) } else { Dtype::F32 });
     let metadata = of_recipe;
     let second_width = sources.iter().map(|source| source.file.second_width).max().unwrap_or(0);
-    let file =
-        LoraFile { layers, differences, tokens, layer_tokens, second_width, metadata, dtype, ..LoraFile::default() };
+    let family = sources[0].file.family;
+    let file = LoraFile {
+        layers,
+        differences,
+        tokens,
+        layer_tokens,
+        second_width,
+        family,
+        metadata,
+        dtype,
+        ..LoraFile::default()
+    };
     Ok((file, notes))
 }
 

@@ -57,7 +57,7 @@ const ADAPTERS: [(&str, &str); 11] = [
 ];
 
 /// The family an adapter was made for, from its keys in any spelling and the width that each layer reads.
-pub fn adapter_family(layers: &[(&str, usize)]) -> Option<Family> {
+fn adapter_family(layers: &[(&str, usize)]) -> Option<Family> {
     const MARKS: [(&str, Family); 11] = [
         ("double_blocks", Family::Flux),
         ("single_blocks", Family::Flux),

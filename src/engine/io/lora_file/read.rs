@@ -111,9 +111,9 @@ impl LoraFile {
         read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         read.second_width = token_vectors::second_width(file);
         // Two files of one family must have one name for a layer, or a merge would take it for two.
-        read.base_family = detect::tensors(file).family;
-        if read.base_family.is_some() {
-            Paths::of(read.base_family).rename(&mut read).map_err(|e| e.at(path))?;
+        read.family = detect::tensors(file).family;
+        if read.family.is_some() {
+            Paths::of(read.family).rename(&mut read).map_err(|e| e.at(path))?;
         }
         Ok(read)
     }
