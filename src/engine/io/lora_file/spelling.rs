@@ -79,10 +79,9 @@ const FLAT: [(&str, &str); 7] = [
 ];
 
 /// What stands before a path with dots.
-const DOTTED: [(&str, &str); 7] = [
+const DOTTED: [(&str, &str); 6] = [
     ("unet.", KOHYA_UNET),
     ("diffusion_model.", KOHYA_UNET),
-    ("transformer.", "lora_transformer_"),
     ("text_encoder.", KOHYA_TEXT),
     ("text_encoder_2.", KOHYA_TEXT_2),
     ("text_encoders.clip_l.transformer.", KOHYA_TEXT),
