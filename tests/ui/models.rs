@@ -51,12 +51,7 @@ fn a_single_file_is_dropped_and_chosen_and_other_files_are_told() {
     let foreign = [("model.diffusion_model.label_emb.0.0.bias".to_owned(), tensor(&[1]))];
     save(&place("xl.safetensors"), &foreign.into(), &[].into()).unwrap();
     std::fs::write(place("old.ckpt"), b"PK\x03\x04").unwrap();
-    save(&place("word.safetensors"), &[("emb_params".to_owned(), tensor(&[1, 768]))].into(), &[].into()).unwrap();
-    for (name, words) in [
-        ("xl.safetensors", "for SDXL"),
-        ("old.ckpt", "This is a pickle"),
-        ("word.safetensors", "This is a textual inversion"),
-    ] {
+    for (name, words) in [("xl.safetensors", "for SDXL"), ("old.ckpt", "This is a pickle")] {
         let_fall(&mut window, &place(name));
         until(&mut window, words, |window| shows(window, words));
         assert!(window.query_by_label("quartz").is_some(), "{name} took the place of the open model");
