@@ -61,7 +61,8 @@ pub fn write_comfy(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
 }
 
 impl Network {
-    fn in_diffusers(self) -> &'static str {
+    /// Before the keys in diffusers' files, and the folder that PEFT's adapter of it lies in.
+    pub(super) fn in_diffusers(self) -> &'static str {
         match self {
             Self::Unet => "unet",
             Self::Text => "text_encoder",
@@ -75,10 +76,5 @@ impl Network {
             Self::Text => "text_encoders.clip_l.transformer",
             Self::SecondText => "text_encoders.clip_g.transformer",
         }
-    }
-
-    /// The folder that PEFT's adapter of it lies in.
-    pub(super) fn folder(self) -> &'static str {
-        self.in_diffusers()
     }
 }

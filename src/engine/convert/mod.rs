@@ -26,8 +26,8 @@ pub struct Format {
     pub name: &'static str,
     /// Whose it is, and who loads it.
     pub title: &'static str,
-    /// Whether every layer must be a low-rank pair.
-    pub low_rank: bool,
+    /// Gives layers the form that the format has for them.
+    layers: fn(&mut LoraFile, usize, &mut Watch<'_>) -> Result<Loss>,
     /// Whether differences of biases and norms have a place in it.
     pub beside: bool,
     /// Whether the adapter's words have.
@@ -39,15 +39,15 @@ pub const FORMATS: &[Format] = &[
     Format {
         name: "kohya",
         title: "one file of low-rank pairs under flat names: kohya's scripts, A1111, Forge, ComfyUI, diffusers",
-        low_rank: true,
+        layers: kohya::layers,
         beside: false,
         words: true,
-        write: kohya::write,
+        write: one_file,
     },
     Format {
         name: "diffusers",
         title: "one file as diffusers' training scripts write it; the scale is folded into the write side",
-        low_rank: true,
+        layers: low_rank::cut,
         beside: false,
         words: false,
         write: diffusers::write,
@@ -55,7 +55,7 @@ pub const FORMATS: &[Format] = &[
     Format {
         name: "peft",
         title: "a folder with unet/ and text_encoder/, each for PeftModel.from_pretrained",
-        low_rank: true,
+        layers: low_rank::cut,
         beside: false,
         words: false,
         write: peft::write,
@@ -63,7 +63,7 @@ pub const FORMATS: &[Format] = &[
     Format {
         name: "comfy",
         title: "one file under ComfyUI's generic names",
-        low_rank: true,
+        layers: low_rank::cut,
         beside: false,
         words: true,
         write: diffusers::write_comfy,
@@ -71,18 +71,21 @@ pub const FORMATS: &[Format] = &[
     Format {
         name: "lycoris",
         title: "low-rank pairs as they are, everything else as whole differences: LyCORIS, A1111, Forge, ComfyUI",
-        low_rank: false,
+        layers: |_, _, _| Ok(Loss::default()),
         beside: true,
         words: true,
-        write: |file, _, out| file.save(out),
+        write: one_file,
     },
     Format {
         name: "full",
         title: "a whole difference for each layer: LyCORIS, A1111, Forge, ComfyUI",
-        low_rank: false,
+        layers: |file, _, _| {
+            whole::multiply_out(file);
+            Ok(Loss::default())
+        },
         beside: true,
         words: true,
-        write: whole::write,
+        write: one_file,
     },
 ];
 
@@ -128,10 +131,7 @@ pub fn convert(
     file.dtype = dtype.or(file.dtype);
     paths.rename(&mut file).map_err(|e| e.at(&file.path))?;
     paths.shape(&mut file);
-    let mut loss = Loss::default();
-    if format.low_rank {
-        loss = low_rank::cut(&mut file, rank, watch)?;
-    }
+    let mut loss = (format.layers)(&mut file, rank, watch)?;
     if !format.beside {
         loss.beside = file.norms.keys().cloned().collect();
         file.norms.clear();
@@ -148,6 +148,11 @@ pub fn convert(
     watch(Event::Stage { name: "writing".into(), total: 1 })?;
     (format.write)(&file, paths, out)?;
     Ok(loss)
+}
+
+/// Under kohya's and LyCORIS's names, which are the file's own.
+fn one_file(file: &LoraFile, _: &Paths, out: &Path) -> Result<()> {
+    file.save(out)
 }
 
 /// What the metadata says of the file: kohya's keys, and Stability's `modelspec` where the source had none.
@@ -171,7 +176,7 @@ fn about(file: &mut LoraFile) {
         ["v", "v_prediction"].map(Some).contains(&file.metadata.get("modelspec.prediction_type").map(String::as_str));
     let side = if family == Family::Sdxl { 1024 } else { 512 };
     let words = file.tokens.keys().cloned().collect::<Vec<_>>().join(", ");
-    let title = words_of(&file.path, &words);
+    let title = if words.is_empty() { stem(&file.path) } else { words.clone() };
     let mut unless_said = |key: &str, value: String| {
         file.metadata.entry(key.to_owned()).or_insert(value);
     };
@@ -185,9 +190,4 @@ fn about(file: &mut LoraFile) {
     if !words.is_empty() {
         unless_said("modelspec.trigger_phrase", words);
     }
-}
-
-/// What a file is called that does not say it: by its words, or by its own name.
-fn words_of(path: &Path, words: &str) -> String {
-    if words.is_empty() { stem(path) } else { words.to_owned() }
 }

@@ -28,7 +28,7 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let base = file.metadata.get(metadata::BASE).map_or(Value::Null, |base| json!(base));
     atomic::write_folder(out, |new| {
         for (network, layers) in &networks {
-            let inside = new.join(network.folder());
+            let inside = new.join(network.in_diffusers());
             std::fs::create_dir_all(&inside).map_err(|e| Error::io("write", &inside, &e))?;
             let mut config = config(layers.iter().map(|(path, layer)| (path.as_str(), layer.rank, layer.alpha)));
             config.insert("base_model_name_or_path".into(), base.clone());

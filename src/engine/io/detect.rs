@@ -3,7 +3,7 @@
 mod marks;
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -53,6 +53,12 @@ pub struct Found {
 
 /// The weights in a folder that PEFT saved.
 pub const PEFT_FILE: &str = "adapter_model.safetensors";
+
+/// The weights of a folder that PEFT saved, or the path itself.
+pub fn inside(path: &Path) -> PathBuf {
+    let weights = path.join(PEFT_FILE);
+    if weights.is_file() { weights } else { path.to_path_buf() }
+}
 
 const ONLY: &str = "Only the families of SD 1.x, SD 2.x and SDXL can be used so far";
 const LEARNT: &str = "Use it with triptych classify --adapter, and --model with the classifier";

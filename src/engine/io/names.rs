@@ -32,6 +32,11 @@ pub const KOHYA_TEXT: &str = "lora_te_";
 pub const KOHYA_TEXT_1: &str = "lora_te1_";
 pub const KOHYA_TEXT_2: &str = "lora_te2_";
 
+/// kohya's name of a module: its path, flattened, behind the network's prefix.
+pub fn flat(prefix: &str, path: &str) -> String {
+    format!("{prefix}{}", path.replace('.', "_"))
+}
+
 /// Whether a kohya module belongs to a text encoder.
 pub fn is_text(module: &str) -> bool {
     [KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2].iter().any(|prefix| module.starts_with(prefix))

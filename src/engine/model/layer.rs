@@ -102,6 +102,6 @@ impl Layer {
             Part::Unet | Part::Vae => names::KOHYA_UNET,
             Part::Vision => names::VISION,
         };
-        format!("{prefix}{}", self.path.replace('.', "_"))
+        names::flat(prefix, &self.path)
     }
 }

@@ -220,7 +220,7 @@ impl StableDiffusion {
         let ldm = ldm::unet(&self.unet.config.blocks());
         let in_ldm = |layer: &Layer| {
             let path = (layer.part == Part::Unet).then(|| ldm.module(&layer.path)).flatten()?;
-            Some(format!("{}{}", names::KOHYA_UNET, path.replace('.', "_")))
+            Some(names::flat(names::KOHYA_UNET, &path))
         };
         let also = self.layer_ids().filter_map(|(id, layer)| Some((in_ldm(layer)?, id)));
         let flat = self.layer_ids().map(|(id, layer)| (layer.flat_path(), id));

@@ -5,12 +5,11 @@ use crate::engine::model::{Layer, Part, unet};
 
 /// Gives each layer of an SDXL model kohya's name: `lora_unet_input_blocks_4_1_proj_in`, `lora_te1_…`, `lora_te2_…`.
 pub fn name_modules(layers: &mut [Layer], config: &unet::Config) {
-    let names = ldm::unet(&config.blocks());
+    let in_ldm = ldm::unet(&config.blocks());
     for layer in layers {
-        let flat = |prefix: &str, path: &str| format!("{prefix}{}", path.replace('.', "_"));
         layer.module = match layer.part {
-            Part::Text => Some(flat(names::KOHYA_TEXT_1, &layer.path)),
-            Part::Unet => names.module(&layer.path).map(|path| flat(names::KOHYA_UNET, &path)),
+            Part::Text => Some(names::flat(names::KOHYA_TEXT_1, &layer.path)),
+            Part::Unet => in_ldm.module(&layer.path).map(|path| names::flat(names::KOHYA_UNET, &path)),
             Part::Text2 | Part::Vae | Part::Vision => None,
         };
     }

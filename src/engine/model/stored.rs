@@ -33,8 +33,8 @@ impl Stored {
         let ldm = ldm::unet(&parts.unet.0.blocks());
         let mut paths = BTreeMap::new();
         for network in [Network::Unet, Network::Text, Network::Text2] {
-            let names = of(&parts, network).into_iter().flat_map(|file| file.entries().keys());
-            for stored in names.filter_map(|name| name.strip_suffix(".weight")) {
+            let all = of(&parts, network).into_iter().flat_map(|file| file.entries().keys());
+            for stored in all.filter_map(|name| name.strip_suffix(".weight")) {
                 // Folders may have older names.
                 let named = match network {
                     Network::Text | Network::Text2 => names::text_encoder(stored),
@@ -43,8 +43,8 @@ impl Stored {
                 let path = named.as_deref().unwrap_or(stored);
                 // As diffusers' paths are flattened, and as kohya and ComfyUI name SDXL's layers.
                 let also = match network {
-                    Network::Unet => ldm.module(path).map(|ldm| flat(KOHYA_UNET, &ldm)),
-                    Network::Text => Some(flat(KOHYA_TEXT_1, path)),
+                    Network::Unet => ldm.module(path).map(|ldm| names::flat(KOHYA_UNET, &ldm)),
+                    Network::Text => Some(names::flat(KOHYA_TEXT_1, path)),
                     _ => None,
                 };
                 let prefix = match network {
@@ -52,7 +52,7 @@ impl Stored {
                     Network::Text2 => KOHYA_TEXT_2,
                     Network::Unet | Network::Vae => KOHYA_UNET,
                 };
-                for module in [Some(flat(prefix, path)), also].into_iter().flatten() {
+                for module in [Some(names::flat(prefix, path)), also].into_iter().flatten() {
                     let place = Place { network, path: path.to_owned(), stored: stored.to_owned() };
                     paths.insert(module, place);
                 }
@@ -100,10 +100,6 @@ impl Stored {
         let bias = file.entries().contains_key(&bias).then(|| file.f32(&bias)).transpose()?;
         Ok(Some(Base { weight: file.f32(&weight)?, shape: file.shape(&weight)?.to_vec(), bias }))
     }
-}
-
-fn flat(prefix: &str, path: &str) -> String {
-    format!("{prefix}{}", path.replace('.', "_"))
 }
 
 fn of(parts: &Parts, network: Network) -> Option<&Checkpoint> {

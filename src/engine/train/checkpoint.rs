@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::engine::device::read;
+use crate::engine::event::{Event, Watch};
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
 use crate::engine::train::beside;
 use crate::engine::train::course::Course;
@@ -34,6 +35,27 @@ fn file(out: &Path) -> PathBuf {
 /// Whether there is a state to go on from.
 pub fn exists(out: &Path) -> bool {
     file(out).is_file()
+}
+
+/// Where a run goes on from, which is told; a run that begins afresh has no older state beside it.
+pub fn begin(
+    out: &Path,
+    resume: bool,
+    trainee: &mut Trainee,
+    fingerprint: &str,
+    device: &Device,
+    watch: &mut Watch<'_>,
+) -> Result<Option<Progress>> {
+    if !resume {
+        remove(out)?;
+        return Ok(None);
+    }
+    let restored = load(out, trainee, fingerprint, device)?;
+    watch(Event::note(match &restored {
+        Some(so_far) => format!("Resuming after step {}", so_far.losses.len()),
+        None => "There is no saved state to resume from: starting afresh".to_owned(),
+    }))?;
+    Ok(restored)
 }
 
 /// Keeps parameters, optimiser moments and the losses so far. NaN in a parameter refuses, naming it.

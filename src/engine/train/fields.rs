@@ -3,6 +3,40 @@
 use crate::engine::adapter::target;
 use crate::engine::field::{Field, Kind};
 
+// Those that teaching a classifier has too.
+pub const CLIP: Field = Field {
+    name: "clip",
+    title: "Gradient clipping",
+    help: "Largest joint length of all gradients; 0 does not clip",
+    unit: "",
+    default: "1",
+    kind: Kind::Number { min: 0.0, max: 1e6 },
+};
+pub const SAVE_EVERY: Field = Field {
+    name: "save_every",
+    title: "Save every",
+    help: "Steps between saved states; 0 saves by time alone",
+    unit: "steps",
+    default: "0",
+    kind: Kind::Integer { min: 0, max: 1_000_000 },
+};
+pub const SAVE_MINUTES: Field = Field {
+    name: "save_minutes",
+    title: "Save after",
+    help: "Time between saved states: what a crash costs at most",
+    unit: "minutes",
+    default: "2",
+    kind: Kind::Number { min: 0.0, max: 1440.0 },
+};
+pub const DTYPE: Field = Field {
+    name: "dtype",
+    title: "Number format",
+    help: "How exactly the file keeps its numbers; f16 halves the size",
+    unit: "",
+    default: "f32",
+    kind: Kind::Choice(&["f32", "f16", "bf16"]),
+};
+
 pub const FIELDS: &[Field] = &[
     Field {
         name: "steps",
@@ -68,14 +102,7 @@ pub const FIELDS: &[Field] = &[
         default: "10",
         kind: Kind::Integer { min: 0, max: 1_000_000 },
     },
-    Field {
-        name: "clip",
-        title: "Gradient clipping",
-        help: "Largest joint length of all gradients; 0 does not clip",
-        unit: "",
-        default: "1",
-        kind: Kind::Number { min: 0.0, max: 1e6 },
-    },
+    CLIP,
     Field {
         name: "min_snr",
         title: "Min-SNR γ",
@@ -380,22 +407,8 @@ pub const FIELDS: &[Field] = &[
         default: "pictures",
         kind: Kind::Choice(&["pictures", "equal"]),
     },
-    Field {
-        name: "save_every",
-        title: "Save every",
-        help: "Steps between saved states; 0 saves by time alone",
-        unit: "steps",
-        default: "0",
-        kind: Kind::Integer { min: 0, max: 1_000_000 },
-    },
-    Field {
-        name: "save_minutes",
-        title: "Save after",
-        help: "Time between saved states: what a crash costs at most",
-        unit: "minutes",
-        default: "2",
-        kind: Kind::Number { min: 0.0, max: 1440.0 },
-    },
+    SAVE_EVERY,
+    SAVE_MINUTES,
     Field {
         name: "keep_every",
         title: "Keep every",
@@ -428,12 +441,5 @@ pub const FIELDS: &[Field] = &[
         default: "5",
         kind: Kind::Integer { min: 0, max: 1_000_000 },
     },
-    Field {
-        name: "dtype",
-        title: "Number format",
-        help: "How exactly the file keeps its numbers; f16 halves the size",
-        unit: "",
-        default: "f32",
-        kind: Kind::Choice(&["f32", "f16", "bf16"]),
-    },
+    DTYPE,
 ];

@@ -11,7 +11,7 @@ mod course;
 pub mod data;
 pub mod estimate;
 pub mod evidence;
-mod fields;
+pub mod fields;
 pub mod file;
 mod group;
 pub mod import;

@@ -65,15 +65,8 @@ impl Job<'_> {
         }
         let mut trainee = self.begin(&config, Arc::clone(&adapter))?;
         trainee.average = config.ema.map(|decay| Average::new(decay, trainee.values()));
-        let restored = match self.resume {
-            true => checkpoint::load(&self.out, &mut trainee, &fingerprint, &self.model.device)?,
-            false => None,
-        };
-        match (&restored, self.resume) {
-            (Some(so_far), _) => watch(Event::note(format!("Resuming after step {}", so_far.losses.len())))?,
-            (None, true) => watch(Event::note("There is no saved state to resume from: starting afresh"))?,
-            (None, false) => checkpoint::remove(&self.out)?,
-        }
+        let restored =
+            checkpoint::begin(&self.out, self.resume, &mut trainee, &fingerprint, &self.model.device, watch)?;
         if restored.is_none() {
             keep::remove(&self.out)?;
             samples::remove(&self.out)?;

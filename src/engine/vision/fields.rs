@@ -1,6 +1,7 @@
 //! Settings of teaching a classifier, beside those of an adapter method.
 
 use crate::engine::field::{Field, Kind};
+use crate::engine::train::fields::{CLIP, DTYPE, SAVE_EVERY, SAVE_MINUTES};
 
 pub const FIELDS: &[Field] = &[
     Field {
@@ -35,14 +36,7 @@ pub const FIELDS: &[Field] = &[
         default: "0.01",
         kind: Kind::Number { min: 0.0, max: 1.0 },
     },
-    Field {
-        name: "clip",
-        title: "Gradient clipping",
-        help: "Largest joint length of all gradients; 0 does not clip",
-        unit: "",
-        default: "1",
-        kind: Kind::Number { min: 0.0, max: 1e6 },
-    },
+    CLIP,
     Field {
         name: "held_out",
         title: "Held out",
@@ -75,30 +69,9 @@ pub const FIELDS: &[Field] = &[
         default: "25",
         kind: Kind::Integer { min: 0, max: 1_000_000 },
     },
-    Field {
-        name: "save_every",
-        title: "Save every",
-        help: "Steps between saved states; 0 saves by time alone",
-        unit: "steps",
-        default: "0",
-        kind: Kind::Integer { min: 0, max: 1_000_000 },
-    },
-    Field {
-        name: "save_minutes",
-        title: "Save after",
-        help: "Time between saved states: what a crash costs at most",
-        unit: "minutes",
-        default: "2",
-        kind: Kind::Number { min: 0.0, max: 1440.0 },
-    },
-    Field {
-        name: "dtype",
-        title: "Number format",
-        help: "How exactly the file keeps its numbers; f16 halves the size",
-        unit: "",
-        default: "f32",
-        kind: Kind::Choice(&["f32", "f16", "bf16"]),
-    },
+    SAVE_EVERY,
+    SAVE_MINUTES,
+    DTYPE,
 ];
 
 /// Fields that decide what is told and kept on the way and change no number.

@@ -38,8 +38,7 @@ impl Learnt {
 
     /// A file of ours, or the folder that PEFT saves one in. What was made for another classifier is refused.
     pub fn open(path: &Path, model: &Classifier) -> Result<Self> {
-        let inside = path.join(detect::PEFT_FILE);
-        let path = if inside.is_file() { &inside } else { path };
+        let path = &detect::inside(path);
         let file = Checkpoint::open(path)?;
         let other = |why: String| {
             let what = format!("This was not learnt by {}: {why}", model.name);

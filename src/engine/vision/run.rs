@@ -57,15 +57,8 @@ impl Job<'_> {
         let classes = self.data.classes.len();
         watch(Event::note(format!("{classes} classes: {training} pictures to learn from, {held_out} kept out")))?;
         let mut trainee = self.begin()?;
-        let restored = match self.resume {
-            true => checkpoint::load(&self.out, &mut trainee, &fingerprint, &self.model.device)?,
-            false => None,
-        };
-        match (&restored, self.resume) {
-            (Some(so_far), _) => watch(Event::note(format!("Resuming after step {}", so_far.losses.len())))?,
-            (None, true) => watch(Event::note("There is no saved state to resume from: starting afresh"))?,
-            (None, false) => checkpoint::remove(&self.out)?,
-        }
+        let restored =
+            checkpoint::begin(&self.out, self.resume, &mut trainee, &fingerprint, &self.model.device, watch)?;
         let pictures =
             |places: &[usize]| Pictures::new(self.model, places.iter().map(|&i| &self.data.items[i]).collect());
         let (mut training, mut held_out) = (pictures(&split.training), pictures(&split.held_out));

@@ -1,6 +1,6 @@
 //! What PEFT says of an adapter beside its tensors: in `adapter_config.json`, or in diffusers' `lora_adapter_metadata`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -96,10 +96,4 @@ fn pattern(patterns: &serde_json::Map<String, Value>, path: &str) -> Option<f32>
 
 fn is_end(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
-}
-
-/// The weights of a folder that PEFT saved, or the path itself.
-pub fn inside(path: &Path) -> PathBuf {
-    let weights = path.join(detect::PEFT_FILE);
-    if weights.is_file() { weights } else { path.to_path_buf() }
 }

@@ -76,7 +76,7 @@ impl Paths {
             (Network::Text, true) => KOHYA_TEXT_1,
             (Network::SecondText, _) => KOHYA_TEXT_2,
         };
-        format!("{prefix}{}", path.replace('.', "_"))
+        names::flat(prefix, &path)
     }
 
     /// Gives every layer the name that kohya has for it. A layer that the file holds under two names is refused.

@@ -18,7 +18,7 @@ impl LoraFile {
         let inside: Vec<PathBuf> =
             NETWORKS.iter().map(|name| path.join(name)).filter(|f| f.join(detect::PEFT_FILE).is_file()).collect();
         let Some((first, others)) = inside.split_first() else {
-            return Self::read(&Checkpoint::open(&numbers::inside(path))?);
+            return Self::read(&Checkpoint::open(&detect::inside(path))?);
         };
         let mut whole = Self::open(first)?;
         for other in others {
