@@ -5,12 +5,17 @@
 mod gpu_device;
 mod reference;
 
-use burn::tensor::Tensor;
+use std::collections::BTreeMap;
+
+use burn::tensor::{Tensor, TensorData};
 use gpu_device::gpu;
 use reference::{Reference, assert_close, training};
+use triptych::engine::device::{cpu, read};
 use triptych::engine::diffusion::Schedule;
 use triptych::engine::model::Mounts;
-use triptych::engine::ops::self_test;
+use triptych::engine::ops::{Factors, self_test, spectra};
+use triptych::engine::random::Philox;
+use triptych::engine::spectrum::{LowRank, Shape, overlaps};
 
 /// Drivers reorder sums and fuse products.
 const FORWARD: f32 = 1e-3;
@@ -60,5 +65,92 @@ fn two_training_steps() {
             training::assert_norm("gradients", &trainee, found, &r, "grad0", 1e-2);
         }
         trainee.update(outcome.gradients, training::RATES);
+    }
+}
+
+/// `up` and `down` of a layer, and how many directions are told apart: a deficient pair writes its first direction twice.
+fn factors(seed: u64, out: usize, rank: usize, input: usize, deficient: bool) -> [Vec<f32>; 2] {
+    let random = Philox::new(seed);
+    let (mut up, down) = (random.normal(0, out * rank), random.normal(1, rank * input));
+    if deficient {
+        up.chunks_exact_mut(rank).for_each(|row| row[rank - 1] = row[0]);
+    }
+    [up, down]
+}
+
+#[test]
+fn directions_of_many_layers_are_those_of_their_products() {
+    let Some((device, _guard)) = gpu() else { return };
+    let shapes = [(40, 6, 25, false), (7, 6, 90, false), (5, 5, 30, false), (33, 4, 33, true)];
+    let (mut numbers, mut layers) = (Vec::new(), Vec::new());
+    for (seed, &(out, rank, input, deficient)) in (0..).zip(&shapes) {
+        layers.push(Factors { at: numbers.len(), out, rank, input, scale: -0.3 });
+        numbers.extend(factors(seed, out, rank, input, deficient).concat());
+    }
+    let n = numbers.len();
+    for device in [cpu(), device] {
+        let factors = Tensor::<1>::from_data(TensorData::new(numbers.clone(), [n]), &device);
+        let found = spectra(factors.clone(), layers.clone().into());
+        let [_, widest] = found.values.dims();
+        for (i, &Factors { at, out, rank, input, scale }) in layers.iter().enumerate() {
+            let up = factors.clone().narrow(0, at, out * rank).reshape([out, rank]);
+            let down = factors.clone().narrow(0, at + out * rank, rank * input).reshape([rank, input]);
+            let of = |side: usize| {
+                found
+                    .coefficients
+                    .clone()
+                    .narrow(0, i, 1)
+                    .narrow(1, side, 1)
+                    .reshape([widest, widest])
+                    .narrow(1, 0, rank)
+            };
+            // Directions in rows.
+            let (u, v) = (of(0).matmul(up.clone().transpose()), of(1).matmul(down.clone()));
+            let values = found.values.clone().narrow(0, i, 1);
+            let product = read((u.clone().transpose() * values.clone()).matmul(v.clone())).unwrap();
+            let expected = read(up.matmul(down) * scale).unwrap();
+            let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            assert!(product.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-3 * largest), "layer {i}");
+            let values = read(values).unwrap();
+            let strong = values.iter().filter(|&&s| s > 1e-3 * values[0]).count();
+            assert_eq!(strong, if shapes[i].3 { rank - 1 } else { rank.min(out).min(input) }, "layer {i}");
+            for directions in [u, v] {
+                let gram = read(directions.clone().matmul(directions.transpose())).unwrap();
+                for (place, g) in gram.into_iter().enumerate() {
+                    let one = place / widest == place % widest && place / widest < strong;
+                    assert!((g - f32::from(u8::from(one))).abs() < 2e-3, "layer {i}: {g} at {place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_of_adapters_overlap_as_on_the_cpu() {
+    let Some((device, _guard)) = gpu() else { return };
+    let adapter = |seed: u64, rank: usize, scale: f64, deficient: bool| -> BTreeMap<String, LowRank> {
+        let layer = |(i, (out, input)): (u64, (usize, usize))| {
+            let [up, down] = factors(10 * seed + i, out, rank, input, deficient);
+            (format!("layer {i}"), LowRank::new(&up, &down, Shape { out, rank, input }, scale).unwrap())
+        };
+        (0..).zip([(24, 40), (64, 20), (18, 18)]).map(layer).collect()
+    };
+    let mut fewer = adapter(3, 2, 1.0, false);
+    fewer.remove("layer 1");
+    let adapters = [adapter(1, 4, 1.0, false), adapter(1, 4, -0.5, false), adapter(2, 6, 2.0, true), fewer];
+    let (expected, found) = (overlaps(&adapters, &cpu()).unwrap(), overlaps(&adapters, &device).unwrap());
+    assert_eq!((found.len(), found.len()), (6, expected.len()));
+    for (i, (a, b)) in expected.iter().zip(&found).enumerate() {
+        assert_eq!((a.verdict, a.layers.len()), (b.verdict, b.layers.len()), "pair {i}");
+        let close = |what: &str, a: f64, b: f64| assert!((a - b).abs() < 1e-3, "pair {i}, {what}: {a} on the CPU, {b}");
+        close("cosine", a.cosine, b.cosine);
+        for (a, b) in a.layers.iter().zip(&b.layers) {
+            assert_eq!(a.layer, b.layer);
+            close("cosine", a.cosine, b.cosine);
+            close("product", a.product, b.product);
+            close("read sides", a.read.observed, b.read.observed);
+            close("write sides", a.write.observed, b.write.observed);
+            close("chance", a.write.chance, b.write.chance);
+        }
     }
 }

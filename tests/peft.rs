@@ -180,7 +180,7 @@ impl<'a> Compared<'a> {
     /// The layer at work. PEFT's convolutions here keep height and width.
     fn output(&self, t: &[Tensor<2>]) -> Tensor<1> {
         let mut mounts = Mounts::none();
-        mounts.add_live(LayerId(0), live(Arc::clone(&self.adapter), t.to_vec(), 1.0));
+        mounts.add_live(LayerId(0), live(Arc::clone(&self.adapter), t.to_vec()));
         let x = format!("{}.x", self.key);
         let (x, shape) = match self.layer.kernel {
             None => (Signal::Tokens(self.r.tensor(&x)), None),

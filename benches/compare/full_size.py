@@ -3,7 +3,8 @@
 
 Usage: full_size.py MODEL_F32 MODEL_F16 [--threads 2]    from the repository's root; models are made by make_sd15.py
 The denoiser once at 512×512; a LoRA step (rank 16 on attention, feed-forward and projections, AdamW, clipping at 1) on
-one picture with activation checkpointing on both sides; decoding one picture. Each in a process of its own; memory is
+one picture with activation checkpointing on both sides; decoding one picture. --what leaves some out: of a model of one
+--block, step and train are those of the block. Each in a process of its own; memory is
 the largest anonymous memory seen, PyTorch in f32 (its f16 convolutions on a CPU are slower than that).
 """
 import argparse, json, subprocess, sys, threading, time
@@ -63,14 +64,14 @@ def ours(folder, precision, what):
 
 if __name__ == "__main__":
     ap = argparse.ArgumentParser()
-    ap.add_argument("f32"); ap.add_argument("f16"); ap.add_argument("--threads", type=int, default=2); ap.add_argument("--theirs")
+    ap.add_argument("f32"); ap.add_argument("f16"); ap.add_argument("--threads", type=int, default=2); ap.add_argument("--theirs"); ap.add_argument("--what", nargs="+", default=WHAT)
     a = ap.parse_args()
     if a.theirs:
         print(json.dumps(theirs(a.f32, a.theirs, a.threads))); sys.exit()
     print(f"{'':<10}{'Triptych f32':>24}{'Triptych f16':>24}{'PyTorch f32':>24}")
-    for what in WHAT:
+    for what in a.what:
         command = [sys.executable, __file__, a.f32, a.f16, "--threads", str(a.threads), "--theirs", what]
         other = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
         rows = [ours(a.f32, "f32", what), ours(a.f16, "f16", what), other]
-        cell = lambda r: f"{(r['seconds'] or [r['load_s']])[-1]:>10.1f} s{r['peak_mb']:>9.0f} MB"
+        cell = lambda r: f"{(r['seconds'] or [r['load_s']])[-1]:>10.2f} s{r['peak_mb']:>9.0f} MB"
         print(f"{what:<10}" + "".join(f"{cell(r):>24}" for r in rows), flush=True)

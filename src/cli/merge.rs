@@ -101,7 +101,8 @@ fn asked(args: &Args) -> Result<(&'static Method, Settings, Vec<Source>)> {
 fn into(model: &str, sources: &[Source], args: &Args, shell: &Shell) -> Result<ExitCode> {
     let folder = StableDiffusion::folder(model);
     let mut progress = Progress::new(shell.json);
-    export::bake(&folder, sources, &args.out, &mut progress.watch())?;
+    let device = shell.for_numbers(&mut progress)?;
+    export::bake(&folder, sources, &args.out, &device, &mut progress.watch())?;
     let out = &args.out;
     shell.print(&json!({ "out": out, "model": model, "adapters": sources.len() }), || {
         format!(

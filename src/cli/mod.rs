@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -149,6 +150,15 @@ impl Shell {
         let mut session = Session::open(self.device, &mut progress.watch())?;
         session.precision = self.precision;
         Ok(session)
+    }
+
+    /// Where adapters are measured and added into weights: that takes a CPU seconds, less than opening a GPU and moving
+    /// everything there and back, so a GPU is taken where it was named.
+    fn for_numbers(&self, progress: &mut Progress) -> Result<Device> {
+        match self.device {
+            Choice::Gpu(_) => Ok(self.session(progress)?.device.device),
+            Choice::Auto | Choice::Cpu => Ok(device::cpu()),
+        }
     }
 
     /// The result: as JSON, or in words.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cli::{self, Shell};
+use crate::cli::{self, Progress, Shell};
 use crate::engine::merge::certificate;
 use crate::engine::spectrum::{self, adapter};
 use crate::engine::{Error, Result};
@@ -31,9 +31,10 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let certificate = certificate::certify(&files.iter().collect::<Vec<_>>()).map_err(|error: Error| error.what);
     let mut lines = Vec::new();
     let mut pairs = Vec::new();
+    let device = shell.for_numbers(&mut Progress::new(shell.json))?;
+    let mut overlaps = spectrum::overlaps(&deltas, &device)?.into_iter();
     for j in 1..files.len() {
-        for i in 0..j {
-            let pair = spectrum::overlap(&deltas[i], &deltas[j])?;
+        for (i, pair) in (0..j).zip(&mut overlaps) {
             lines.push(format!(
                 "{} × {}\n  {}\n  ‖ΔWᵢΔWⱼᵀ‖ at most {:.1e} of ‖ΔWᵢ‖‖ΔWⱼ‖; cosine {:+.3}; read sides share {:.3} ({:.1} × chance), write sides {:.3} ({:.1} × chance)",
                 args.adapters[i].display(),

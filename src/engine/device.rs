@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use burn::backend::DispatchDevice;
 pub use burn::backend::wgpu::WgpuSetup;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorReadError};
 use wgpu::{AdapterInfo, Backend, Backends, DeviceType};
@@ -55,6 +56,11 @@ pub struct Opened {
 /// The CPU.
 pub fn cpu() -> Device {
     Device::flex()
+}
+
+/// Whether shaders run on it.
+pub fn is_gpu(device: &Device) -> bool {
+    matches!(device.as_dispatch(), DispatchDevice::Cube(_))
 }
 
 /// Runs `work` on one of so many threads of its own that share what it computes: from any other thread, each operation on

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use walkdir::WalkDir;
 
 use crate::engine::event::{Event, Watch};
@@ -37,8 +38,8 @@ const LONGEST_NAME: usize = 60;
 /// Writes the model with every source at its strength in the weights, in the number format they had: as one file where
 /// `out` ends in `.safetensors`, else as a folder. The adapters' words lie in `embeddings/` in the folder; what describes a
 /// file, and its words, lie in a folder of the file's name. The model is never in memory: tensor by tensor is read, changed
-/// where an adapter changes it, and written. An error of `watch` stops before anything is there.
-pub fn bake(from: &Folder, sources: &[Source], out: &Path, watch: &mut Watch<'_>) -> Result<()> {
+/// where an adapter changes it, on `device`, and written. An error of `watch` stops before anything is there.
+pub fn bake(from: &Folder, sources: &[Source], out: &Path, device: &Device, watch: &mut Watch<'_>) -> Result<()> {
     let is_file = out.extension().is_some_and(|ending| ending == "safetensors");
     let folder = if is_file { out.with_extension("") } else { out.to_path_buf() };
     for place in [out, &folder] {
@@ -55,7 +56,7 @@ pub fn bake(from: &Folder, sources: &[Source], out: &Path, watch: &mut Watch<'_>
         .at(out));
     }
     let model = Stored::open(from)?;
-    let changes = Changes::new(&model, sources, &from.path().to_string_lossy())?;
+    let changes = Changes::new(&model, sources, &from.path().to_string_lossy(), device)?;
     let words = recipe::words(sources.iter().map(|source| &source.file))?;
     for Meaning { word, .. } in words.iter().filter(|meaning| meaning.layers.is_some()) {
         let text = format!("{word} has vectors of its own for each layer, and beside a model only their mean is kept");
@@ -203,9 +204,12 @@ mod tests {
         let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
         let out = scratch.path().join("baked");
         let mut stop = |_| Err(Error::cancelled());
-        assert_eq!(bake(&from, std::slice::from_ref(&source), &out, &mut stop).unwrap_err().kind, Kind::Cancelled);
+        assert_eq!(
+            bake(&from, std::slice::from_ref(&source), &out, &cpu(), &mut stop).unwrap_err().kind,
+            Kind::Cancelled
+        );
         assert!(!out.exists(), "what was cancelled leaves nothing");
-        bake(&from, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap();
+        bake(&from, std::slice::from_ref(&source), &out, &cpu(), &mut |_| Ok(())).unwrap();
         assert!(out.join("model_index.json").is_file() && out.join("embeddings/new.safetensors").is_file());
 
         let baked = StableDiffusion::open(&StableDiffusion::folder(&out.to_string_lossy()), &cpu()).unwrap();
@@ -225,7 +229,7 @@ mod tests {
         // The starter's weights are f16: the sum is rounded once.
         assert!(worst < 5e-3 * largest, "{worst} of {largest}");
 
-        let again = bake(&from, &[source], &out, &mut |_| Ok(())).unwrap_err();
+        let again = bake(&from, &[source], &out, &cpu(), &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"));
     }
 
@@ -237,7 +241,7 @@ mod tests {
         let source = Source { file: adapter(&model), strength: Strength::uniform(1e9) };
         for name in ["folder", "file.safetensors"] {
             let out = scratch.path().join(name);
-            let error = bake(&from, std::slice::from_ref(&source), &out, &mut |_| Ok(())).unwrap_err();
+            let error = bake(&from, std::slice::from_ref(&source), &out, &cpu(), &mut |_| Ok(())).unwrap_err();
             assert!(error.what.contains("holds numbers that F16 cannot"), "{error}");
         }
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
@@ -250,7 +254,7 @@ mod tests {
         let model = StableDiffusion::open(&from, &cpu()).unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let [first, second] = ["first.safetensors", "second.safetensors"].map(|name| scratch.path().join(name));
-        bake(&from, &[], &first, &mut |_| Ok(())).unwrap();
+        bake(&from, &[], &first, &cpu(), &mut |_| Ok(())).unwrap();
         let open = |path: &Path| StableDiffusion::open(&Folder::Disk(path.into()), &cpu()).unwrap();
         let single = open(&first);
         assert_eq!((&single.layers, &single.schedule, &single.readme), (&model.layers, &model.schedule, &model.readme));
@@ -258,15 +262,15 @@ mod tests {
             assert_eq!(a.oi.to_data(), b.oi.to_data());
         }
         let source = Source { file: adapter(&model), strength: Strength::uniform(0.5) };
-        bake(&Folder::Disk(first.clone()), &[source], &second, &mut |_| Ok(())).unwrap();
+        bake(&Folder::Disk(first.clone()), &[source], &second, &cpu(), &mut |_| Ok(())).unwrap();
         assert!(scratch.path().join("second/embeddings/new.safetensors").is_file());
         let changed = open(&second);
         let differs = single.weights.iter().zip(&changed.weights).filter(|(a, b)| a.oi.to_data() != b.oi.to_data());
         assert_eq!(differs.count(), 2, "the adapter's two layers");
-        let again = bake(&from, &[], &first, &mut |_| Ok(())).unwrap_err();
+        let again = bake(&from, &[], &first, &cpu(), &mut |_| Ok(())).unwrap_err();
         assert!(again.advice.contains("nothing is overwritten"), "{again}");
         let third = scratch.path().join("third");
-        let folder = bake(&Folder::Disk(first), &[], &third, &mut |_| Ok(())).unwrap_err();
+        let folder = bake(&Folder::Disk(first), &[], &third, &cpu(), &mut |_| Ok(())).unwrap_err();
         assert!(folder.advice.contains(".safetensors") && !third.exists(), "{folder}");
     }
 }

@@ -156,6 +156,14 @@ impl Session {
         Ok(mounted)
     }
 
+    /// Moves the faders of adapters that [`Session::mount`] has put in place, in the same order.
+    pub fn turn(&self, model: &StableDiffusion, mounted: &mut Mounted, adapters: &[Used]) {
+        let table = model.modules();
+        for (number, Used { file, strength }) in (1..).zip(adapters) {
+            mount::turn(&table, &mut mounted.mounts, number, file, strength);
+        }
+    }
+
     pub fn sample(
         &self,
         model: &StableDiffusion,
@@ -247,7 +255,7 @@ impl Session {
 pub fn merge(merging: &Merging<'_>, watch: &mut Watch<'_>) -> Result<Combined> {
     let Merging { sources, method, settings, pictures, out } = merging;
     // What must not be merged is refused before anything is computed.
-    let meeting = meeting(&sources.iter().map(|source| &source.file).collect::<Vec<_>>())?;
+    let meeting = meeting(&sources.iter().map(|source| &source.file).collect::<Vec<_>>(), &device::cpu())?;
     let concepts = match (method.needs, pictures) {
         (Needs::Nothing, _) => Vec::new(),
         (Needs::ModelAndPictures, pictures) => seen(sources, pictures.as_ref())?,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::engine::device;
 use crate::engine::error::Kind;
 use crate::engine::event::Event;
 use crate::engine::export;
@@ -163,7 +164,7 @@ impl App {
         let mix = self.studio.mix();
         let work = move |post: &Post| {
             let from = StableDiffusion::folder(&model);
-            export::bake(&from, &sources(mix), &folder, &mut told(post, &stops))?;
+            export::bake(&from, &sources(mix), &folder, &device::cpu(), &mut told(post, &stops))?;
             Ok(Made::Model(folder))
         };
         self.post.spawn("bake", work, Report::Merged);

@@ -119,7 +119,7 @@ impl Case {
 /// An adapter on a layer that is alone.
 pub fn alone(adapter: &Arc<dyn Adapter>, t: &[Tensor<2>]) -> Mounts {
     let mut mounts = Mounts::none();
-    mounts.add_live(LayerId(0), live(Arc::clone(adapter), t.to_vec(), 1.0));
+    mounts.add_live(LayerId(0), live(Arc::clone(adapter), t.to_vec()));
     mounts
 }
 

@@ -54,7 +54,8 @@ pub fn single_file(scratch: &Path) -> PathBuf {
             std::fs::write(to, sd.bytes(name).unwrap_or_else(|e| panic!("{e}"))).expect("a file is written");
         }
     } else {
-        export::bake(&sd, &[], &file, &mut |_| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+        export::bake(&sd, &[], &file, &triptych::engine::device::cpu(), &mut |_| Ok(()))
+            .unwrap_or_else(|e| panic!("{e}"));
     }
     file
 }

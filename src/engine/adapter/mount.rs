@@ -106,40 +106,54 @@ fn mount_by(
     }
     let resolved = if file.relatives.is_empty() { None } else { Some(on(table, base, file)?) };
     let file = resolved.as_ref().unwrap_or(file);
+    let adapter = mounts.begin();
     for (module, layer) in &file.layers {
         let id = find(module, Some((layer.out(), layer.input())))?;
         let down = matrix(&layer.down, [layer.rank, layer.input()]);
         let up = matrix(&layer.up, [layer.out(), layer.rank]);
-        let scale = layer.scale() * strength.of(module);
-        mounts.add(id, Change::LowRank(Branch { down, up, scale }));
+        mounts.add(id, Change::LowRank(Branch { down, up, scale: layer.scale() }));
     }
     for (module, Difference { weight, shape, bias }) in &file.differences {
         let found = (!shape.is_empty()).then(|| (shape[0], shape[1..].iter().product()));
-        let (id, by) = (find(module, found)?, strength.of(module));
+        let id = find(module, found)?;
         if let Some((out, input)) = found {
-            mounts.add(id, Change::Weight(matrix(weight, [out, input])).times(by));
+            mounts.add(id, Change::Weight(matrix(weight, [out, input])));
         }
         if let Some(bias) = bias {
             let out = base.layers[id.0].out;
             if bias.len() != out || base.weights[id.0].bias.is_none() {
                 return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
             }
-            mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])).times(by));
+            mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])));
         }
     }
     if !file.own.is_empty() {
-        let adapter = rebuilt(file)?;
+        let method = rebuilt(file)?;
         for (module, parts) in &file.own {
             let id = find(module, None)?;
-            let names = adapter
+            let names = method
                 .own(&base.layers[id.0], &|name| parts.get(name).map(|part| part.shape))
                 .ok_or_else(|| refused(format!("the tensors of layer {module} do not fit it")))?;
             let tensors =
                 names.iter().filter_map(|&name| parts.get(name)).map(|part| matrix(&part.values, part.shape)).collect();
-            mounts.add_live(id, live(Arc::clone(&adapter), tensors, strength.of(module)));
+            mounts.add_live(id, live(Arc::clone(&method), tensors));
         }
     }
+    turn(table, mounts, adapter, file, strength);
     Ok(())
+}
+
+/// Moves the faders of an adapter that is mounted already, as this number among the mounts.
+pub fn turn(
+    table: &BTreeMap<String, LayerId>,
+    mounts: &mut Mounts,
+    adapter: usize,
+    file: &LoraFile,
+    strength: &Strength,
+) {
+    let of = |module: &String| Some((table.get(module)?.0, strength.of(module)));
+    let strengths: BTreeMap<usize, f32> = file.modules().into_iter().filter_map(of).collect();
+    mounts.turn(adapter, |layer| strengths.get(&layer.0).copied().unwrap_or(1.0));
 }
 
 /// The file with the changes that depend on a model's own weights worked out for this one.
@@ -169,8 +183,8 @@ pub fn norms(file: &LoraFile) -> Error {
 }
 
 /// A method's tensors at work on one layer.
-pub fn live(adapter: Arc<dyn Adapter>, t: Vec<Tensor<2>>, strength: f32) -> Live {
-    Arc::new(move |site| adapter.change(&t, site).into_iter().map(|change| change.times(strength)).collect())
+pub fn live(adapter: Arc<dyn Adapter>, t: Vec<Tensor<2>>) -> Live {
+    Arc::new(move |site| adapter.change(&t, site))
 }
 
 /// The method that wrote `file`, with the settings it was trained with.
@@ -185,4 +199,61 @@ fn rebuilt(file: &LoraFile) -> Result<Arc<dyn Adapter>> {
     let changes = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
     let settings = Settings::new(row.fields, changes).map_err(why)?;
     Ok((row.build)(&settings, &Context { seed: 0, slot: 0, block: 1 }).map_err(why)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::device::cpu;
+    use crate::engine::io::lora_file::LoraLayer;
+    use crate::engine::model::Part;
+    use crate::engine::random::Philox;
+
+    /// Pairs on two layers of the denoiser, a whole difference with a bias on a third.
+    fn file(model: &StableDiffusion, seed: u64) -> LoraFile {
+        let random = Philox::new(seed);
+        let numbers = |draw: u32, n: usize| random.normal(draw, n).into_iter().map(|x| x * 0.05).collect::<Vec<_>>();
+        let mut file = LoraFile::default();
+        let unet = || model.layers.iter().filter(|layer| layer.part == Part::Unet);
+        let linear = unet().find(|layer| layer.kernel.is_none()).unwrap();
+        for layer in [linear, unet().find(|layer| layer.kernel == Some([3, 3])).unwrap()] {
+            let (down, up) = (numbers(0, 2 * layer.input()), numbers(1, 2 * layer.out));
+            let (down_shape, up_shape) = (layer.down_shape(2), layer.up_shape(2));
+            let pair = LoraLayer { down, up, rank: 2, alpha: 1.0, down_shape, up_shape };
+            file.layers.insert(layer.module(), pair);
+        }
+        let (id, whole) = model.layer_ids().filter(|(_, layer)| layer.part == Part::Unet).last().unwrap();
+        let bias = model.weights[id.0].bias.is_some().then(|| numbers(2, whole.out));
+        let weight = numbers(3, whole.out * whole.input());
+        let difference = Difference { weight, shape: vec![whole.out, whole.input()], bias };
+        file.differences.insert(whole.module(), difference);
+        file
+    }
+
+    #[test]
+    fn a_turned_fader_is_a_mount_at_that_strength() {
+        let model = StableDiffusion::open(&StableDiffusion::folder("starter"), &cpu()).unwrap();
+        let files = [1, 2].map(|seed| file(&model, seed));
+        let at = |strengths: [f32; 2]| {
+            let mut mounts = Mounts::none();
+            for (file, strength) in files.iter().zip(strengths) {
+                mount(&mut mounts, &model, file, &Strength::uniform(strength)).unwrap();
+            }
+            mounts
+        };
+        let context = model.condition(&[model.tokenizer.encode("a robot", &[]).unwrap()], &[], &Mounts::none());
+        let said = |mounts: &Mounts| {
+            let noise = TensorData::new(Philox::new(3).normal(0, 4 * 16 * 16), [1, 4, 16, 16]);
+            let x = Tensor::<4>::from_data(noise, &cpu());
+            read(model.unet.forward(x, &[500.0], &context.clone().into(), mounts)).unwrap()
+        };
+        let mut turned = at([1.0, 0.0]);
+        for (number, (file, strength)) in (1..).zip(files.iter().zip([0.25, -2.0])) {
+            turn(&model.modules(), &mut turned, number, file, &Strength::uniform(strength));
+        }
+        let mounted = at([0.25, -2.0]);
+        assert_eq!(said(&turned), said(&mounted));
+        assert_eq!(said(&turned.clone().rest(&model.weights)), said(&mounted.rest(&model.weights)));
+        assert_ne!(said(&turned), said(&at([1.0, 0.0])));
+    }
 }

@@ -3,27 +3,35 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use burn::tensor::{Device, FloatDType, TensorData};
+
+use crate::engine::device::read;
 use crate::engine::io::ldm::Network;
 use crate::engine::io::lora_file::relative::Relative;
-use crate::engine::io::lora_file::{Difference, LoraFile};
+use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
 use crate::engine::io::open_clip;
 use crate::engine::io::safetensors::{Checkpoint, Tensor};
 use crate::engine::merge::Source;
 use crate::engine::model::stored::{Place, Stored};
+use crate::engine::ops;
 use crate::engine::{Error, Result};
 
 /// `strength · Δ` of the sources, by network and our name of the tensor.
 pub(super) struct Changes<'a> {
     model: &'a Stored,
+    /// Where low-rank pairs are added.
+    device: &'a Device,
     of: BTreeMap<(Network, String), Vec<Term<'a>>>,
 }
+
+type Matrix = burn::tensor::Tensor<2>;
 
 /// A layer of a file, by kohya's name, at a strength.
 type Term<'a> = (&'a LoraFile, String, f32);
 
 impl<'a> Changes<'a> {
     /// What is for another model is refused.
-    pub fn new(model: &'a Stored, sources: &'a [Source], name: &str) -> Result<Self> {
+    pub fn new(model: &'a Stored, sources: &'a [Source], name: &str, device: &'a Device) -> Result<Self> {
         let mut of: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for Source { file, strength } in sources {
             refuse_own(file)?;
@@ -55,7 +63,7 @@ impl<'a> Changes<'a> {
                 }
             }
         }
-        Ok(Self { model, of })
+        Ok(Self { model, device, of })
     }
 
     /// A stored tensor in its own number format: as it is, or with what is added to the tensors of ours that it holds.
@@ -75,7 +83,12 @@ impl<'a> Changes<'a> {
         // Queries, keys and values lie in one tensor.
         let each = values.len() / names.len();
         for ((name, terms), part) in names.iter().zip(terms).zip(values.chunks_exact_mut(each.max(1))) {
-            for (adapter, module, by) in terms.into_iter().flatten() {
+            let terms = || terms.into_iter().flatten();
+            if !name.ends_with(".bias") {
+                let pair = |(file, module, by): &Term<'a>| Some((file.layers.get(module)?, *by));
+                self.fuse(part, &terms().filter_map(pair).collect::<Vec<_>>(), turned.is_some())?;
+            }
+            for (adapter, module, by) in terms() {
                 for delta in self.deltas(adapter, module, name.ends_with(".bias"))? {
                     if delta.len() != part.len() {
                         let what = format!("Layer {module} has {} numbers for a tensor of {}", delta.len(), part.len());
@@ -103,7 +116,27 @@ impl<'a> Changes<'a> {
         Ok(Cow::Owned(tensor.bytes))
     }
 
-    /// What a file adds to a layer's weight or bias at strength 1.
+    /// Adds all low-rank pairs to a weight in one pass: `W + Σ strength · scale · up · down`, or where it lies `turned` the
+    /// same the other way round.
+    fn fuse(&self, weight: &mut [f32], pairs: &[(&LoraLayer, f32)], turned: bool) -> Result<()> {
+        let Some((first, _)) = pairs.first() else { return Ok(()) };
+        let (out, input) = (first.out(), first.input());
+        let matrix =
+            |values: &[f32], shape: [usize; 2]| Matrix::from_data(TensorData::new(values.to_vec(), shape), self.device);
+        let up = pairs.iter().map(|(layer, _)| matrix(&layer.up, [out, layer.rank])).collect();
+        let down = pairs.iter().map(|(layer, _)| matrix(&layer.down, [layer.rank, input])).collect();
+        let [up, down] = [Matrix::cat(up, 1), Matrix::cat(down, 0)];
+        let scales: Vec<f32> =
+            pairs.iter().flat_map(|(layer, by)| std::iter::repeat_n(by * layer.scale(), layer.rank)).collect();
+        let scales = burn::tensor::Tensor::from_floats(scales.as_slice(), self.device);
+        let (shape, left, right) =
+            if turned { ([input, out], down.transpose(), up.transpose()) } else { ([out, input], up, down) };
+        let fused = ops::fuse(matrix(weight, shape), left, right, scales, FloatDType::F32);
+        weight.copy_from_slice(&read(fused)?);
+        Ok(())
+    }
+
+    /// What a file adds to a layer's weight or bias at strength 1, beside its low-rank pair.
     fn deltas(&self, file: &LoraFile, module: &str, bias: bool) -> Result<Vec<Vec<f32>>> {
         let of = |difference: Difference| if bias { difference.bias.unwrap_or_default() } else { difference.weight };
         let mut deltas = Vec::new();
@@ -115,9 +148,6 @@ impl<'a> Changes<'a> {
                     .at(&file.path)
             })?;
             deltas.push(of(changed));
-        }
-        if let Some(layer) = file.layers.get(module).filter(|_| !bias) {
-            deltas.push(layer.product().weight);
         }
         for difference in beside(file, module) {
             deltas.push(of(difference.clone()));

@@ -7,9 +7,9 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 
-use crate::engine::model::blocks::{ConvShape, pointwise};
+use crate::engine::model::blocks::ConvShape;
 use crate::engine::model::{LayerId, Signal, Weight};
 use crate::engine::ops::{fuse, low_rank, widen};
 
@@ -39,8 +39,10 @@ pub enum Change {
 
 impl Change {
     /// At a strength.
-    #[must_use]
-    pub fn times(self, strength: f32) -> Self {
+    fn times(self, strength: f32) -> Self {
+        if strength.to_bits() == 1.0_f32.to_bits() {
+            return self;
+        }
         match self {
             Self::LowRank(branch) => Self::LowRank(Branch { scale: branch.scale * strength, ..branch }),
             Self::Weight(delta) => Self::Weight(delta * strength),
@@ -55,12 +57,20 @@ pub type Live = Arc<dyn Fn(&Site<'_>) -> Vec<Change> + Send + Sync>;
 
 #[derive(Clone)]
 #[expect(clippy::large_enum_variant, reason = "a few for each layer: some hundreds in all")]
-enum Term {
+enum What {
     Fixed(Change),
     Live(Live),
 }
 
-impl fmt::Debug for Term {
+/// A change at the strength of its adapter.
+#[derive(Clone, Debug)]
+struct Term {
+    what: What,
+    adapter: usize,
+    strength: f32,
+}
+
+impl fmt::Debug for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(change) => change.fmt(f),
@@ -72,10 +82,34 @@ impl fmt::Debug for Term {
 /// Losses that adapters add while a forward pass runs.
 type Charges = Arc<Mutex<Vec<Tensor<1>>>>;
 
+/// Low-rank terms of several adapters on one layer, one behind the other along the rank: they run in one pass.
+#[derive(Clone, Debug)]
+struct Stack {
+    /// `[R, in]`
+    down: Tensor<2>,
+    /// `[out, R]`
+    up: Tensor<2>,
+    parts: Vec<Part>,
+    /// For each of the `R` ranks the scale · strength of its adapter.
+    scales: Arc<[f32]>,
+}
+
+/// An adapter's share of a stack.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    adapter: usize,
+    rank: usize,
+    scale: f32,
+    strength: f32,
+}
+
 /// The terms on every layer of a model.
 #[derive(Clone, Debug, Default)]
 pub struct Mounts {
+    /// How many adapters were begun.
+    adapters: usize,
     terms: Vec<Vec<Term>>,
+    stacks: Vec<Option<Stack>>,
     /// Weights `[out, in]` with their terms already in them.
     rested: Vec<Option<Tensor<2>>>,
     charges: Option<Charges>,
@@ -156,24 +190,59 @@ impl Mounts {
         self
     }
 
+    /// What is added from here on is another adapter's; answers with its number, which is 1 for the first.
+    pub fn begin(&mut self) -> usize {
+        self.adapters += 1;
+        self.adapters
+    }
+
+    /// Sets the strength of an adapter layer by layer, at first 1. No tensor is made or moved.
+    pub fn turn(&mut self, adapter: usize, strength: impl Fn(LayerId) -> f32) {
+        for (layer, terms) in self.terms.iter_mut().enumerate() {
+            for term in terms.iter_mut().filter(|term| term.adapter == adapter) {
+                term.strength = strength(LayerId(layer));
+            }
+        }
+        for (layer, stack) in self.stacks.iter_mut().enumerate().filter_map(|(i, stack)| Some((i, stack.as_mut()?))) {
+            for part in stack.parts.iter_mut().filter(|part| part.adapter == adapter) {
+                part.strength = strength(LayerId(layer));
+            }
+            stack.scales = scales(&stack.parts);
+        }
+    }
+
     pub fn add(&mut self, layer: LayerId, change: Change) {
-        self.push(layer, Term::Fixed(change));
+        match change {
+            Change::LowRank(branch) => {
+                if self.stacks.len() <= layer.0 {
+                    self.stacks.resize(layer.0 + 1, None);
+                }
+                let stack = &mut self.stacks[layer.0];
+                let more = Stack::of(branch, self.adapters);
+                *stack = Some(match stack.take() {
+                    None => more,
+                    Some(stack) => stack.with(more),
+                });
+            }
+            other => self.push(layer, What::Fixed(other)),
+        }
     }
 
     pub fn add_live(&mut self, layer: LayerId, live: Live) {
-        self.push(layer, Term::Live(live));
+        self.push(layer, What::Live(live));
     }
 
-    fn push(&mut self, layer: LayerId, term: Term) {
+    fn push(&mut self, layer: LayerId, what: What) {
         if self.terms.len() <= layer.0 {
             self.terms.resize(layer.0 + 1, Vec::new());
         }
-        self.terms[layer.0].push(term);
+        self.terms[layer.0].push(Term { what, adapter: self.adapters, strength: 1.0 });
     }
 
     /// Whether anything is mounted on a layer.
     pub fn are_on(&self, layer: LayerId) -> bool {
         self.terms.get(layer.0).is_some_and(|terms| !terms.is_empty())
+            || self.stacks.get(layer.0).is_some_and(Option::is_some)
             || self.rested.get(layer.0).is_some_and(Option::is_some)
     }
 
@@ -190,25 +259,25 @@ impl Mounts {
     /// the memory that holding it in f16 was to save.
     #[must_use]
     pub fn rest(mut self, weights: &[Weight]) -> Self {
-        self.rested.resize(self.terms.len(), None);
-        let places = self.terms.iter_mut().zip(&mut self.rested).zip(weights);
-        for ((terms, rested), weight) in places.filter(|(_, weight)| weight.oi.dtype() == DType::F32) {
-            let mut branches = Vec::new();
+        let layers = self.terms.len().max(self.stacks.len());
+        self.terms.resize(layers, Vec::new());
+        self.stacks.resize(layers, None);
+        self.rested.resize(layers, None);
+        let places = self.terms.iter_mut().zip(&mut self.stacks).zip(&mut self.rested).zip(weights);
+        for (((terms, stack), rested), weight) in places.filter(|(_, weight)| weight.oi.dtype() == DType::F32) {
             let mut sum = rested.take();
-            terms.retain(|term| match term {
-                Term::Fixed(Change::LowRank(branch)) => {
-                    branches.push(branch.clone());
-                    false
-                }
-                Term::Fixed(Change::Weight(delta)) => {
-                    sum = Some(sum.take().unwrap_or_else(|| weight.oi.clone()) + delta.clone());
+            terms.retain(|Term { what, strength, .. }| match what {
+                What::Fixed(change @ Change::Weight(_)) => {
+                    if let Change::Weight(delta) = change.clone().times(*strength) {
+                        sum = Some(sum.take().unwrap_or_else(|| weight.oi.clone()) + delta);
+                    }
                     false
                 }
                 _ => true,
             });
-            *rested = match branches.is_empty() {
-                true => sum,
-                false => Some(fused(sum.unwrap_or_else(|| weight.oi.clone()), &branches)),
+            *rested = match stack.take() {
+                None => sum,
+                Some(stack) => Some(stack.fused(sum.unwrap_or_else(|| weight.oi.clone()))),
             };
         }
         self
@@ -222,12 +291,12 @@ impl Mounts {
         let mut weight = rested.cloned();
         let mut rest = Vec::new();
         for term in terms {
-            let changes = match term {
-                Term::Fixed(change) => vec![change.clone()],
-                Term::Live(live) => live(&site),
+            let changes = match &term.what {
+                What::Fixed(change) => vec![change.clone()],
+                What::Live(live) => live(&site),
             };
             for change in changes {
-                match change {
+                match change.times(term.strength) {
                     Change::Weight(delta) => {
                         weight = Some(weight.unwrap_or_else(|| place.wide_oi()) + delta);
                     }
@@ -240,8 +309,13 @@ impl Mounts {
             // Taken, not shared: what is added next can then be added in place.
             None => site.base.into_inner().unwrap_or_else(|| place.base(x)),
         };
+        let stack = self.stacks.get(place.id.0).and_then(Option::as_ref);
+        let y = match stack {
+            Some(stack) => stack.add(x, y, place.shape),
+            None => y,
+        };
         rest.into_iter().fold(y, |y, change| match change {
-            Change::LowRank(branch) => branch.add(x, y, place.shape),
+            Change::LowRank(branch) => Stack::of(branch, 0).add(x, y, place.shape),
             Change::Bias(bias) => y.offset(bias),
             Change::Output(more) => y + more,
             Change::Weight(_) => y,
@@ -249,25 +323,51 @@ impl Mounts {
     }
 }
 
-impl Branch {
-    /// `y + scale · up(down(x))`.
-    fn add(self, x: &Signal, y: Signal, shape: Option<ConvShape>) -> Signal {
-        let Self { down, up, scale } = self;
-        match (x, y) {
-            (Signal::Tokens(x), Signal::Tokens(y)) => Signal::Tokens(low_rank(x.clone(), y, down, up, scale)),
-            (x, y) => match x.clone().through(down, None, shape) {
-                Signal::Picture(h) => y + Signal::Picture(pointwise(h, up, None) * scale),
-                tokens @ Signal::Tokens(_) => y + tokens.mix(up) * scale,
-            },
+impl Stack {
+    fn of(branch: Branch, adapter: usize) -> Self {
+        let Branch { down, up, scale } = branch;
+        let parts = vec![Part { adapter, rank: up.dims()[1], scale, strength: 1.0 }];
+        Self { scales: scales(&parts), parts, down, up }
+    }
+
+    fn with(self, more: Self) -> Self {
+        let parts = [self.parts, more.parts].concat();
+        Self {
+            down: Tensor::cat(vec![self.down, more.down], 0),
+            up: Tensor::cat(vec![self.up, more.up], 1),
+            scales: scales(&parts),
+            parts,
         }
+    }
+
+    /// `y + Σ scale · up(down(x))`.
+    fn add(&self, x: &Signal, y: Signal, shape: Option<ConvShape>) -> Signal {
+        let Self { down, up, scales, .. } = self;
+        let (down, up) = (down.clone(), up.clone());
+        match (x, y) {
+            (Signal::Tokens(x), Signal::Tokens(y)) => Signal::Tokens(low_rank(x.clone(), y, down, up, scales)),
+            (x, y) => {
+                let h = x.clone().through(down, None, shape);
+                match scales.iter().all(|scale| scale.to_bits() == scales[0].to_bits()) {
+                    true => y + h.mix(up) * scales[0],
+                    false => y + h.scaled(row(scales, &up)).mix(up),
+                }
+            }
+        }
+    }
+
+    /// `W + Σ scale · up · down`.
+    fn fused(self, weight_oi: Tensor<2>) -> Tensor<2> {
+        let Self { down, up, scales, .. } = self;
+        fuse(weight_oi, up.clone(), down, row(&scales, &up), FloatDType::F32)
     }
 }
 
-/// `W + Σ scale · up · down`, all branches at once.
-fn fused(weight_oi: Tensor<2>, branches: &[Branch]) -> Tensor<2> {
-    let scales: Vec<f32> = branches.iter().flat_map(|b| std::iter::repeat_n(b.scale, b.up.dims()[1])).collect();
-    let scales = Tensor::from_floats(scales.as_slice(), &weight_oi.device());
-    let up = Tensor::cat(branches.iter().map(|b| b.up.clone()).collect(), 1);
-    let down = Tensor::cat(branches.iter().map(|b| b.down.clone()).collect(), 0);
-    fuse(weight_oi, up, down, scales, FloatDType::F32)
+fn scales(parts: &[Part]) -> Arc<[f32]> {
+    parts.iter().flat_map(|part| std::iter::repeat_n(part.scale * part.strength, part.rank)).collect()
+}
+
+/// The numbers beside `up`.
+fn row(scales: &[f32], up: &Tensor<2>) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(scales.to_vec(), [scales.len()]), &up.device())
 }

@@ -28,6 +28,7 @@ pub const OP: Op = Op {
     },
     launch: |_, kernel, t, out| launch(kernel, [&t[0], &t[1], &t[2], &t[3], &out[0]]),
     differentiable: &[0, 1, 2, 3],
+    tolerance: 1e-5,
 };
 
 /// `W' = W + left · diag(scales) · right`: each adapter of rank `r` owns `r` columns of `left`, the same rows of `right`,

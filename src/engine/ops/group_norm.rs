@@ -5,13 +5,80 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
+use burn::backend::ops::FloatTensorOps as _;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::wgpu::CubeBackend;
+use burn::backend::wgpu::{CubeBackend, CubeTensor, into_contiguous};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata as _, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use super::cpu;
 use super::cpu::norm::{Norm, group_norm as forward, group_norm_backward as backward};
+use super::wgsl::{self, Wgsl};
+use super::{Case, Op};
+
+pub const OP: Op = Op {
+    name: "group_norm",
+    formula: "(x − mean) / √(variance + ε) · gain + offset of each group, then z·σ(z)",
+    elements: &[[DType::F32, DType::F32], [DType::F16, DType::F16]],
+    kernel: |[_, element]| kernel(element, include_str!("../../../shaders/ops/group_norm.wgsl")),
+    inputs: |case| inputs(case)[..3].into(),
+    outputs: |case| vec![inputs(case)[0].0],
+    run: |case, t| {
+        if t[0].shape().num_elements() == 0 {
+            return vec![t[0].clone()];
+        }
+        let (x, [gain, offset]) = tensors(case, t);
+        vec![group_norm(x, gain, offset, case.rank, EPS, then(case)).reshape(t[0].dims())]
+    },
+    launch: |case, kernel, t, out| launch(kernel, &[&t[0], &t[1], &t[2], &out[0]], sizes(case), EPS),
+    differentiable: &[0],
+    tolerance: 2e-5,
+};
+
+pub const BACKWARD: Op = Op {
+    name: "group_norm_backward",
+    formula: "r·(g' − mean(g') − n·mean(g'·n)) of each group",
+    kernel: |[_, element]| kernel(element, include_str!("../../../shaders/ops/group_norm_backward.wgsl")),
+    inputs: |case| inputs(case).into(),
+    run: |case, t| {
+        if t[0].shape().num_elements() == 0 {
+            return vec![t[0].clone()];
+        }
+        let (x, [gain, offset]) = tensors(case, t);
+        let g = t[3].clone().reshape(x.dims());
+        let [x, g] = [x, g].map(Tensor::into_dispatch);
+        let (gain, offset, silu) = (gain.into_dispatch(), offset.into_dispatch(), then(case) == Then::Silu);
+        let by_x = Dispatch::group_norm_backward(x, gain, offset, g, case.rank, EPS, silu);
+        vec![Tensor::<4>::from_dispatch(by_x).reshape(t[0].dims())]
+    },
+    launch: |case, kernel, t, out| launch(kernel, &[&t[0], &t[1], &t[2], &t[3], &out[0]], sizes(case), EPS),
+    differentiable: &[],
+    ..OP
+};
+
+const EPS: f64 = 1e-5;
+
+/// Two channels to a group, `rank` groups, `columns + 2` places, `rows` pictures: x, gain, offset and the gradient. A group of
+/// two numbers would be 1 and −1 whatever they are.
+fn inputs(&Case { rows, columns, rank, elements: [element, _], .. }: &Case) -> [([usize; 2], DType); 4] {
+    let (x, channel) = ([rows, 2 * rank * (columns + 2)], [1, 2 * rank]);
+    [x, channel, channel, x].map(|shape| (shape, element))
+}
+
+fn tensors(case: &Case, t: &[Tensor<2>]) -> (Tensor<4>, [Tensor<1>; 2]) {
+    let channels = 2 * case.rank;
+    (t[0].clone().reshape([case.rows, channels, case.columns + 2, 1]), [1, 2].map(|i| t[i].clone().reshape([channels])))
+}
+
+/// Both are tried.
+fn then(case: &Case) -> Then {
+    if case.inner % 2 == 1 { Then::Silu } else { Then::Nothing }
+}
+
+fn sizes(case: &Case) -> Sizes {
+    let silu = then(case) == Then::Silu;
+    Sizes { batch: case.rows, channels: 2 * case.rank, places: case.columns + 2, groups: case.rank, silu }
+}
 
 /// What follows the normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +91,18 @@ pub enum Then {
 /// offset are frozen: no gradient flows to them.
 pub fn group_norm(x: Tensor<4>, gain: Tensor<1>, offset: Tensor<1>, groups: usize, eps: f64, then: Then) -> Tensor<4> {
     assert!(x.dims()[1].is_multiple_of(groups), "{groups} groups of {} channels", x.dims()[1]);
-    let (x, gain, offset) = (x.into_dispatch(), gain.into_dispatch(), offset.into_dispatch());
+    if x.shape().num_elements() == 0 {
+        return x;
+    }
+    let dtype = FloatDType::from(x.dtype());
+    let [gain, offset] = [gain, offset].map(|channel| channel.cast(dtype).into_dispatch());
+    let x = x.into_dispatch();
     Tensor::from_dispatch(Dispatch::group_norm(x, gain, offset, groups, eps, then == Then::Silu))
 }
 
 #[backend_extension(Cube, Flex, Fusion, Autodiff)]
 pub trait GroupNorm: Backend {
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn group_norm(
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
@@ -39,18 +111,12 @@ pub trait GroupNorm: Backend {
         eps: f64,
         silu: bool,
     ) -> FloatTensor<Self> {
-        let shape = x.shape();
-        let (normal, _) = normal::<Self>(x, groups, eps);
-        let z = affine::<Self>(Self::float_reshape(normal, shape), gain, offset);
-        match silu {
-            true => Self::float_mul(z.clone(), Self::sigmoid(z)),
-            false => z,
-        }
+        plain::<Self>(x, gain, offset, groups, eps, silu)
     }
 
     /// The gradient of `x` from that of the result. With `n` the normalised input, `r` one over the deviation and `g'` the
     /// gradient before the gain: `r·(g' − mean(g') − n·mean(g'·n))`.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn group_norm_backward(
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
@@ -60,25 +126,54 @@ pub trait GroupNorm: Backend {
         eps: f64,
         silu: bool,
     ) -> FloatTensor<Self> {
-        let shape = x.shape();
-        let (normal, r) = normal::<Self>(x, groups, eps);
-        let by_z = if silu {
-            // σ(z)·(1 + z·(1 − σ(z)))
-            let z = affine::<Self>(Self::float_reshape(normal.clone(), shape.clone()), gain.clone(), offset);
-            let s = Self::sigmoid(z.clone());
-            let rest = Self::float_add_scalar(Self::float_neg(s.clone()), 1.0_f32.into());
-            let slope = Self::float_mul(s, Self::float_add_scalar(Self::float_mul(z, rest), 1.0_f32.into()));
-            Self::float_mul(g, slope)
-        } else {
-            g
-        };
-        let grouped = normal.shape();
-        let by_normal = Self::float_reshape(Self::float_mul(by_z, by_channel::<Self>(gain)), grouped);
-        let mean = Self::float_mean_dim(by_normal.clone(), 2);
-        let along = Self::float_mean_dim(Self::float_mul(by_normal.clone(), normal.clone()), 2);
-        let rest = Self::float_sub(Self::float_sub(by_normal, mean), Self::float_mul(normal, along));
-        Self::float_reshape(Self::float_mul(rest, r), shape)
+        plain_backward::<Self>(x, gain, offset, g, groups, eps, silu)
     }
+}
+
+fn plain<B: Backend>(
+    x: FloatTensor<B>,
+    gain: FloatTensor<B>,
+    offset: FloatTensor<B>,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> FloatTensor<B> {
+    let shape = x.shape();
+    let (normal, _) = normal::<B>(x, groups, eps);
+    let z = affine::<B>(B::float_reshape(normal, shape), gain, offset);
+    match silu {
+        true => B::float_mul(z.clone(), B::sigmoid(z)),
+        false => z,
+    }
+}
+
+fn plain_backward<B: Backend>(
+    x: FloatTensor<B>,
+    gain: FloatTensor<B>,
+    offset: FloatTensor<B>,
+    g: FloatTensor<B>,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> FloatTensor<B> {
+    let shape = x.shape();
+    let (normal, r) = normal::<B>(x, groups, eps);
+    let by_z = if silu {
+        // σ(z)·(1 + z·(1 − σ(z)))
+        let z = affine::<B>(B::float_reshape(normal.clone(), shape.clone()), gain.clone(), offset);
+        let s = B::sigmoid(z.clone());
+        let rest = B::float_add_scalar(B::float_neg(s.clone()), 1.0_f32.into());
+        let slope = B::float_mul(s, B::float_add_scalar(B::float_mul(z, rest), 1.0_f32.into()));
+        B::float_mul(g, slope)
+    } else {
+        g
+    };
+    let grouped = normal.shape();
+    let by_normal = B::float_reshape(B::float_mul(by_z, by_channel::<B>(gain)), grouped);
+    let mean = B::float_mean_dim(by_normal.clone(), 2);
+    let along = B::float_mean_dim(B::float_mul(by_normal.clone(), normal.clone()), 2);
+    let rest = B::float_sub(B::float_sub(by_normal, mean), B::float_mul(normal, along));
+    B::float_reshape(B::float_mul(rest, r), shape)
 }
 
 /// The normalised numbers `[b, groups, n]` and one over their deviation `[b, groups, 1]`.
@@ -100,7 +195,73 @@ fn by_channel<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_reshape(x, [1, c, 1, 1].into())
 }
 
-impl GroupNorm for CubeBackend {}
+impl GroupNorm for CubeBackend {
+    fn group_norm(
+        x: CubeTensor,
+        gain: CubeTensor,
+        offset: CubeTensor,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> CubeTensor {
+        let Some(kernel) = (OP.kernel)([x.dtype; 2]) else { return plain::<Self>(x, gain, offset, groups, eps, silu) };
+        let [x, gain, offset] = [x, gain, offset].map(into_contiguous);
+        let out = wgsl::empty(&x, x.shape(), x.dtype);
+        launch(kernel, &[&x, &gain, &offset, &out], Sizes::of(&x, groups, silu), eps);
+        out
+    }
+
+    fn group_norm_backward(
+        x: CubeTensor,
+        gain: CubeTensor,
+        offset: CubeTensor,
+        g: CubeTensor,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> CubeTensor {
+        let Some(kernel) = (BACKWARD.kernel)([x.dtype; 2]) else {
+            return plain_backward::<Self>(x, gain, offset, g, groups, eps, silu);
+        };
+        let [x, gain, offset, g] = [x, gain, offset, g].map(into_contiguous);
+        let out = wgsl::empty(&x, x.shape(), x.dtype);
+        launch(kernel, &[&x, &gain, &offset, &g, &out], Sizes::of(&x, groups, silu), eps);
+        out
+    }
+}
+
+fn kernel(element: DType, text: &'static str) -> Option<Wgsl> {
+    Some(Wgsl { text, elements: vec![("element", wgsl::element(element)?)] })
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    channels: usize,
+    /// In a channel.
+    places: usize,
+    groups: usize,
+    silu: bool,
+}
+
+impl Sizes {
+    fn of(x: &CubeTensor, groups: usize, silu: bool) -> Self {
+        let [batch, channels, h, w] = x.shape().dims();
+        Self { batch, channels, places: h * w, groups, silu }
+    }
+}
+
+/// Input, gain, offset, for the backward pass the gradient, and the output.
+fn launch(kernel: Wgsl, tensors: &[&CubeTensor], sizes: Sizes, eps: f64) {
+    let Sizes { batch, channels, places, groups, silu } = sizes;
+    let slices = batch * groups;
+    let numbers = [slices, channels, places, groups, usize::from(silu)].map(|n| n as u32);
+    kernel.launch(slices, tensors, &[&numbers[..], &[(eps as f32).to_bits()]].concat());
+}
+
+fn wide(x: FlexTensor) -> FlexTensor {
+    Flex::float_cast(x, FloatDType::F32)
+}
 
 impl GroupNorm for Flex {
     fn group_norm(
@@ -111,6 +272,11 @@ impl GroupNorm for Flex {
         eps: f64,
         silu: bool,
     ) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            let dtype = x.dtype().into();
+            let [x, gain, offset] = [x, gain, offset].map(wide);
+            return Self::float_cast(<Self as GroupNorm>::group_norm(x, gain, offset, groups, eps, silu), dtype);
+        }
         let [x, gain, offset] = [x, gain, offset].map(cpu::contiguous);
         let shape = x.shape();
         let norm = Norm { gain: gain.storage(), offset: offset.storage(), eps: eps as f32 };
@@ -126,6 +292,12 @@ impl GroupNorm for Flex {
         eps: f64,
         silu: bool,
     ) -> FlexTensor {
+        if x.dtype() != DType::F32 {
+            let dtype = x.dtype().into();
+            let [x, gain, offset, g] = [x, gain, offset, g].map(wide);
+            let by_x = <Self as GroupNorm>::group_norm_backward(x, gain, offset, g, groups, eps, silu);
+            return Self::float_cast(by_x, dtype);
+        }
         let [x, gain, offset, g] = [x, gain, offset, g].map(cpu::contiguous);
         let shape = x.shape();
         let norm = Norm { gain: gain.storage(), offset: offset.storage(), eps: eps as f32 };

@@ -11,12 +11,18 @@ mod convolve;
 mod cpu;
 mod fuse;
 mod geglu;
+mod gram;
 mod group_norm;
 mod layer_norm;
 mod low_rank;
+mod outer;
+mod overlap;
 pub mod self_test;
+mod spectra;
 pub mod wgsl;
 mod widen;
+
+use std::sync::Arc;
 
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{DType, Tensor};
@@ -26,15 +32,19 @@ use self::wgsl::Wgsl;
 pub use adamw::{Step, adamw};
 pub use attend::attend;
 pub use convolve::convolve;
+pub(in crate::engine) use cpu::triangle::triangle;
 pub use fuse::fuse;
 pub use geglu::geglu;
 pub use group_norm::{Then, group_norm};
 pub use layer_norm::layer_norm;
 pub use low_rank::low_rank;
+pub use overlap::overlap;
+pub use spectra::{Factors, Spectra, WIDEST, spectra};
 pub use widen::widen;
 
 /// Every kernel.
-pub const OPS: &[Op] = &[fuse::OP, low_rank::OP];
+pub const OPS: &[Op] =
+    &[fuse::OP, gram::OP, group_norm::OP, group_norm::BACKWARD, low_rank::OP, outer::OP, overlap::OP, spectra::OP];
 
 /// One kernel, in all that its tests need to know.
 #[derive(Clone, Copy)]
@@ -54,6 +64,8 @@ pub struct Op {
     pub launch: fn(&Case, Wgsl, &[CubeTensor], &[CubeTensor]),
     /// The inputs that gradients pass to.
     pub differentiable: &'static [usize],
+    /// Largest difference between shader and formula in f32, as a share of the largest value.
+    pub tolerance: f32,
 }
 
 /// Shape and element type.
@@ -68,4 +80,11 @@ pub struct Case {
     pub rank: usize,
     pub scale: f32,
     pub elements: [DType; 2],
+}
+
+impl Case {
+    /// One for each rank, of both signs.
+    fn scales(&self) -> Arc<[f32]> {
+        (0..self.rank).map(|r| self.scale * (1.0 - 0.75 * (r % 3) as f32)).collect()
+    }
 }

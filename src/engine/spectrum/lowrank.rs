@@ -5,15 +5,14 @@
 //! (up·G, G⁻¹·down) measures the same as (up, down).
 
 use faer::linalg::solvers::SvdError;
-use faer::{Mat, MatRef, Scale, Side};
+use faer::{Mat, MatRef, Scale};
 use serde::Serialize;
 
+use crate::engine::ops::triangle;
 use crate::engine::{Error, Result};
 
 /// Directions weaker than this share of the strongest are rounding or masked ranks, and would dilute an overlap.
 const RELATIVE_RANK: f64 = 1e-4;
-/// Least over largest entry on the diagonal of a Cholesky factor that is taken: some twelve digits are right then.
-const NEAR_SINGULAR: f64 = 1e-3;
 
 /// `up [out, rank]` · `down [rank, input]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +197,7 @@ impl LowRank {
         self.scale * other.scale * sum
     }
 
-    fn same_layer(&self, other: &Self) -> Result<()> {
+    pub(super) fn same_layer(&self, other: &Self) -> Result<()> {
         let (a, b) = (self.shape(), other.shape());
         if (a.out, a.input) == (b.out, b.input) {
             return Ok(());
@@ -250,21 +249,6 @@ impl Overlap {
         let shared = (first.transpose() * second).squared_norm_l2();
         Self::new(shared / fewer as f64, more as f64 / first.nrows() as f64)
     }
-}
-
-/// `R` of `A = QR`, up to the signs of its rows.
-///
-/// Cholesky's factor of `AᵀA` is that R, with an error of ε·κ(A) of the largest singular value (Golub & Van Loan, §5.3.2)
-/// for a sixth of the time; where A is too near to losing a direction, reflections take its place.
-fn triangle(a: MatRef<'_, f64>) -> Mat<f64> {
-    if let Ok(cholesky) = (a.transpose() * a).llt(Side::Lower) {
-        let diagonal = cholesky.L().diagonal().column_vector();
-        let (least, most) = diagonal.iter().fold((f64::MAX, 0.0), |(least, most), &x| (x.min(least), x.max(most)));
-        if least > NEAR_SINGULAR * most {
-            return cholesky.L().transpose().to_owned();
-        }
-    }
-    a.qr().thin_R().to_owned()
 }
 
 fn no_convergence(SvdError::NoConvergence: SvdError) -> Error {

@@ -7,10 +7,12 @@ pub mod adapter;
 mod leading;
 mod lowrank;
 mod overlap;
+mod pairs;
 
 pub use leading::leading;
 pub use lowrank::{LowRank, Overlap, Shape, Svd};
 pub use overlap::{LayerOverlap, PairOverlap, Verdict, overlap};
+pub use pairs::overlaps;
 
 /// exp(−Σ p ln p) with p = σ / Σσ: how many directions the delta really uses (Roy & Vetterli, EUSIPCO 2007).
 pub fn effective_rank(singular_values: &[f64]) -> f64 {

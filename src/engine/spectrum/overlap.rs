@@ -76,34 +76,44 @@ pub fn overlap(first: &BTreeMap<String, LowRank>, second: &BTreeMap<String, LowR
             layer_overlap(name, a, b).map_err(|e| Error { what: format!("{} (layer {name})", e.what), ..e })
         })
         .collect::<Result<Vec<_>>>()?;
+    Ok(PairOverlap::of(layers, [first, second].map(energy)))
+}
 
-    let total = |value: fn(&LayerOverlap) -> f64| layers.iter().map(|l| l.weight * value(l)).sum::<f64>();
-    let weight = total(|_| 1.0);
-    let dot = total(|l| l.cosine);
-    let [energy, other_energy] = [first, second].map(|adapter| adapter.values().map(LowRank::energy).sum::<f64>());
-    let cosine = share(dot, energy.sqrt() * other_energy.sqrt());
-    let write = Overlap::new(share(total(|l| l.write.observed), weight), share(total(|l| l.write.chance), weight));
-    let product_max = layers.iter().map(|l| l.product).fold(0.0, f64::max);
+/// `Σ ‖ΔW‖²` of all layers.
+pub(super) fn energy(adapter: &BTreeMap<String, LowRank>) -> f64 {
+    adapter.values().map(LowRank::energy).sum()
+}
 
-    let verdict = Verdict::of(product_max, cosine, write);
-    let sentence = match verdict {
-        Verdict::LoadsExactly if energy == 0.0 || other_energy == 0.0 => {
-            "Loads exactly: one of the two changes nothing yet.".into()
+impl PairOverlap {
+    /// From the layers that both change, and the energy of each adapter in all.
+    pub(super) fn of(layers: Vec<LayerOverlap>, [energy, other_energy]: [f64; 2]) -> Self {
+        let total = |value: fn(&LayerOverlap) -> f64| layers.iter().map(|l| l.weight * value(l)).sum::<f64>();
+        let weight = total(|_| 1.0);
+        let dot = total(|l| l.cosine);
+        let cosine = share(dot, energy.sqrt() * other_energy.sqrt());
+        let write = Overlap::new(share(total(|l| l.write.observed), weight), share(total(|l| l.write.chance), weight));
+        let product_max = layers.iter().map(|l| l.product).fold(0.0, f64::max);
+
+        let verdict = Verdict::of(product_max, cosine, write);
+        let sentence = match verdict {
+            Verdict::LoadsExactly if energy == 0.0 || other_energy == 0.0 => {
+                "Loads exactly: one of the two changes nothing yet.".into()
+            }
+            Verdict::LoadsExactly if layers.is_empty() => "Loads exactly: they change no layer in common.".into(),
+            _ => verdict.sentence(cosine, write),
+        };
+        Self {
+            verdict,
+            sentence,
+            cosine,
+            energy_ratio: if energy + other_energy > 0.0 { 1.0 + 2.0 * dot / (energy + other_energy) } else { 1.0 },
+            read: Overlap::new(share(total(|l| l.read.observed), weight), share(total(|l| l.read.chance), weight)),
+            write,
+            product_max,
+            product_mean: share(total(|l| l.product), weight),
+            layers,
         }
-        Verdict::LoadsExactly if layers.is_empty() => "Loads exactly: they change no layer in common.".into(),
-        _ => verdict.sentence(cosine, write),
-    };
-    Ok(PairOverlap {
-        verdict,
-        sentence,
-        cosine,
-        energy_ratio: if energy + other_energy > 0.0 { 1.0 + 2.0 * dot / (energy + other_energy) } else { 1.0 },
-        read: Overlap::new(share(total(|l| l.read.observed), weight), share(total(|l| l.read.chance), weight)),
-        write,
-        product_max,
-        product_mean: share(total(|l| l.product), weight),
-        layers,
-    })
+    }
 }
 
 fn layer_overlap(layer: &str, first: &LowRank, second: &LowRank) -> Result<LayerOverlap> {
@@ -121,7 +131,7 @@ fn layer_overlap(layer: &str, first: &LowRank, second: &LowRank) -> Result<Layer
 }
 
 /// An adapter that changes nothing meets nobody: 0, not NaN.
-fn share(part: f64, whole: f64) -> f64 {
+pub(super) fn share(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 

@@ -1,19 +1,17 @@
 //! The singular values of all trained layers while training goes on.
 //!
-//! Only low-rank pairs are looked at: the QR of both factors is milliseconds for a whole model. The spectrum of a full
-//! difference (`dora`, `oft`, `lisa`) takes longer than the steps it would watch, and `triptych spectrum` measures it
-//! when the file is there; a method whose change depends on the picture (`mola`) has none.
+//! Only low-rank pairs are looked at: all of a model's are milliseconds. The spectrum of a full difference (`dora`, `oft`,
+//! `lisa`) takes longer than the steps it would watch, and `triptych spectrum` measures it when the file is there; a method whose change depends on the picture (`mola`) has none.
 
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use rayon::prelude::*;
 
 use crate::engine::Result;
 use crate::engine::device::read;
 use crate::engine::event::{SingularValues, Spectrum};
-use crate::engine::model::StableDiffusion;
-use crate::engine::spectrum::{LowRank, Shape};
+use crate::engine::model::{Branch, StableDiffusion};
+use crate::engine::ops::{Factors, spectra};
 use crate::engine::train::step::Trainee;
 
 /// Training takes at least this many times as long as all looks together, but for the first and the last.
@@ -52,49 +50,31 @@ impl Live {
     }
 }
 
-/// A pair on its way to the host: its numbers are the next in line.
-struct Pair {
-    layer: String,
-    shape: Shape,
-    scale: f32,
-}
-
+/// All layers in one go, where the numbers lie; what comes back is the singular values.
 fn spectrum(step: usize, trainee: &Trainee, model: &StableDiffusion) -> Result<Option<Spectrum>> {
     let values = trainee.values();
-    let mut pairs = Vec::new();
-    let mut flat: Vec<Tensor<1>> = Vec::new();
+    let (mut names, mut layers, mut flat, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for layer in &trainee.layers {
         let tensors = Trainee::tensors(layer, &values);
-        let Some(branch) = trainee.adapter.pair(&tensors, model.weight(layer.id)) else { continue };
-        let ([out, rank], [_, input]) = (branch.up.dims(), branch.down.dims());
-        let layer = model.layer(layer.id).module();
-        pairs.push(Pair { layer, shape: Shape { out, rank, input }, scale: branch.scale });
-        flat.extend([branch.up, branch.down].map(|factor| factor.flatten(0, 1)));
+        let Some(Branch { up, down, scale }) = trainee.adapter.pair(&tensors, model.weight(layer.id)) else { continue };
+        let ([out, rank], [_, input]) = (up.dims(), down.dims());
+        let factors = Factors { at, out, rank, input, scale };
+        at += factors.numbers();
+        names.push((model.layer(layer.id).module(), rank.min(out).min(input)));
+        layers.push(factors);
+        flat.extend([up, down].map(|factor| factor.flatten::<1>(0, 1)));
     }
-    if pairs.is_empty() {
+    if layers.is_empty() {
         return Ok(None);
     }
-    // One wait for the device, not one for each tensor.
-    let numbers = read(Tensor::cat(flat, 0))?;
-    let mut rest = &numbers[..];
-    let mut take = |n: usize| {
-        let (taken, left) = rest.split_at(n);
-        rest = left;
-        taken
-    };
-    let deltas: Vec<(String, LowRank)> = pairs
+    let values = spectra(Tensor::cat(flat, 0), layers.into()).values;
+    let [_, widest] = values.dims();
+    let values = read(values)?;
+    let layers: Vec<SingularValues> = names
         .into_iter()
-        .filter_map(|Pair { layer, shape, scale }| {
-            let (up, down) = (take(shape.out * shape.rank), take(shape.rank * shape.input));
-            Some((layer, LowRank::new(up, down, shape, f64::from(scale)).ok()?))
-        })
-        .collect();
-    let layers: Vec<SingularValues> = deltas
-        .into_par_iter()
-        .filter_map(|(layer, delta)| {
-            let values = delta.singular_values().ok()?.into_iter().map(|s| s as f32).collect();
-            Some(SingularValues { layer, values })
-        })
+        .zip(values.chunks_exact(widest))
+        .map(|((layer, rank), values)| SingularValues { layer, values: values[..rank].to_vec() })
+        .filter(|layer| layer.values.iter().all(|value| value.is_finite()))
         .collect();
     Ok((!layers.is_empty()).then_some(Spectrum { step, layers }))
 }

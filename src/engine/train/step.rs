@@ -251,7 +251,7 @@ impl Trainee {
 
     fn placed(&self, mut mounts: Mounts, values: &[Tensor<2>]) -> Mounts {
         for layer in &self.layers {
-            mounts.add_live(layer.id, live(Arc::clone(&self.adapter), Self::tensors(layer, values), 1.0));
+            mounts.add_live(layer.id, live(Arc::clone(&self.adapter), Self::tensors(layer, values)));
         }
         mounts
     }

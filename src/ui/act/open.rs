@@ -109,7 +109,8 @@ impl App {
         if names.len() < 2 {
             return;
         }
-        let work = move |_: &Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+        let device = self.studio.opened.ready().map_or_else(device::cpu, |opened| opened.session.device.device.clone());
+        let work = move |_: &Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>(), &device);
         self.post.spawn("overlap", work, |meeting| Report::Meeting(names, meeting));
     }
 

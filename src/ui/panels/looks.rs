@@ -122,7 +122,10 @@ fn studio(folder: &Path, ctx: &Context) -> Studio {
     let content = cards::concept(&pictures, ctx).into();
     studio.concepts.push(ConceptCard { entry, folder: pictures, content });
     let files: Vec<&LoraFile> = cards.iter().map(|card| card.content.ready().unwrap().file.as_ref()).collect();
-    studio.meeting = Some((cards.iter().map(|card| card.entry.file.clone()).collect(), meeting(&files)));
+    studio.meeting = Some((
+        cards.iter().map(|card| card.entry.file.clone()).collect(),
+        meeting(&files, &crate::engine::device::cpu()),
+    ));
     studio.adapters = cards.into();
     studio.run = Some(run(ctx));
     studio.preview.picture = Some(picture(ctx, 200));

@@ -3,7 +3,7 @@
 //! One thread for all pictures. What is asked for now interrupts what may come later, and a newer request the one
 //! before: at the next step of the sampler, so that no request waits for a picture nobody wants any more.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use egui::{ColorImage, Context, TextureHandle, TextureOptions};
@@ -13,8 +13,9 @@ use crate::engine::adapter::mount::Strength;
 use crate::engine::device;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::preview::Request;
-use crate::engine::session::Used;
+use crate::engine::model::StableDiffusion;
+use crate::engine::preview::{Mounted, Request};
+use crate::engine::session::{Session, Used};
 use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 use crate::ui::work::inbox::Shared;
@@ -123,8 +124,34 @@ impl Drop for Painter {
     }
 }
 
+/// The adapters that the last picture was made with, still in place: a fader that moves turns them.
+#[derive(Default)]
+struct Desk {
+    files: Vec<Arc<LoraFile>>,
+    /// Which opening of the model they sit on.
+    model: Weak<StableDiffusion>,
+    mounted: Mounted,
+}
+
+impl Desk {
+    /// The adapters at these strengths.
+    fn set(&mut self, session: &Session, model: &Arc<StableDiffusion>, used: &[Used]) -> Result<Mounted> {
+        let same = self.files.len() == used.len()
+            && self.files.iter().zip(used).all(|(file, used)| Arc::ptr_eq(file, &used.file))
+            && self.model.upgrade().is_some_and(|of| Arc::ptr_eq(&of, model));
+        if same {
+            session.turn(model, &mut self.mounted, used);
+        } else {
+            let files = used.iter().map(|used| Arc::clone(&used.file)).collect();
+            *self = Self { mounted: session.mount(model, used)?, files, model: Arc::downgrade(model) };
+        }
+        Ok(self.mounted.clone())
+    }
+}
+
 fn paint(inbox: &Shared<Order>, post: &Post) {
     let mut quick = false;
+    let mut desk = Desk::default();
     while let Some((order, at, number, urgent)) = inbox.next() {
         let drops = inbox.lock().drops;
         let steps = order.request.steps;
@@ -137,7 +164,7 @@ fn paint(inbox: &Shared<Order>, post: &Post) {
             };
             let begun = Instant::now();
             let picture = guarded(|| {
-                let image = one(&order, steps, &stale, post)?;
+                let image = one(&order, &mut desk, steps, &stale, post)?;
                 let texture = texture(&image, post.ctx());
                 let seconds = at.elapsed().as_secs_f32();
                 Ok(Picture { image: Arc::new(image), texture, coarse, seconds, heard: heard(&order.mix) })
@@ -170,12 +197,12 @@ pub fn heard(mix: &Mix) -> Arc<[(String, f32)]> {
     mix.iter().filter(|(_, s)| s.unet != 0.0).map(|(file, s)| (stem(&file.path), s.unet)).collect()
 }
 
-fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Result<RgbImage> {
+fn one(order: &Order, desk: &mut Desk, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Result<RgbImage> {
     let Order { with: Opened { session, model }, mix, request, .. } = order;
     let heard = mix.iter().filter(|(_, strength)| strength.unet != 0.0 || strength.text != 0.0);
     let used: Vec<Used> =
         heard.map(|(file, strength)| Used { file: Arc::clone(file), strength: strength.clone() }).collect();
-    let mut mounted = session.mount(model, &used)?;
+    let mut mounted = desk.set(session, model, &used)?;
     // A silent adapter keeps its word: at strength 0 the prompt still reads.
     for (file, _) in mix.iter().filter(|(_, strength)| strength.unet == 0.0 && strength.text == 0.0) {
         let (tokens, layer_tokens) = (file.tokens.clone(), file.layer_tokens.clone());

@@ -5,6 +5,7 @@ pub mod gate;
 pub mod moments;
 pub mod norm;
 pub mod patches;
+pub mod triangle;
 pub mod winograd;
 
 mod disjoint;

@@ -1,0 +1,110 @@
+// spectra: the singular values S of U · S · Vᵀ = scale · up · down, from the Gram matrices of both, for many layers at once
+//
+// grams [layers, 2, widest, widest]: upᵀ·up, then down·downᵀ, zeros around them. values [layers, widest], falling.
+// coefficients [layers, 2, widest, widest]: writesᵀ, then readsᵀ, with U = up · writes and V = downᵀ · reads.
+//
+// A group takes a layer. R of Cholesky's Rᵀ·R = Gram of either side leaves the core R_up·R_downᵀ, whose columns Jacobi's
+// rotations turn until they are orthogonal (Hestenes 1958): then they are X·S. In f32, and Gram matrices are squares:
+// what is below a thousandth of the strongest is rounding, and told as 0. Limits: below 2³² numbers in all.
+
+struct Table { widest: u32, scales: array<f32> }
+@group(0) @binding(0) var<storage, read_write> grams: array<f32>;
+@group(0) @binding(1) var<storage, read_write> values: array<f32>;
+@group(0) @binding(2) var<storage, read_write> coefficients: array<f32>;
+@group(0) @binding(3) var<storage, read_write> work: array<f32>; // [layers, 3 · widest² + widest]: R, R, core, norms
+@group(0) @binding(4) var<storage, read_write> table: Table;
+
+const LANES = 128u;
+const SWEEPS = 10u;
+var<private> index: u32;
+
+fn at(part: u32, row: u32, column: u32) -> u32 {
+    return ((index * 3u + part) * table.widest + index + row) * table.widest + column;
+}
+fn product(part: u32, i: u32, other: u32, j: u32) -> f32 { // of a row of one part and a row of another
+    var sum = 0.0;
+    for (var k = 0u; k < table.widest; k++) { sum += work[at(part, i, k)] * work[at(other, j, k)]; }
+    return sum;
+}
+fn rotate(p: u32, q: u32) {
+    let x = product(2u, p, 2u, p);
+    let y = product(2u, q, 2u, q);
+    let both = product(2u, p, 2u, q);
+    if abs(both) <= 1e-7 * sqrt(x) * sqrt(y) { return; }
+    let zeta = (y - x) / (2.0 * both);
+    let t = select(-1.0, 1.0, zeta >= 0.0) / (abs(zeta) + sqrt(1.0 + zeta * zeta));
+    let c = inverseSqrt(1.0 + t * t);
+    for (var i = 0u; i < table.widest; i++) {
+        let before = vec2(work[at(2u, p, i)], work[at(2u, q, i)]);
+        work[at(2u, p, i)] = c * (before.x - t * before.y);
+        work[at(2u, q, i)] = c * (before.y + t * before.x);
+    }
+}
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    index = group.y * groups.x + group.x; // in rows of a grid, because one axis of it ends at 65,535
+    if index >= arrayLength(&table.scales) { return; }
+    let w = table.widest;
+    let first = 2u * index * w * w;
+    for (var e = lane; e < 2u * w * w; e += LANES) {
+        work[at(0u, 0u, 0u) + e] = select(0.0, grams[first + e], e % w >= e / w % w);
+        coefficients[first + e] = 0.0;
+    }
+    let side = lane / (LANES / 2u);
+    for (var k = 0u; k < w; k++) {
+        storageBarrier();
+        let pivot = work[at(side, k, k)];
+        // What is left of a direction that the others hold already is rounding.
+        let root = select(0.0, 1.0 / sqrt(pivot), pivot > 1e-6 * grams[first + (side * w + k) * w + k]);
+        storageBarrier();
+        for (var j = k + lane % (LANES / 2u); j < w; j += LANES / 2u) { work[at(side, k, j)] *= root; }
+        storageBarrier();
+        for (var e = lane % (LANES / 2u); e < (w - k) * (w - k); e += LANES / 2u) {
+            let i = k + e / (w - k);
+            let j = k + e % (w - k);
+            if i > k && j >= i { work[at(side, i, j)] -= work[at(side, k, i)] * work[at(side, k, j)]; }
+        }
+    }
+    storageBarrier();
+    for (var e = lane; e < w * w; e += LANES) { work[at(2u, 0u, 0u) + e] = product(0u, e % w, 1u, e / w); }
+    // Everybody meets everybody once in a sweep, as in a round of chess: one keeps its seat, the others move on.
+    let moving = w - 1u + w % 2u;
+    for (var round = 0u; round < SWEEPS * moving; round++) {
+        storageBarrier();
+        for (var seat = lane; seat <= moving / 2u; seat += LANES) {
+            let p = select((round + seat) % moving, moving, seat == 0u);
+            let q = (round + moving - seat) % moving;
+            if max(p, q) < w { rotate(p, q); }
+        }
+    }
+    storageBarrier();
+    for (var k = lane; k < w; k += LANES) { work[at(3u, 0u, k)] = sqrt(product(2u, k, 2u, k)); }
+    storageBarrier();
+    for (var k = lane; k < w; k += LANES) {
+        let sigma = work[at(3u, 0u, k)];
+        var place = 0u;
+        var largest = sigma;
+        for (var j = 0u; j < w; j++) {
+            let other = work[at(3u, 0u, j)];
+            if other > sigma || (other == sigma && j < k) { place++; }
+            largest = max(largest, other);
+        }
+        let strong = !(sigma <= 1e-3 * largest); // what is no number stays none
+        values[index * w + place] = select(0.0, abs(table.scales[index]) * sigma, strong);
+        if !strong { continue; }
+        let writes = first + place * w;
+        let reads = writes + w * w;
+        for (var a = 0u; a < w; a++) {
+            var sum = 0.0;
+            for (var i = 0u; i <= a; i++) { sum += work[at(0u, i, a)] * work[at(2u, k, i)]; }
+            coefficients[reads + a] = sum / (sigma * sigma);
+        }
+        for (var a = 0u; a < w; a++) {
+            var sum = 0.0;
+            for (var b = 0u; b < w; b++) { sum += grams[first + (w + a) * w + b] * coefficients[reads + b]; }
+            coefficients[writes + a] = sign(table.scales[index]) * sum / sigma;
+        }
+    }
+}
