@@ -4,7 +4,7 @@
 //! Sizes are a layer of Stable Diffusion 1.5's (640 wide, 1024 places, two pictures), or with `small` an eighth of it, for
 //! drivers that only imitate a GPU. Ceilings are measured in the same run: a product of large matrices, and a copy.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
 mod median;
 
@@ -200,7 +200,9 @@ impl Bench {
         let ours = self.time(|| ops::spectra(factors.clone(), Arc::clone(&layers)).values);
         let theirs = median(|| {
             let numbers = read(factors.clone()).unwrap();
-            Self::on_host(&numbers, &layers).iter().for_each(|layer| drop(layer.singular_values().unwrap()));
+            for layer in Self::on_host(&numbers, &layers) {
+                layer.singular_values().unwrap();
+            }
         });
         let n = layers.len();
         let (bytes, flops) = (4 * n * 2 * RANK * self.width, 4 * n * RANK * RANK * self.width);

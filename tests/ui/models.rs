@@ -7,6 +7,7 @@ use egui::DroppedFile;
 use egui::accesskit::Role;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
+use triptych::engine::device::cpu;
 use triptych::engine::export;
 use triptych::engine::io::safetensors::{Dtype, Tensor, save};
 use triptych::engine::model::StableDiffusion;
@@ -39,7 +40,7 @@ fn a_single_file_is_dropped_and_chosen_and_other_files_are_told() {
     let place = |name: &str| folder.path().join(name);
     let starter = StableDiffusion::folder("starter");
     for name in ["quartz.safetensors", "agate.safetensors"] {
-        export::bake(&starter, &[], &place(name), &mut |_| Ok(())).unwrap();
+        export::bake(&starter, &[], &place(name), &cpu(), &mut |_| Ok(())).unwrap();
     }
     let mut window = window(folder.path());
     until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));

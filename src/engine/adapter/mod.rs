@@ -17,6 +17,8 @@ mod pego;
 mod pissa;
 pub mod rank;
 mod sora;
+mod sorsa;
+mod strongest;
 pub mod target;
 
 use burn::tensor::{Tensor, TensorData};
@@ -54,6 +56,7 @@ pub const METHODS: &[Method] = &[
     orthogonal::METHOD,
     lora::METHOD,
     pissa::METHOD,
+    sorsa::METHOD,
     dora::METHOD,
     hydra::METHOD,
     sora::METHOD,

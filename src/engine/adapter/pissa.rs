@@ -2,15 +2,13 @@
 //! off again: `y = W·x + s·(up·down − up₀·down₀)·x` (Meng et al. 2024, arXiv 2404.02948).
 
 use burn::tensor::Tensor;
-use faer::MatRef;
 
 use crate::engine::Result;
 use crate::engine::adapter::rank::{ALPHA, RANK, Rank};
+use crate::engine::adapter::strongest::{Strongest, moved, strongest};
 use crate::engine::adapter::{Adapter, Context, FileKind, Method, Spot, Start, Stored};
-use crate::engine::device::read;
 use crate::engine::field::Settings;
 use crate::engine::model::{Branch, Change, Layer, Site, Weight};
-use crate::engine::spectrum::{self, LowRank};
 
 pub const METHOD: Method = Method {
     name: "pissa",
@@ -29,23 +27,15 @@ pub const METHOD: Method = Method {
 
 struct Pissa(Rank);
 
-/// Up to this many rows or columns the whole SVD takes a fraction of a second. A weight's spectrum falls slowly, and the
-/// sketch that serves wider layers would start from directions beside the strongest.
-const SMALL: usize = 384;
-
 #[expect(clippy::unnecessary_wraps, reason = "the registry's signature")]
 fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
     Ok(Box::new(Pissa(Rank::of(settings))))
 }
 
 impl Pissa {
-    /// `up·down − up₀·down₀` as `[up − up₀ | up₀]·[down; down − down₀]`: what has moved stands alone on one side of each
-    /// product, so that rounding to half precision costs a share of that and not of the layer.
     fn doubled(t: &[Tensor<2>]) -> [Tensor<2>; 2] {
         let [down, up, down0, up0] = t else { unreachable!("four tensors began") };
-        let up = vec![up.clone() - up0.clone(), up0.clone()];
-        let down = vec![down.clone(), down.clone() - down0.clone()];
-        [Tensor::cat(down, 0), Tensor::cat(up, 1)]
+        moved([down, up], [down0, up0])
     }
 }
 
@@ -54,20 +44,10 @@ impl Adapter for Pissa {
     fn begin(&self, spot: &Spot<'_>) -> Result<Vec<Start>> {
         let (rank, s) = (self.0.rank, f64::from(self.0.scale()));
         let (out, input) = (spot.layer.out, spot.layer.input());
-        let weight = read(spot.weight.wide_oi())?;
-        let weight = MatRef::from_row_major_slice(&weight, out, input).map(|&x| f64::from(x));
-        let svd = match out.min(input) <= SMALL {
-            true => LowRank::from_dense(weight).svd()?,
-            false => spectrum::leading(weight.as_ref(), rank)?,
-        };
-        let root = |k: usize| (svd.s.get(k).copied().unwrap_or(0.0) / s).sqrt();
-        // A layer narrower than the rank has no further directions: zeros there, which then never move.
-        let of = |m: MatRef<'_, f64>, row: usize, k: usize| if k < m.ncols() { m[(row, k)] } else { 0.0 };
-        let down: Vec<f32> = (0..rank * input)
-            .map(|at| (of(svd.v.as_ref(), at % input, at / input) * root(at / input)) as f32)
-            .collect();
-        let up: Vec<f32> =
-            (0..out * rank).map(|at| (of(svd.u.as_ref(), at / rank, at % rank) * root(at % rank)) as f32).collect();
+        let Strongest { write, values, read } = strongest(spot, rank)?;
+        let roots: Vec<f32> = values.iter().map(|sigma| (sigma / s).sqrt() as f32).collect();
+        let down: Vec<f32> = read.iter().enumerate().map(|(at, v)| v * roots[at / input]).collect();
+        let up: Vec<f32> = write.iter().enumerate().map(|(at, u)| u * roots[at % rank]).collect();
         // Decay would pull the layer's own directions to zero.
         let trained =
             |name, shape, values: &[f32]| Start { decays: false, ..Start::trained(name, shape, values.into()) };

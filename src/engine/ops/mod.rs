@@ -15,6 +15,7 @@ mod gram;
 mod group_norm;
 mod layer_norm;
 mod low_rank;
+mod orthogonality;
 mod outer;
 mod overlap;
 pub mod self_test;
@@ -38,13 +39,23 @@ pub use geglu::geglu;
 pub use group_norm::{Then, group_norm};
 pub use layer_norm::layer_norm;
 pub use low_rank::low_rank;
+pub use orthogonality::orthogonality;
 pub use overlap::overlap;
 pub use spectra::{Factors, Spectra, WIDEST, spectra};
 pub use widen::widen;
 
 /// Every kernel.
-pub const OPS: &[Op] =
-    &[fuse::OP, gram::OP, group_norm::OP, group_norm::BACKWARD, low_rank::OP, outer::OP, overlap::OP, spectra::OP];
+pub const OPS: &[Op] = &[
+    fuse::OP,
+    gram::OP,
+    group_norm::OP,
+    group_norm::BACKWARD,
+    low_rank::OP,
+    orthogonality::OP,
+    outer::OP,
+    overlap::OP,
+    spectra::OP,
+];
 
 /// One kernel, in all that its tests need to know.
 #[derive(Clone, Copy)]
