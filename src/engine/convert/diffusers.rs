@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::engine::Result;
 use crate::engine::convert::{Paths, peft};
-use crate::engine::io::lora_file::paths::Network;
+use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::{Dtype, safetensors};
 
@@ -15,7 +15,7 @@ use crate::engine::io::{Dtype, safetensors};
 pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let dtype = file.dtype.unwrap_or(Dtype::F32);
     let mut tensors = BTreeMap::new();
-    let mut networks: BTreeMap<Network, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
+    let mut networks: BTreeMap<Adaptable, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ours(module);
         let up: Vec<f32> = layer.up.iter().map(|x| layer.scale() * x).collect();
@@ -52,7 +52,7 @@ pub fn write_comfy(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let mut tensors = words.tensors();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ldm(module);
-        let key = format!("{}.{path}", network.in_comfy());
+        let key = format!("{}.{path}", in_comfy(network));
         tensors.insert(format!("{key}.lora_A.weight"), safetensors::Tensor::new(dtype, &layer.down_shape, &layer.down));
         tensors.insert(format!("{key}.lora_B.weight"), safetensors::Tensor::new(dtype, &layer.up_shape, &layer.up));
         tensors.insert(format!("{key}.alpha"), safetensors::Tensor::new(Dtype::F32, &[], &[layer.alpha]));
@@ -60,21 +60,11 @@ pub fn write_comfy(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     file.write(out, &tensors, file.metadata.clone())
 }
 
-impl Network {
-    /// Before the keys in diffusers' files, and the folder that PEFT's adapter of it lies in.
-    pub(super) fn in_diffusers(self) -> &'static str {
-        match self {
-            Self::Unet => "unet",
-            Self::Text => "text_encoder",
-            Self::SecondText => "text_encoder_2",
-        }
-    }
-
-    fn in_comfy(self) -> &'static str {
-        match self {
-            Self::Unet => "diffusion_model",
-            Self::Text => "text_encoders.clip_l.transformer",
-            Self::SecondText => "text_encoders.clip_g.transformer",
-        }
+/// Before the keys in ComfyUI's generic names.
+fn in_comfy(network: Adaptable) -> &'static str {
+    match network {
+        Adaptable::Unet => "diffusion_model",
+        Adaptable::Text => "text_encoders.clip_l.transformer",
+        Adaptable::SecondText => "text_encoders.clip_g.transformer",
     }
 }

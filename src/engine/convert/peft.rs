@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::engine::convert::Paths;
-use crate::engine::io::lora_file::paths::Network;
+use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::names::PEFT;
 use crate::engine::io::safetensors::Tensor;
@@ -19,7 +19,7 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
         let advice = "Choose a name that is not taken yet: nothing is overwritten";
         return Err(Error::new("There is something of this name already", advice).at(out));
     }
-    let mut networks: BTreeMap<Network, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
+    let mut networks: BTreeMap<Adaptable, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ours(module);
         networks.entry(network).or_default().insert(path, layer);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::safetensors::Checkpoint;
 use crate::engine::io::{detect, names};
 
@@ -44,7 +45,7 @@ impl Words {
         let header = file.metadata().get("lora_adapter_metadata").and_then(|text| serde_json::from_str(text).ok());
         if let Some(Value::Object(header)) = header {
             // `unet.r`, `text_encoder.lora_alpha`: the network stands before the key.
-            for network in ["unet", "text_encoder", "text_encoder_2"] {
+            for network in Adaptable::ALL.map(Adaptable::in_diffusers) {
                 let of = header.iter().filter_map(|(key, value)| {
                     Some((key.strip_prefix(network)?.strip_prefix('.')?.to_owned(), value.clone()))
                 });

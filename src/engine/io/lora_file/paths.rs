@@ -17,12 +17,25 @@ pub struct Paths {
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
-/// A network of a model.
+/// A network that adapters change: of a model's networks, all but the autoencoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Network {
+pub enum Adaptable {
     Unet,
     Text,
     SecondText,
+}
+
+impl Adaptable {
+    pub const ALL: [Self; 3] = [Self::Unet, Self::Text, Self::SecondText];
+
+    /// Before the keys in diffusers' files, and the folder that PEFT's adapter of it lies in.
+    pub fn in_diffusers(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::Text => "text_encoder",
+            Self::SecondText => "text_encoder_2",
+        }
+    }
 }
 
 impl Paths {
@@ -40,23 +53,23 @@ impl Paths {
     }
 
     /// The network of a layer, and its path there in diffusers' or transformers' layout.
-    pub fn ours(&self, module: &str) -> (Network, String) {
+    pub fn ours(&self, module: &str) -> (Adaptable, String) {
         let (network, path) = split(module);
         // A name ends its module with a dot.
         let named = |path: &str| self.unet.ours(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
         let path = match network {
-            Network::Unet => named(&path).unwrap_or(path),
+            Adaptable::Unet => named(&path).unwrap_or(path),
             _ => path,
         };
         (network, path)
     }
 
     /// The same in LDM's layout; text encoders have one layout.
-    pub fn ldm(&self, module: &str) -> (Network, String) {
+    pub fn ldm(&self, module: &str) -> (Adaptable, String) {
         let (network, path) = self.ours(module);
         let named = |path: &str| self.unet.ldm(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
         let path = match network {
-            Network::Unet => named(&path).unwrap_or(path),
+            Adaptable::Unet => named(&path).unwrap_or(path),
             _ => path,
         };
         (network, path)
@@ -71,10 +84,10 @@ impl Paths {
         let is_xl = self.family == Some(Family::Sdxl);
         let (network, path) = if is_xl { self.ldm(module) } else { self.ours(module) };
         let prefix = match (network, is_xl) {
-            (Network::Unet, _) => KOHYA_UNET,
-            (Network::Text, false) => KOHYA_TEXT,
-            (Network::Text, true) => KOHYA_TEXT_1,
-            (Network::SecondText, _) => KOHYA_TEXT_2,
+            (Adaptable::Unet, _) => KOHYA_UNET,
+            (Adaptable::Text, false) => KOHYA_TEXT,
+            (Adaptable::Text, true) => KOHYA_TEXT_1,
+            (Adaptable::SecondText, _) => KOHYA_TEXT_2,
         };
         names::flat(prefix, &path)
     }
@@ -129,22 +142,22 @@ impl Paths {
         let is_first = matches!(self.family, None | Some(Family::Sd1));
         let narrow = last == "conv_shortcut" || is_first && ["proj_in", "proj_out"].contains(&last);
         match (network, wide, narrow) {
-            (Network::Unet, true, _) => Some(vec![out, input / 9, 3, 3]),
-            (Network::Unet, false, true) => Some(vec![out, input, 1, 1]),
+            (Adaptable::Unet, true, _) => Some(vec![out, input / 9, 3, 3]),
+            (Adaptable::Unet, false, true) => Some(vec![out, input, 1, 1]),
             _ => None,
         }
     }
 }
 
-fn split(module: &str) -> (Network, String) {
+fn split(module: &str) -> (Adaptable, String) {
     let starts = [
-        (KOHYA_UNET, Network::Unet),
-        (KOHYA_TEXT_2, Network::SecondText),
-        (KOHYA_TEXT, Network::Text),
-        (KOHYA_TEXT_1, Network::Text),
+        (KOHYA_UNET, Adaptable::Unet),
+        (KOHYA_TEXT_2, Adaptable::SecondText),
+        (KOHYA_TEXT, Adaptable::Text),
+        (KOHYA_TEXT_1, Adaptable::Text),
     ];
     let found = starts.iter().find_map(|(start, network)| Some((*network, module.strip_prefix(start)?)));
-    let (network, flat) = found.unwrap_or((Network::Unet, module));
+    let (network, flat) = found.unwrap_or((Adaptable::Unet, module));
     (network, dotted(flat))
 }
 
@@ -167,11 +180,11 @@ mod tests {
             ("conv_in", "conv_in", "input_blocks.0.0"),
         ] {
             let module = format!("{KOHYA_UNET}{module}");
-            assert_eq!(paths.ours(&module), (Network::Unet, ours.to_owned()));
-            assert_eq!(paths.ldm(&module), (Network::Unet, ldm.to_owned()));
+            assert_eq!(paths.ours(&module), (Adaptable::Unet, ours.to_owned()));
+            assert_eq!(paths.ldm(&module), (Adaptable::Unet, ldm.to_owned()));
             assert_eq!(paths.kohya(&module), format!("{KOHYA_UNET}{}", ours.replace('.', "_")));
         }
         let text = paths.ours("lora_te_text_model_encoder_layers_0_self_attn_q_proj");
-        assert_eq!(text, (Network::Text, "text_model.encoder.layers.0.self_attn.q_proj".to_owned()));
+        assert_eq!(text, (Adaptable::Text, "text_model.encoder.layers.0.self_attn.q_proj".to_owned()));
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::io::lora_file::kinds::{self, Kind, Read, WITH_ALL};
 use crate::engine::io::lora_file::parts::{Array, Parts, Wrong};
-use crate::engine::io::lora_file::paths::Paths;
+use crate::engine::io::lora_file::paths::{Adaptable, Paths};
 use crate::engine::io::lora_file::relative::{Axis, Delta, Relative};
 use crate::engine::io::lora_file::{Difference, LoraFile, Matrix, numbers, spelling};
 use crate::engine::io::safetensors::Checkpoint;
@@ -15,8 +15,11 @@ use crate::engine::{Error, Result};
 impl LoraFile {
     /// A file, the folder that PEFT saves one in, or a folder with one such for each network.
     pub fn open(path: &Path) -> Result<Self> {
-        let inside: Vec<PathBuf> =
-            NETWORKS.iter().map(|name| path.join(name)).filter(|f| f.join(detect::PEFT_FILE).is_file()).collect();
+        let inside: Vec<PathBuf> = Adaptable::ALL
+            .iter()
+            .map(|network| path.join(network.in_diffusers()))
+            .filter(|f| f.join(detect::PEFT_FILE).is_file())
+            .collect();
         let Some((first, others)) = inside.split_first() else {
             return Self::read(&Checkpoint::open(&detect::inside(path))?);
         };
@@ -194,8 +197,6 @@ fn magnitude(parts: &Parts<'_>) -> std::result::Result<Option<(Vec<f32>, Axis)>,
 
 /// Parts that need no weight beside them.
 const BESIDE: [&str; 3] = ["diff_b", "w_norm", "b_norm"];
-/// Folders of a model's networks, as PEFT's adapters of them lie beside each other.
-const NETWORKS: [&str; 3] = ["unet", "text_encoder", "text_encoder_2"];
 /// Some of OneTrainer's files adapt a matrix that other tools cannot.
 const IGNORED: &str = "lora_te2_text_projection";
 /// So many keys are named of those that nobody reads.
