@@ -55,24 +55,15 @@ impl Paths {
     /// The network of a layer, and its path there in diffusers' or transformers' layout.
     pub fn ours(&self, module: &str) -> (Adaptable, String) {
         let (network, path) = split(module);
-        // A name ends its module with a dot.
-        let named = |path: &str| self.unet.ours(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
-        let path = match network {
-            Adaptable::Unet => named(&path).unwrap_or(path),
-            _ => path,
-        };
-        (network, path)
+        let renamed = (network == Adaptable::Unet).then(|| self.unet.ours(&path)).flatten();
+        (network, renamed.unwrap_or(path))
     }
 
     /// The same in LDM's layout; text encoders have one layout.
     pub fn ldm(&self, module: &str) -> (Adaptable, String) {
         let (network, path) = self.ours(module);
-        let named = |path: &str| self.unet.ldm(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
-        let path = match network {
-            Adaptable::Unet => named(&path).unwrap_or(path),
-            _ => path,
-        };
-        (network, path)
+        let renamed = (network == Adaptable::Unet).then(|| self.unet.ldm(&path)).flatten();
+        (network, renamed.unwrap_or(path))
     }
 
     /// kohya's name of a layer that a file calls by either layout's; what is of no model of pictures keeps its name.
