@@ -56,6 +56,8 @@ fn an_adapter_is_the_same_in_every_format() {
     assert!(shown.starts_with("data:image/jpeg;base64,/9j/") && shown.len() < 40_000, "{}", shown.len());
     let joined = deltas(&desk.lora("p"));
     assert_eq!(joined.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "a folder of both networks");
+    let report = desk.run("inspect p").result();
+    assert_eq!((&report["kind"], &report["layers"]), (&"adapter".into(), &before.len().into()), "{report}");
     let keys = |name: &str| Checkpoint::open(&desk.path(name)).unwrap();
     let diffusers = keys("d.safetensors");
     assert!(diffusers.entries().keys().all(|key| key.ends_with(".lora_A.weight") || key.ends_with(".lora_B.weight")));

@@ -10,7 +10,7 @@ use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::names::PEFT;
 use crate::engine::io::safetensors::Tensor;
-use crate::engine::io::{Dtype, atomic, detect, metadata};
+use crate::engine::io::{Dtype, atomic, metadata, peft};
 use crate::engine::{Error, Result};
 
 /// The folder `out`, which must not be there yet, with one inside for each network.
@@ -33,7 +33,7 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
             let mut config = config(layers.iter().map(|(path, layer)| (path.as_str(), layer.rank, layer.alpha)));
             config.insert("base_model_name_or_path".into(), base.clone());
             let text = serde_json::to_string_pretty(&config).unwrap_or_default();
-            let path = inside.join("adapter_config.json");
+            let path = inside.join(peft::CONFIG);
             std::fs::write(&path, text).map_err(|e| Error::io("write", &path, &e))?;
             let mut tensors = BTreeMap::new();
             for (path, layer) in layers {
@@ -42,7 +42,7 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
                 tensors.insert(format!("{key}.lora_B.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
             }
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-            file.write(&inside.join(detect::PEFT_FILE), &tensors, metadata)?;
+            file.write(&inside.join(peft::WEIGHTS), &tensors, metadata)?;
         }
         Ok(())
     })

@@ -38,7 +38,8 @@ impl Learnt {
 
     /// A file of ours, or the folder that PEFT saves one in. What was made for another classifier is refused.
     pub fn open(path: &Path, model: &Classifier) -> Result<Self> {
-        let path = &detect::inside(path);
+        let files = peft::files(path);
+        let path = files.first().map_or(path, PathBuf::as_path);
         let file = Checkpoint::open(path)?;
         let other = |why: String| {
             let what = format!("This was not learnt by {}: {why}", model.name);

@@ -1,12 +1,10 @@
 //! What PEFT says of an adapter beside its tensors: in `adapter_config.json`, or in diffusers' `lora_adapter_metadata`.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::safetensors::Checkpoint;
-use crate::engine::io::{detect, names};
+use crate::engine::io::{names, peft};
 
 /// Of one layer. The default is what files without a word say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,9 +33,8 @@ pub struct Words {
 impl Words {
     /// Those of the file itself, and of the folder that PEFT saved it in.
     pub fn of(file: &Checkpoint) -> Self {
-        let beside = file.path().parent().map(|folder| folder.join("adapter_config.json"));
-        let beside = beside.filter(|_| file.path().file_name().is_some_and(|name| name == detect::PEFT_FILE));
-        let text = beside.and_then(|path: PathBuf| std::fs::read_to_string(path).ok());
+        let beside = peft::is_weights(file.path()).then(|| file.path().with_file_name(peft::CONFIG));
+        let text = beside.and_then(|path| std::fs::read_to_string(path).ok());
         let mut configs: Vec<(String, Value)> = Vec::new();
         if let Some(config) = text.and_then(|text| serde_json::from_str(&text).ok()) {
             configs.push((String::new(), config));

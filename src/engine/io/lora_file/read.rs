@@ -1,40 +1,44 @@
 //! From an adapter file's tensors to its layers and words. Nothing in a file is left out silently.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::engine::io::detect;
 use crate::engine::io::lora_file::kinds::{self, Kind, Read, WITH_ALL};
 use crate::engine::io::lora_file::parts::{Array, Parts, Wrong};
 use crate::engine::io::lora_file::paths::{Adaptable, Paths};
 use crate::engine::io::lora_file::relative::{Axis, Delta, Relative};
 use crate::engine::io::lora_file::{Difference, LoraFile, Matrix, numbers, spelling};
-use crate::engine::io::safetensors::Checkpoint;
-use crate::engine::io::{detect, metadata, names, token_vectors};
+use crate::engine::io::safetensors::{Checkpoint, Dtype};
+use crate::engine::io::{metadata, names, peft, token_vectors};
 use crate::engine::{Error, Result};
 
 impl LoraFile {
     /// A file, the folder that PEFT saves one in, or a folder with one such for each network.
     pub fn open(path: &Path) -> Result<Self> {
-        let inside: Vec<PathBuf> = Adaptable::ALL
-            .iter()
-            .map(|network| path.join(network.in_diffusers()))
-            .filter(|f| f.join(detect::PEFT_FILE).is_file())
-            .collect();
-        let Some((first, others)) = inside.split_first() else {
-            return Self::read(&Checkpoint::open(&detect::inside(path))?);
-        };
-        let mut whole = Self::open(first)?;
-        for other in others {
-            let other = Self::open(other)?;
-            whole.layers.extend(other.layers);
-            whole.differences.extend(other.differences);
-            whole.relatives.extend(other.relatives);
-            whole.norms.extend(other.norms);
-        }
-        Ok(Self { path: path.to_path_buf(), ..whole })
+        let parts =
+            peft::files(path).iter().map(|file| Self::read(&Checkpoint::open(file)?)).collect::<Result<Vec<_>>>()?;
+        let mut whole = parts.into_iter().reduce(Self::joined).unwrap_or_default();
+        whole.path = path.to_path_buf();
+        Ok(whole)
     }
 
-    /// The same of tensors that are there already.
+    /// With what another network of the same model has.
+    fn joined(mut self, other: Self) -> Self {
+        self.layers.extend(other.layers);
+        self.differences.extend(other.differences);
+        self.relatives.extend(other.relatives);
+        self.norms.extend(other.norms);
+        self.own.extend(other.own);
+        self.tokens.extend(other.tokens);
+        self.layer_tokens.extend(other.layer_tokens);
+        self.family = self.family.or(other.family);
+        // Neither f16 nor bf16 holds the other.
+        self.dtype = if self.dtype == other.dtype { self.dtype } else { Some(Dtype::F32) };
+        self
+    }
+
+    /// One file's.
     pub fn read(file: &Checkpoint) -> Result<Self> {
         let path = file.path();
         let words = numbers::Words::of(file);
@@ -43,8 +47,8 @@ impl LoraFile {
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
         // PEFT's folder of SDXL's second text encoder has the keys of the first.
-        let second = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "text_encoder_2");
-        let second = second && path.file_name().is_some_and(|name| name == detect::PEFT_FILE);
+        let folder = path.parent().and_then(Path::file_name);
+        let second = peft::is_weights(path) && folder.is_some_and(|name| name == Adaptable::SecondText.in_diffusers());
         for stored in file.entries().keys() {
             if let Some(token) = token_vectors::shared(stored) {
                 read.tokens.insert(token.to_owned(), token_vectors::read(file, stored)?);
