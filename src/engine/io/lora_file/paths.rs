@@ -155,6 +155,8 @@ fn split(module: &str) -> (Adaptable, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::io::peft;
+    use crate::engine::io::safetensors::{Dtype, Tensor, save};
 
     #[test]
     fn a_layer_is_named_in_both_layouts() {
@@ -177,5 +179,30 @@ mod tests {
         }
         let text = paths.ours("lora_te_text_model_encoder_layers_0_self_attn_q_proj");
         assert_eq!(text, (Adaptable::Text, "text_model.encoder.layers.0.self_attn.q_proj".to_owned()));
+    }
+
+    /// No text encoder tells by itself that there is another beside it.
+    #[test]
+    fn what_one_of_pefts_folders_tells_holds_for_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |network: &str, path: &str, width: usize| {
+            let tensor = |shape: [usize; 2]| Tensor::new(Dtype::F32, &shape, &vec![0.5; shape[0] * shape[1]]);
+            let sides = [("lora_A", tensor([2, width])), ("lora_B", tensor([4, 2]))];
+            let key = |side| format!("base_model.model.{path}.{side}.weight");
+            let tensors = sides.map(|(side, tensor)| (key(side), tensor)).into();
+            save(&folder.path().join(network).join(peft::WEIGHTS), &tensors, &BTreeMap::new()).unwrap();
+        };
+        write("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj", 768);
+        let names = || LoraFile::open(folder.path()).unwrap().layers.into_keys().collect::<Vec<_>>();
+        assert_eq!(names(), ["lora_te_text_model_encoder_layers_0_self_attn_q_proj"]);
+        write("unet", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 2048);
+        let both = [
+            "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+            "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k",
+        ];
+        assert_eq!(names(), both);
+        std::fs::rename(folder.path().join("unet"), folder.path().join("elsewhere")).unwrap();
+        write("text_encoder_2", "text_model.encoder.layers.0.self_attn.q_proj", 1280);
+        assert_eq!(names(), [both[0], "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"]);
     }
 }

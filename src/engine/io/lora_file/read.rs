@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::engine::io::detect;
+use crate::engine::io::detect::{self, Family};
 use crate::engine::io::lora_file::kinds::{self, Kind, Read, WITH_ALL};
 use crate::engine::io::lora_file::parts::{Array, Parts, Wrong};
 use crate::engine::io::lora_file::paths::{Adaptable, Paths};
@@ -20,6 +20,11 @@ impl LoraFile {
             peft::files(path).iter().map(|file| Self::read(&Checkpoint::open(file)?)).collect::<Result<Vec<_>>>()?;
         let mut whole = parts.into_iter().reduce(Self::joined).unwrap_or_default();
         whole.path = path.to_path_buf();
+        // Two files of one family must have one name for a layer, or a merge would take it for two. What one network tells
+        // of the family holds for all.
+        if whole.family.is_some() {
+            Paths::of(whole.family).rename(&mut whole).map_err(|e| e.at(path))?;
+        }
         Ok(whole)
     }
 
@@ -38,7 +43,7 @@ impl LoraFile {
         self
     }
 
-    /// One file's.
+    /// One file's, with its layers as it names them.
     pub fn read(file: &Checkpoint) -> Result<Self> {
         let path = file.path();
         let words = numbers::Words::of(file);
@@ -117,11 +122,7 @@ impl LoraFile {
         }
         read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         read.second_width = token_vectors::second_width(file);
-        // Two files of one family must have one name for a layer, or a merge would take it for two.
-        read.family = detect::tensors(file).family;
-        if read.family.is_some() {
-            Paths::of(read.family).rename(&mut read).map_err(|e| e.at(path))?;
-        }
+        read.family = detect::tensors(file).family.or(second.then_some(Family::Sdxl));
         Ok(read)
     }
 
