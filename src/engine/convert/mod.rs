@@ -3,7 +3,7 @@
 mod diffusers;
 mod kohya;
 mod low_rank;
-mod peft;
+pub mod peft;
 pub mod thumbnail;
 mod whole;
 

@@ -1,6 +1,7 @@
 //! PEFT's folders: `adapter_config.json` and `adapter_model.safetensors` for each network.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -28,13 +29,8 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let base = file.metadata.get(metadata::BASE).map_or(Value::Null, |base| json!(base));
     atomic::write_folder(out, |new| {
         for (network, layers) in &networks {
-            let inside = new.join(network.in_diffusers());
-            std::fs::create_dir_all(&inside).map_err(|e| Error::io("write", &inside, &e))?;
             let mut config = config(layers.iter().map(|(path, layer)| (path.as_str(), layer.rank, layer.alpha)));
             config.insert("base_model_name_or_path".into(), base.clone());
-            let text = serde_json::to_string_pretty(&config).unwrap_or_default();
-            let path = inside.join(peft::CONFIG);
-            std::fs::write(&path, text).map_err(|e| Error::io("write", &path, &e))?;
             let mut tensors = BTreeMap::new();
             for (path, layer) in layers {
                 let key = format!("{PEFT}{path}");
@@ -42,10 +38,22 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
                 tensors.insert(format!("{key}.lora_B.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
             }
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-            file.write(&inside.join(peft::WEIGHTS), &tensors, metadata)?;
+            save(&new.join(network.in_diffusers()), &config, file, &tensors, metadata)?;
         }
         Ok(())
     })
+}
+
+/// One folder of PEFT's: tensors of an adapter, and what is said of them beside.
+pub fn save(
+    folder: &Path,
+    config: &Map<String, Value>,
+    file: &LoraFile,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    atomic::write(&folder.join(peft::CONFIG), |out| write!(out, "{:#}", json!(config)))?;
+    file.write(&folder.join(peft::WEIGHTS), tensors, metadata)
 }
 
 /// `LoraConfig` of layers by path, rank and alpha: the commonest of the two, and patterns for the others.
@@ -56,10 +64,10 @@ pub fn config<'a>(layers: impl Iterator<Item = (&'a str, usize, f32)>) -> Map<St
         for layer in &layers {
             *counts.entry(of(layer)).or_default() += 1;
         }
-        counts.into_iter().max_by_key(|&(value, count)| (count, value)).map_or(0, |(value, _)| value)
+        counts.into_iter().max_by_key(|&(value, count)| (count, value)).map(|(value, _)| value)
     };
-    let rank = commonest(&|layer| layer.1 as u32) as usize;
-    let alpha = f32::from_bits(commonest(&|layer| layer.2.to_bits()));
+    let rank = commonest(&|layer| layer.1 as u32).map_or(1, |rank| rank as usize);
+    let alpha = commonest(&|layer| layer.2.to_bits()).map_or(1.0, f32::from_bits);
     let other_ranks =
         layers.iter().filter(|layer| layer.1 != rank).map(|&(path, rank, _)| (path.to_owned(), json!(rank)));
     let other_alphas = layers.iter().filter(|layer| layer.2.to_bits() != alpha.to_bits());

@@ -225,14 +225,10 @@ impl LoraFile {
                 Error::new(what, "Convert the adapter with its model first: triptych convert --model M").at(path)
             );
         }
-        let mut metadata = self.metadata.clone();
-        if let Some(parts) = self.own.values().next() {
-            metadata.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
-        }
-        self.write(path, &self.tensors(), metadata)
+        self.write(path, &self.tensors(), self.metadata.clone())
     }
 
-    /// Writes tensors of this adapter under their hash.
+    /// Writes tensors of this adapter, under the names of another tool, with their hash.
     pub fn write(
         &self,
         path: &Path,
@@ -245,6 +241,9 @@ impl LoraFile {
                 "Lower the strengths or the learning rate, or choose dtype=f32; nothing was overwritten",
             )
             .at(path));
+        }
+        if let Some(parts) = self.own.values().next() {
+            metadata.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
         }
         let hash = safetensors::tensor_hash(tensors);
         metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));

@@ -16,8 +16,10 @@ use crate::engine::{Error, Result};
 impl LoraFile {
     /// A file, the folder that PEFT saves one in, or a folder with one such for each network.
     pub fn open(path: &Path) -> Result<Self> {
-        let parts =
-            peft::files(path).iter().map(|file| Self::read(&Checkpoint::open(file)?)).collect::<Result<Vec<_>>>()?;
+        let parts = peft::files(path)
+            .iter()
+            .map(|file| Self::read(&Checkpoint::open(file)?, &spelling::module))
+            .collect::<Result<Vec<_>>>()?;
         let mut whole = parts.into_iter().reduce(Self::joined).unwrap_or_default();
         whole.path = path.to_path_buf();
         // Two files of one family must have one name for a layer, or a merge would take it for two. What one network tells
@@ -43,10 +45,10 @@ impl LoraFile {
         self
     }
 
-    /// One file's, with its layers as it names them.
-    pub fn read(file: &Checkpoint) -> Result<Self> {
+    /// One file's, with its layers as `module` calls them by their paths in it.
+    pub fn read(file: &Checkpoint, module: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let path = file.path();
-        let words = numbers::Words::of(file);
+        let words = numbers::Words::of(file)?;
         let mut read = Self { path: path.to_path_buf(), metadata: file.metadata().clone(), ..Self::default() };
         let mut modules: BTreeMap<String, Parts<'_>> = BTreeMap::new();
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
@@ -63,11 +65,12 @@ impl LoraFile {
                 // Read with those for the first.
             } else if stored.starts_with(IGNORED) {
                 tracing::warn!("{}: {stored} is left out, as every other tool does", path.display());
-            } else if let Some((module, name)) = own_key(stored)
+            } else if let Some((path, name)) = stored.rsplit_once('.')
                 && own_names.contains(&name)
+                && let Some(module) = module(path.strip_prefix(names::PEFT).unwrap_or(path))
             {
-                read.own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(file, stored)?);
-            } else if let Some(key) = spelling::key(stored) {
+                read.own.entry(module).or_default().insert(name.to_owned(), matrix(file, stored)?);
+            } else if let Some(key) = spelling::named(stored, module) {
                 let module = match key.module.strip_prefix(names::KOHYA_TEXT) {
                     Some(rest) if second => format!("{}{rest}", names::KOHYA_TEXT_2),
                     _ => key.module,
@@ -168,13 +171,6 @@ impl LoraFile {
         }
         Ok(())
     }
-}
-
-/// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
-fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let prefixes = [names::KOHYA_UNET, names::VISION];
-    let known = prefixes.iter().any(|prefix| stored.starts_with(prefix)) || names::is_text(stored);
-    stored.split_once('.').filter(|_| known)
 }
 
 fn matrix(file: &Checkpoint, name: &str) -> Result<Matrix> {

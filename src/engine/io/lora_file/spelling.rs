@@ -105,6 +105,11 @@ pub struct Key {
 
 /// `None` for a key of another kind.
 pub fn key(stored: &str) -> Option<Key> {
+    named(stored, &module)
+}
+
+/// The same where `module` knows how layers are called.
+pub fn named(stored: &str, module: &dyn Fn(&str) -> Option<String>) -> Option<Key> {
     let (path, part) = cut(stored)?;
     let module = module(path.strip_prefix(PEFT).unwrap_or(&path))?;
     // Without kohya's prefix, a name that ends so is a model's.
@@ -127,7 +132,7 @@ fn cut(stored: &str) -> Option<(String, &'static str)> {
 }
 
 /// kohya's name of a layer, however it is spelt.
-fn module(path: &str) -> Option<String> {
+pub fn module(path: &str) -> Option<String> {
     if let Some((start, ours)) = FLAT.iter().find(|(start, _)| path.starts_with(start)) {
         return Some(format!("{ours}{}", &path[start.len()..])).filter(|_| !path.contains('.'));
     }
