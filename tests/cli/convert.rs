@@ -93,12 +93,18 @@ fn what_a_format_cannot_hold_is_cut_and_told() {
     let words = desk.say("convert a.safetensors --to diffusers --out d.safetensors").stdout;
     assert!(words.contains("Left out: what <a> means"), "{words}");
     // Nothing is lost where whole differences have a place, and halves are as near as halves are.
-    desk.run("convert a.safetensors --to lycoris --dtype f16 --out l.safetensors").result();
+    let result = desk.run("convert a.safetensors --to lycoris --dtype f16 --out l.safetensors").result();
     let halves = desk.lora("l.safetensors");
     assert_eq!((halves.dtype, halves.layers.len()), (Some(Dtype::F16), 0));
+    let (mut lost, mut whole) = (0.0, 0.0);
     for (module, delta) in deltas(&halves) {
         assert!(apart(&delta, &before[&module]) < 1e-3);
+        let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        lost += squares(&mut before[&module].iter().zip(&delta).map(|(a, b)| a - b));
+        whole += squares(&mut before[&module].iter().copied());
     }
+    let told = result["lost"]["all"].as_f64().unwrap();
+    assert!((told / (lost / whole).sqrt() - 1.0).abs() < 1e-3 && told > 1e-5, "rounding is told: {told}");
     desk.write("there/x", "");
     let refused = desk.say("convert a.safetensors --to peft --out there");
     assert!(refused.stderr.contains("nothing is overwritten"), "{}", refused.stderr);

@@ -1,15 +1,25 @@
 //! One file under names with dots: diffusers' (`loaders/lora_base.py`), and ComfyUI's generic ones (`comfy/lora.py`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::engine::Result;
-use crate::engine::convert::{Paths, peft};
+use crate::engine::convert::{Paths, low_rank, peft};
+use crate::engine::event::Watch;
 use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::{Dtype, safetensors};
+
+/// Every layer at a scale of 1: the format has no place for another.
+pub fn layers(file: &mut LoraFile, rank: usize, watch: &mut Watch<'_>) -> Result<BTreeSet<String>> {
+    let cut = low_rank::cut(file, rank, watch)?;
+    for layer in file.layers.values_mut() {
+        layer.set_alpha(layer.rank as f32);
+    }
+    Ok(cut)
+}
 
 /// `unet.….lora_A.weight`, `text_encoder.….lora_B.weight`; no alpha, which beside the header would be refused.
 pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
@@ -18,10 +28,9 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let mut networks: BTreeMap<Adaptable, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ours(module);
-        let up: Vec<f32> = layer.up.iter().map(|x| layer.scale() * x).collect();
         let key = format!("{}.{path}", network.in_diffusers());
         tensors.insert(format!("{key}.lora_A.weight"), safetensors::Tensor::new(dtype, &layer.down_shape, &layer.down));
-        tensors.insert(format!("{key}.lora_B.weight"), safetensors::Tensor::new(dtype, &layer.up_shape, &up));
+        tensors.insert(format!("{key}.lora_B.weight"), safetensors::Tensor::new(dtype, &layer.up_shape, &layer.up));
         networks.entry(network).or_default().insert(path, layer);
     }
     let mut header = Map::new();

@@ -17,8 +17,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-
 use crate::engine::io::detect::Family;
 use crate::engine::io::lora_file::relative::{Base, Relative};
 use crate::engine::io::metadata;
@@ -48,6 +46,13 @@ impl LoraLayer {
 
     pub fn out(&self) -> usize {
         self.up_shape[0]
+    }
+
+    /// The same change with another alpha: the factor between the two goes into the write side.
+    pub fn set_alpha(&mut self, alpha: f32) {
+        let by = self.alpha / alpha;
+        self.up.iter_mut().for_each(|x| *x *= by);
+        self.alpha = alpha;
     }
 
     /// Flattened width `channels · kh · kw`.
@@ -282,12 +287,7 @@ impl LoraFile {
 /// `dtype` if it holds `alpha` exactly: a factor of the whole layer is worth four bytes. f16 ends at 65504, where a
 /// rank-stabilised alpha need not.
 fn exact(dtype: Dtype, alpha: f32) -> Dtype {
-    let kept = match dtype {
-        Dtype::F16 => f16::from_f32(alpha).to_f32(),
-        Dtype::BF16 => bf16::from_f32(alpha).to_f32(),
-        _ => alpha,
-    };
-    if kept.to_bits() == alpha.to_bits() { dtype } else { Dtype::F32 }
+    if safetensors::kept(dtype, alpha).to_bits() == alpha.to_bits() { dtype } else { Dtype::F32 }
 }
 
 #[cfg(test)]

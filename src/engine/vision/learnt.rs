@@ -104,8 +104,7 @@ impl Learnt {
         let paths: BTreeMap<String, &str> = model.layers.iter().map(|l| (l.module(), l.path.as_str())).collect();
         let mut folded = self.changes.clone();
         for layer in folded.layers.values_mut() {
-            let scale = layer.scale();
-            layer.up.iter_mut().for_each(|x| *x *= scale);
+            layer.set_alpha(layer.rank as f32);
         }
         let [weight, bias] = head_keys(model);
         let (n, width) = (self.head_bias.len(), model.width());

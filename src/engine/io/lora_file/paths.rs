@@ -67,7 +67,7 @@ impl Paths {
     }
 
     /// kohya's name of a layer that a file calls by either layout's; what is of no model of pictures keeps its name.
-    fn kohya(&self, module: &str) -> String {
+    pub fn kohya(&self, module: &str) -> String {
         if !module.starts_with(KOHYA_UNET) && !names::is_text(module) {
             return module.to_owned();
         }
