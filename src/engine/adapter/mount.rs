@@ -57,11 +57,21 @@ pub struct Base<'a> {
     pub family: Option<Family>,
 }
 
+impl<'a> Base<'a> {
+    fn of(model: &'a StableDiffusion) -> Self {
+        let StableDiffusion { name, layers, weights, device, .. } = model;
+        Self { name, layers, weights, device, family: Some(model.family()) }
+    }
+}
+
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
-    let StableDiffusion { name, layers, weights, device, .. } = model;
-    let base = Base { name, layers, weights, device, family: Some(model.family()) };
-    mount_by(&model.modules(), mounts, &base, file, strength)
+    mount_by(&model.modules(), mounts, &Base::of(model), file, strength)
+}
+
+/// The file with the changes that depend on a model's own weights worked out for an open one.
+pub fn resolved(model: &StableDiffusion, file: &LoraFile) -> Result<LoraFile> {
+    on(&model.modules(), &Base::of(model), file)
 }
 
 /// The same on layers of any model.
@@ -142,7 +152,7 @@ fn mount_by(
     Ok(())
 }
 
-/// The file with the changes that depend on a model's own weights worked out for this one.
+/// The same for the layers of any model.
 fn on(table: &BTreeMap<String, LayerId>, base: &Base<'_>, file: &LoraFile) -> Result<LoraFile> {
     file.on(|module| {
         let Some(&id) = table.get(module) else { return Ok(None) };

@@ -1,7 +1,9 @@
 //! Opens what the project names, on threads: the device, the model, concepts, adapters, and how these stand to each other.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::engine::Result;
 use crate::engine::device;
 use crate::engine::merge::meeting::meeting;
 use crate::engine::project::Project;
@@ -109,7 +111,15 @@ impl App {
         if names.len() < 2 {
             return;
         }
-        let work = move |_: &Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+        let with = self.studio.opened.ready().cloned();
+        let work = move |_: &Post| {
+            let known = |file| match &with {
+                Some(with) => with.resolved(file),
+                None => Ok(file),
+            };
+            let files = files.into_iter().map(known).collect::<Result<Vec<_>>>()?;
+            meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+        };
         self.post.spawn("overlap", work, |meeting| Report::Meeting(names, meeting));
     }
 
