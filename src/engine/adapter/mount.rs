@@ -9,7 +9,7 @@ use crate::engine::adapter::{self, Adapter, Context};
 use crate::engine::device::read;
 use crate::engine::field::Settings;
 use crate::engine::io::detect::Family;
-use crate::engine::io::lora_file::{Difference, LoraFile, relative};
+use crate::engine::io::lora_file::{LoraFile, relative};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
 use crate::engine::model::{Branch, Change, Layer, LayerId, Mounts, StableDiffusion, Weight};
@@ -123,19 +123,20 @@ fn mount_by(
         let scale = layer.scale() * strength.of(module);
         mounts.add(id, Change::LowRank(Branch { down, up, scale }));
     }
-    for (module, Difference { weight, shape, bias }) in &file.differences {
-        let found = (!shape.is_empty()).then(|| (shape[0], shape[1..].iter().product()));
-        let (id, by) = (find(module, found)?, strength.of(module));
-        if let Some((out, input)) = found {
-            mounts.add(id, Change::Weight(matrix(weight, [out, input])).times(by));
+    for module in file.modules() {
+        let Some(whole) = file.whole(module) else { continue };
+        let (out, input) = (whole.shape[0], whole.shape[1..].iter().product());
+        let id = find(module, Some((out, input)))?;
+        mounts.add(id, Change::Weight(matrix(&whole.weight, [out, input])).times(strength.of(module)));
+    }
+    for (module, difference) in &file.differences {
+        let Some(bias) = &difference.bias else { continue };
+        let id = find(module, None)?;
+        let out = base.layers[id.0].out;
+        if bias.len() != out || base.weights[id.0].bias.is_none() {
+            return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
         }
-        if let Some(bias) = bias {
-            let out = base.layers[id.0].out;
-            if bias.len() != out || base.weights[id.0].bias.is_none() {
-                return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
-            }
-            mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])).times(by));
-        }
+        mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])).times(strength.of(module)));
     }
     if !file.own.is_empty() {
         let adapter = rebuilt(file)?;

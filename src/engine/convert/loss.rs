@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::engine::Result;
 use crate::engine::convert::Paths;
 use crate::engine::io::Dtype;
-use crate::engine::io::lora_file::LoraFile;
+use crate::engine::io::lora_file::{Difference, LoraFile};
 use crate::engine::io::safetensors::kept;
 use crate::engine::spectrum::{LowRank, Shape};
 
@@ -66,10 +66,18 @@ impl Delta {
             let pair = LowRank::new(&rounded(&layer.up), &rounded(&layer.down), shape, f64::from(layer.scale()));
             return pair.map(|pair| Some(Self::Pair(pair))).map_err(|e| e.at(&file.path));
         }
-        let whole = file.differences.get(module).and_then(|whole| Some((whole.shape.split_first()?, &whole.weight)));
-        Ok(whole.map(|((&out, inputs), weight)| {
-            let delta = rounded(weight);
-            Self::Whole(MatRef::from_row_major_slice(&delta, out, inputs.iter().product()).map(|&x| f64::from(x)))
+        let product = file.kroneckers.get(module).map(|factors| {
+            let mut held = factors.folded();
+            (held.w1.values, held.w2.values) = (rounded(&held.w1.values), rounded(&held.w2.values));
+            held.product()
+        });
+        let whole = || {
+            let whole = file.whole(module)?;
+            Some(Difference { weight: rounded(&whole.weight), shape: whole.shape.clone(), bias: None })
+        };
+        Ok(product.or_else(whole).map(|Difference { weight, shape, .. }| {
+            let (out, input) = (shape[0], shape[1..].iter().product());
+            Self::Whole(MatRef::from_row_major_slice(&weight, out, input).map(|&x| f64::from(x)))
         }))
     }
 
@@ -92,7 +100,7 @@ impl Delta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::io::lora_file::{Difference, LoraLayer};
+    use crate::engine::io::lora_file::LoraLayer;
     use crate::engine::random::Philox;
 
     /// A pair and a whole difference, each rounded and once in the other's form: what the numbers themselves say.

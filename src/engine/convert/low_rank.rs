@@ -13,7 +13,7 @@ use crate::engine::spectrum::{LowRank, Shape, Svd, leading};
 /// those that changed.
 pub fn cut(file: &mut LoraFile, rank: usize, watch: &mut Watch<'_>) -> Result<BTreeSet<String>> {
     let mut cut = BTreeSet::new();
-    let total = file.layers.len() + file.differences.len();
+    let total = file.layers.len() + file.differences.len() + file.kroneckers.len();
     watch(Event::Stage { name: "finding the strongest directions".into(), total })?;
     for (done, (module, layer)) in file.layers.iter_mut().enumerate() {
         if layer.rank > rank {
@@ -24,14 +24,21 @@ pub fn cut(file: &mut LoraFile, rank: usize, watch: &mut Watch<'_>) -> Result<BT
         }
         watch(Event::Progress { done: done + 1, total })?;
     }
+    let whole: Vec<String> = file.differences.keys().chain(file.kroneckers.keys()).cloned().collect();
     let pairs = file.layers.len();
-    for (done, (module, difference)) in file.differences.iter_mut().enumerate() {
-        if let [out, inputs @ ..] = &difference.shape[..] {
+    for (done, module) in whole.into_iter().enumerate() {
+        if let Some(whole) = file.whole(&module)
+            && let [out, inputs @ ..] = &whole.shape[..]
+        {
             let input = inputs.iter().product();
-            let delta = MatRef::from_row_major_slice(&difference.weight, *out, input).map(|&x| f64::from(x));
-            file.layers.insert(module.clone(), strongest(&leading(delta.as_ref(), rank)?, rank, inputs));
-            cut.insert(module.clone());
-            (difference.weight, difference.shape) = (Vec::new(), Vec::new());
+            let delta = MatRef::from_row_major_slice(&whole.weight, *out, input).map(|&x| f64::from(x));
+            let layer = strongest(&leading(delta.as_ref(), rank)?, rank, inputs);
+            if let Some(difference) = file.differences.get_mut(&module) {
+                (difference.weight, difference.shape) = (Vec::new(), Vec::new());
+            }
+            file.kroneckers.remove(&module);
+            file.layers.insert(module.clone(), layer);
+            cut.insert(module);
         }
         watch(Event::Progress { done: pairs + done + 1, total })?;
     }

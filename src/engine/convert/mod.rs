@@ -70,7 +70,7 @@ pub const FORMATS: &[Format] = &[
     },
     Format {
         name: "lycoris",
-        title: "low-rank pairs as they are, everything else as whole differences: LyCORIS, A1111, Forge, ComfyUI",
+        title: "low-rank pairs and LoKr as they are, everything else as whole differences: LyCORIS, A1111, Forge, ComfyUI",
         layers: |_, _, _| Ok(BTreeSet::new()),
         beside: true,
         words: true,
@@ -147,15 +147,17 @@ fn one_file(file: &LoraFile, _: &Paths, out: &Path) -> Result<()> {
 /// What the metadata says of the file: kohya's keys, and Stability's `modelspec` where the source had none.
 fn about(file: &mut LoraFile) {
     let whole = !file.differences.is_empty() || !file.norms.is_empty();
+    let is_lycoris = whole || !file.kroneckers.is_empty();
     // Of other tensors, or of another tool's layout.
     for stale in ["sshs_legacy_hash", "lora_adapter_metadata", "ss_network_args", "ss_network_dim", "ss_network_alpha"]
     {
         file.metadata.remove(stale);
     }
     let mut say = |key: &str, value: String| drop(file.metadata.insert(key.to_owned(), value));
-    say("ss_network_module", if whole { "lycoris.kohya" } else { "networks.lora" }.into());
-    if whole {
-        say("ss_network_args", serde_json::json!({ "algo": "full" }).to_string());
+    say("ss_network_module", if is_lycoris { "lycoris.kohya" } else { "networks.lora" }.into());
+    if is_lycoris {
+        let algorithm = if whole { "full" } else { "lokr" };
+        say("ss_network_args", serde_json::json!({ "algo": algorithm }).to_string());
     } else if let Some(layer) = file.layers.values().max_by_key(|layer| layer.rank) {
         say("ss_network_dim", layer.rank.to_string());
         say("ss_network_alpha", layer.alpha.to_string());

@@ -5,6 +5,7 @@
 //! A1111 and kohya's tools load it. [Token vectors](super::token_vectors) travel inside.
 
 pub mod kinds;
+pub mod kronecker;
 pub mod loads;
 mod numbers;
 pub mod parts;
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::engine::io::detect::Family;
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::relative::{Base, Relative};
 use crate::engine::io::metadata;
 use crate::engine::io::safetensors::{self, Dtype, Tensor};
@@ -124,6 +126,8 @@ pub struct LoraFile {
     pub layers: BTreeMap<String, LoraLayer>,
     /// Likewise; a layer may have low-rank factors and a bias difference.
     pub differences: BTreeMap<String, Difference>,
+    /// Likewise: products that are multiplied out layer by layer, where they are used.
+    pub kroneckers: BTreeMap<String, Kronecker>,
     /// Likewise: what depends on the model's own weight.
     pub relatives: BTreeMap<String, Relative>,
     /// Likewise: differences of normalisations, whose weight is one row of numbers.
@@ -187,6 +191,13 @@ impl LoraFile {
             if let Some(bias) = &difference.bias {
                 tensors.insert(format!("{module}.diff_b"), Tensor::new(dtype, &[bias.len()], bias));
             }
+        }
+        for (module, factors) in &self.kroneckers {
+            let Kronecker { w1, w2, .. } = factors.folded();
+            tensors.insert(format!("{module}.lokr_w1"), Tensor::new(dtype, &w1.shape, &w1.values));
+            tensors.insert(format!("{module}.lokr_w2"), Tensor::new(dtype, &w2.shape, &w2.values));
+            // LyCORIS asks for one and makes nothing of it where both factors are whole.
+            tensors.insert(format!("{module}.alpha"), Tensor::new(dtype, &[], &[1.0]));
         }
         for (module, Difference { weight, bias, .. }) in &self.norms {
             if !weight.is_empty() {
@@ -258,13 +269,19 @@ impl LoraFile {
 
     /// A layer's `ΔW` as a low-rank pair, however the file keeps it.
     pub fn pair(&self, module: &str) -> Option<Cow<'_, LoraLayer>> {
-        let whole = || self.differences.get(module)?.pair().map(Cow::Owned);
+        let whole = || self.whole(module)?.pair().map(Cow::Owned);
         self.layers.get(module).map(Cow::Borrowed).or_else(whole)
+    }
+
+    /// A layer's `ΔW` as a whole difference, where that is what the file says: itself, or by its factors.
+    pub fn whole(&self, module: &str) -> Option<Cow<'_, Difference>> {
+        let kept = self.differences.get(module).filter(|difference| !difference.shape.is_empty()).map(Cow::Borrowed);
+        kept.or_else(|| self.kroneckers.get(module).map(|factors| Cow::Owned(factors.product())))
     }
 
     /// Every layer it changes.
     pub fn modules(&self) -> BTreeSet<&String> {
-        let whole = self.differences.keys().chain(self.relatives.keys());
+        let whole = self.differences.keys().chain(self.kroneckers.keys()).chain(self.relatives.keys());
         self.layers.keys().chain(whole).chain(self.own.keys()).collect()
     }
 
@@ -273,9 +290,10 @@ impl LoraFile {
         let factors = self.layers.values().map(|layer| layer.down.len() + layer.up.len());
         let whole = self.differences.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
         let own = self.own.values().flat_map(|parts| parts.values().map(|part| part.values.len()));
+        let products = self.kroneckers.values().map(Kronecker::numbers);
         let relative = self.relatives.values().map(Relative::numbers);
         let norms = self.norms.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
-        factors.chain(whole).chain(relative).chain(norms).chain(own).sum()
+        factors.chain(whole).chain(products).chain(relative).chain(norms).chain(own).sum()
     }
 
     /// The ranks in use.

@@ -1,7 +1,6 @@
 //! Opens what the project names, on threads: the device, the model, concepts, adapters, and how these stand to each other.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use crate::engine::Result;
 use crate::engine::device;

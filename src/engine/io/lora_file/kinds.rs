@@ -10,6 +10,7 @@ mod oft;
 
 use std::collections::BTreeSet;
 
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::parts::{Parts, Wrong};
 use crate::engine::io::lora_file::relative::Relative;
 use crate::engine::io::lora_file::{Difference, LoraLayer};
@@ -19,6 +20,7 @@ use crate::engine::io::lora_file::{Difference, LoraLayer};
 pub enum Read {
     Pair(LoraLayer),
     Whole(Difference),
+    Kronecker(Kronecker),
     /// It depends on the model's own weight.
     Relative(Relative),
 }

@@ -96,6 +96,7 @@ impl Paths {
         }
         renamed(&mut file.layers, |module| self.kohya(module))?;
         renamed(&mut file.differences, |module| self.kohya(module))?;
+        renamed(&mut file.kroneckers, |module| self.kohya(module))?;
         renamed(&mut file.norms, |module| self.kohya(module))?;
         renamed(&mut file.relatives, |module| self.kohya(module))?;
         renamed(&mut file.own, |module| self.kohya(module))
@@ -109,6 +110,12 @@ impl Paths {
             {
                 *down_shape = [&[*rank], &shape[1..]].concat();
                 *up_shape = vec![shape[0], *rank, 1, 1];
+            }
+        }
+        for (module, factors) in &mut file.kroneckers {
+            let flat = factors.shape();
+            if let Some(shape) = self.kernel(module, flat[0], flat[1..].iter().product()) {
+                factors.set_kernel(&shape);
             }
         }
         for (module, Difference { shape, .. }) in &mut file.differences {

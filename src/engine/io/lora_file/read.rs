@@ -34,6 +34,7 @@ impl LoraFile {
     fn joined(mut self, other: Self) -> Self {
         self.layers.extend(other.layers);
         self.differences.extend(other.differences);
+        self.kroneckers.extend(other.kroneckers);
         self.relatives.extend(other.relatives);
         self.norms.extend(other.norms);
         self.own.extend(other.own);
@@ -140,6 +141,7 @@ impl LoraFile {
             let delta = match layer {
                 Read::Pair(pair) => Delta::Pair(pair),
                 Read::Whole(difference) => Delta::Whole(difference),
+                Read::Kronecker(factors) => Delta::Kronecker(factors),
                 Read::Relative(_) => return Err("its method knows no magnitude".into()),
             };
             layer = Read::Relative(Relative::Magnitude { delta: Box::new(delta), m, axis });
@@ -153,6 +155,7 @@ impl LoraFile {
                 return Ok(());
             }
             Read::Whole(difference) => drop(self.differences.insert(module.to_owned(), difference)),
+            Read::Kronecker(factors) => drop(self.kroneckers.insert(module.to_owned(), factors)),
             Read::Relative(relative) => drop(self.relatives.insert(module.to_owned(), relative)),
         }
         self.beside(module, parts)
