@@ -138,7 +138,7 @@ fn adapters() -> Vec<Vec<u8>> {
 
 fn read_adapter(path: &Path) {
     drop(detect::detect(path).map(|found| found.words()));
-    drop(Checkpoint::open(path).map(|file| loads_in(&file)));
+    drop(Checkpoint::open(path).map(|file| loads_in(&[file])));
     let base = Base { weight: vec![0.5; 24], shape: vec![6, 4], bias: Some(vec![0.5; 6]) };
     let Ok(file) = LoraFile::open(path) else { return };
     for module in file.modules() {

@@ -71,7 +71,9 @@ fn words(args: &Args, file: &LoraFile, loss: &Loss) -> String {
         args.to.title
     )];
     if loss.layers.is_empty() {
-        lines.push("No direction was cut".into());
+        // Less would be told as 0.00 %.
+        let rounded = (loss.all >= 5e-5).then(|| format!("; rounding changes it by {:.2} %", 100.0 * loss.all));
+        lines.push(format!("No direction was cut{}", rounded.unwrap_or_default()));
     } else {
         lines.push(format!(
             "{} cut to rank {}: {:.2} % of the whole change is lost (--rank N keeps more)",

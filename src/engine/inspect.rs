@@ -11,7 +11,7 @@ use crate::engine::io::Checkpoint;
 use crate::engine::io::detect::{self, Family, Kind};
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::lora_file::loads::{Fate, loads_in};
-use crate::engine::io::metadata as keys;
+use crate::engine::io::{metadata as keys, peft};
 use crate::engine::model::{Part, StableDiffusion};
 use crate::engine::session::{self, default_block};
 use crate::engine::train::config::side_step;
@@ -104,8 +104,6 @@ pub fn inspect(path: &str, for_model: Option<&str>) -> Result<Report> {
     match (found.kind, refused) {
         (_, Ok(())) => return model(path),
         (Kind::Pickle, Err(refusal)) => return Err(refusal),
-        // The file inside says more than that there is one.
-        (Kind::Adapter(_), _) if folder.is_dir() => return adapter(&folder.join(detect::PEFT_FILE)),
         // Those of other families may be readable, and can be looked at and merged.
         (Kind::Adapter(_) | Kind::Embedding, Err(_)) => return adapter(folder),
         (Kind::Unknown, _) => {}
@@ -178,6 +176,8 @@ fn model(path: &str) -> Result<Report> {
 
 fn adapter(path: &Path) -> Result<Report> {
     let file = LoraFile::open(path)?;
+    let files = peft::files(path);
+    let stored = files.iter().map(|file| Checkpoint::open(file)).collect::<Result<Vec<_>>>()?;
     let value = |key: &str| file.metadata.get(key).cloned();
     Ok(Report::Adapter {
         path: path.to_path_buf(),
@@ -193,10 +193,10 @@ fn adapter(path: &Path) -> Result<Report> {
         ranks: file.ranks().into_iter().collect(),
         dtype: file.dtype.map_or_else(String::new, |dtype| format!("{dtype:?}")),
         parameters: file.numbers(),
-        bytes: std::fs::metadata(&file.path).map_or(0, |m| m.len()),
+        bytes: files.iter().filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum(),
         relative: file.relatives.len(),
         norms: file.norms.len(),
-        loads_in: loads_in(&Checkpoint::open(&file.path)?),
+        loads_in: loads_in(&stored),
         metadata: file.metadata,
     })
 }

@@ -7,7 +7,7 @@ use egui::{ColorImage, Context, TextureHandle, TextureOptions};
 
 use crate::engine::concept::{self, Concept};
 use crate::engine::io::lora_file::LoraFile;
-use crate::engine::io::metadata as keys;
+use crate::engine::io::{metadata as keys, peft};
 use crate::engine::project::{AdapterEntry, ConceptEntry};
 use crate::engine::spectrum::adapter::{LayerSpectrum, spectra};
 use crate::engine::{Error, Result};
@@ -116,6 +116,6 @@ fn thumbnail(path: &Path, ctx: &Context) -> TextureHandle {
 /// Opens an adapter file and measures it.
 pub fn adapter(path: &Path) -> Result<Arc<AdapterContent>> {
     let file = LoraFile::open(path)?;
-    let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
+    let bytes = peft::files(path).iter().filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum();
     Ok(Arc::new(AdapterContent { spectra: spectra(&file), bytes, file: Arc::new(file) }))
 }

@@ -39,8 +39,7 @@ fn found(path: PathBuf) -> Result<Command> {
     }
     found.must_be_adapter(&path)?;
     Ok(match found.kind {
-        Kind::Adapter(_) if path.is_dir() => Command::AddAdapter(path.join(detect::PEFT_FILE)),
-        _ if path.is_dir() => Command::AddConcept(path),
+        Kind::Unknown if path.is_dir() => Command::AddConcept(path),
         _ => Command::AddAdapter(path),
     })
 }
@@ -98,6 +97,14 @@ mod tests {
             assert_eq!(matches!(found, Command::OpenPrompt(_)), asked, "{found:?}");
             assert_eq!(matches!(found, Command::StartFrom(_)), !asked, "{found:?}");
         }
+        for (folder, inside) in [("one", "one"), ("each", "each/unet")] {
+            std::fs::create_dir_all(file(inside)).unwrap();
+            std::fs::write(file(inside).join("adapter_config.json"), "{}").unwrap();
+            let found = command(file(folder));
+            assert!(matches!(&found, Ok(Command::AddAdapter(path)) if *path == file(folder)), "{found:?}");
+        }
+        std::fs::create_dir(file("pictures")).unwrap();
+        assert!(matches!(command(file("pictures")), Ok(Command::AddConcept(_))));
         std::fs::write(file("b.png"), "none").unwrap();
         assert!(command(file("b.png")).is_err());
     }

@@ -115,7 +115,9 @@ impl App {
                     Some(Pictured { session: &with.session, model: &with.model, concepts })
                 }
             };
-            let merging = Merging { sources: sources(mix), method, settings, pictures, out: path.clone() };
+            let mix = mix.into_iter().map(|(file, strength)| Ok((with.resolved(file)?, strength)));
+            let sources = sources(mix.collect::<Result<_>>()?);
+            let merging = Merging { sources, method, settings, pictures, out: path.clone() };
             let combined = session::merge(&merging, &mut told(post, &stops))?;
             for sentence in merge::note::sentences(&combined.notes) {
                 post.send(Report::Said(Event::note(sentence)));

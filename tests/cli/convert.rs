@@ -6,6 +6,9 @@ use serde_json::Value;
 use triptych::engine::io::Dtype;
 use triptych::engine::io::lora_file::LoraFile;
 use triptych::engine::io::safetensors::{Checkpoint, Tensor, save};
+use triptych::engine::model::StableDiffusion;
+use triptych::engine::model::stored::Stored;
+use triptych::engine::random::Philox;
 
 use crate::command::Desk;
 use crate::{SAMPLE, apart, delta, pixels, train};
@@ -56,6 +59,8 @@ fn an_adapter_is_the_same_in_every_format() {
     assert!(shown.starts_with("data:image/jpeg;base64,/9j/") && shown.len() < 40_000, "{}", shown.len());
     let joined = deltas(&desk.lora("p"));
     assert_eq!(joined.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>(), "a folder of both networks");
+    let report = desk.run("inspect p").result();
+    assert_eq!((&report["kind"], &report["layers"]), (&"adapter".into(), &before.len().into()), "{report}");
     let keys = |name: &str| Checkpoint::open(&desk.path(name)).unwrap();
     let diffusers = keys("d.safetensors");
     assert!(diffusers.entries().keys().all(|key| key.ends_with(".lora_A.weight") || key.ends_with(".lora_B.weight")));
@@ -91,15 +96,58 @@ fn what_a_format_cannot_hold_is_cut_and_told() {
     let words = desk.say("convert a.safetensors --to diffusers --out d.safetensors").stdout;
     assert!(words.contains("Left out: what <a> means"), "{words}");
     // Nothing is lost where whole differences have a place, and halves are as near as halves are.
-    desk.run("convert a.safetensors --to lycoris --dtype f16 --out l.safetensors").result();
+    let result = desk.run("convert a.safetensors --to lycoris --dtype f16 --out l.safetensors").result();
     let halves = desk.lora("l.safetensors");
     assert_eq!((halves.dtype, halves.layers.len()), (Some(Dtype::F16), 0));
+    let (mut lost, mut whole) = (0.0, 0.0);
     for (module, delta) in deltas(&halves) {
         assert!(apart(&delta, &before[&module]) < 1e-3);
+        let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        lost += squares(&mut before[&module].iter().zip(&delta).map(|(a, b)| a - b));
+        whole += squares(&mut before[&module].iter().copied());
     }
+    let told = result["lost"]["all"].as_f64().unwrap();
+    assert!((told / (lost / whole).sqrt() - 1.0).abs() < 1e-3 && told > 1e-5, "rounding is told: {told}");
     desk.write("there/x", "");
     let refused = desk.say("convert a.safetensors --to peft --out there");
     assert!(refused.stderr.contains("nothing is overwritten"), "{}", refused.stderr);
+}
+
+/// A LoKr of whole factors stays one where it may, and is multiplied out where it must.
+#[test]
+fn a_kronecker_product_is_the_same_in_every_form() {
+    let desk = Desk::new();
+    let layer = "lora_unet_up_blocks_2_attentions_0_transformer_blocks_0_ff_net_2";
+    let model = Stored::open(&StableDiffusion::folder("starter")).unwrap();
+    let [out, input] = *model.shape(layer).unwrap() else { panic!("it is a linear layer") };
+    let draw = |part: &str, shape: [usize; 2], i| {
+        let values: Vec<f32> = Philox::new(3).normal(i, shape[0] * shape[1]).iter().map(|x| 0.3 * x).collect();
+        (format!("{layer}.{part}"), Tensor::new(Dtype::F32, &shape, &values))
+    };
+    let tensors = [draw("lokr_w1", [2, 4], 0), draw("lokr_w2", [out / 2, input / 4], 1)];
+    save(&desk.path("lokr.safetensors"), &tensors.into(), &BTreeMap::new()).unwrap();
+    let report = desk.run("inspect lokr.safetensors").result();
+    assert_eq!(report["parameters"], 8 + out * input / 8, "what the file holds, and not what it makes");
+    let before = deltas(&desk.lora("lokr.safetensors"));
+    for (format, part) in [("lycoris", "lokr_w2"), ("full", "diff"), ("kohya", "lora_up.weight")] {
+        let line = format!("convert lokr.safetensors --to {format} --model starter --rank 999");
+        let result = desk.run(&format!("{line} --out {format}.safetensors")).result();
+        assert!(result["lost"]["all"].as_f64().unwrap() < 1e-5, "{format}: {result}");
+        let file = format!("{format}.safetensors");
+        assert!(Checkpoint::open(&desk.path(&file)).unwrap().entries().contains_key(&format!("{layer}.{part}")));
+        let after = deltas(&desk.lora(&file));
+        assert!(after.len() == 1 && apart(&after[layer], &before[layer]) < 1e-5, "{format}");
+    }
+    // Beside a model, in it, and merged with another.
+    desk.run(&format!("{SAMPLE} --out base.png")).result();
+    desk.run(&format!("{SAMPLE} --adapter lokr.safetensors --out beside.png")).result();
+    desk.run("merge lokr.safetensors --into starter --out baked").result();
+    desk.run(&format!("{SAMPLE} --model baked --out within.png")).result();
+    let [base, beside, within] = ["base.png", "beside.png", "within.png"].map(|name| pixels(&desk, name));
+    let worst = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(worst(&beside, &within) <= 3 && worst(&beside, &base) > 8);
+    desk.run("merge lokr.safetensors:0.5 full.safetensors:0.5 --out both.safetensors").result();
+    assert!(apart(&deltas(&desk.lora("both.safetensors"))[layer], &before[layer]) < 1e-5);
 }
 
 /// (IA)³ and a normalisation: what cannot be known without the model is known with it.

@@ -1,14 +1,19 @@
 //! What happens to files that are dropped, lost and taken out, without anything being taught.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use egui::{Key, Modifiers};
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
+use triptych::engine::io::lora_file::LoraFile;
+use triptych::engine::io::safetensors::{self, Dtype, Tensor};
+use triptych::engine::model::StableDiffusion;
+use triptych::engine::model::stored::Stored;
 use triptych::engine::project::{AdapterEntry, Desk, Fader, Project, Slot};
 use triptych::ui::App;
 
-use crate::{shows, until, use_control, window};
+use crate::{answer, press, shows, until, use_control, window};
 
 #[derive(Debug)]
 struct Dropped(PathBuf);
@@ -81,6 +86,35 @@ fn a_dropped_file_is_opened_as_what_it_is() {
     assert!(window.query_by_label("Adapter a").is_none());
     let left = Project::open(&folder.path().join("triptych.toml"), 8).unwrap();
     assert_eq!(left.desk.method, "ties", "the project that was left is saved");
+}
+
+/// (IA)³ multiplies the model's own weights: they are those of the model in the window.
+#[test]
+fn what_depends_on_the_model_is_merged_on_the_one_that_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let [adapter, path, mix] =
+        ["ia3.safetensors", "triptych.toml", "mix.safetensors"].map(|name| folder.path().join(name));
+    let module = "lora_unet_up_blocks_2_attentions_0_transformer_blocks_0_ff_net_2";
+    let tensors = [(".weight", vec![64], vec![3.0; 64]), (".on_input", vec![], vec![0.0])]
+        .map(|(part, shape, values)| (format!("{module}{part}"), Tensor::new(Dtype::F32, &shape, &values)));
+    safetensors::save(&adapter, &tensors.into(), &BTreeMap::new()).unwrap();
+    let mut project = Project::new(8);
+    project.adapters.push(AdapterEntry::of("ia3.safetensors".into()));
+    project.desk.faders.push(Fader::new("ia3.safetensors".into()));
+    project.save_as(&path).unwrap();
+
+    let mut window = window(folder.path());
+    until(&mut window, "the model", |window| shows(window, "Computes on: CPU"));
+    window.get_by_label("Merge panel").click();
+    window.run_steps(3);
+    press(&mut window, "Save as adapter…");
+    answer(&mut window, "Save the mix as", &mix);
+    until(&mut window, "the mix", |_| mix.is_file());
+    let model = Stored::open(&StableDiffusion::folder("starter")).unwrap();
+    let weight = model.base(module).unwrap().unwrap().weight;
+    let delta = LoraFile::open(&mix).unwrap().pair(module).unwrap().product().weight;
+    assert_eq!(delta.len(), weight.len());
+    assert!(delta.iter().zip(&weight).all(|(d, w)| (d - 3.0 * w).abs() < 1e-5), "it adds thrice the weight");
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn a_folder_of_peft_is_written_whole_and_never_over_another() {
     taught(&model, &data, "lora", &changes, &file);
     assert_eq!(std::fs::read(folder.join("adapter_model.safetensors")).unwrap(), desk.read("file.safetensors"));
     let config: serde_json::Value = serde_json::from_slice(&desk.read("peft/adapter_config.json")).unwrap();
-    assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&"LORA".into(), &2.into(), &2.into()));
+    assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&"LORA".into(), &2.into(), &2.0.into()));
     let before = desk.contents();
     let (method_settings, settings) = job::settings(None, &[]).unwrap();
     let context = Context { seed: 1, slot: 0, block: 8 };

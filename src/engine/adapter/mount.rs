@@ -9,7 +9,7 @@ use crate::engine::adapter::{self, Adapter, Context};
 use crate::engine::device::read;
 use crate::engine::field::Settings;
 use crate::engine::io::detect::Family;
-use crate::engine::io::lora_file::{Difference, LoraFile, relative};
+use crate::engine::io::lora_file::{LoraFile, relative};
 use crate::engine::io::{metadata, names};
 use crate::engine::model::mount::Live;
 use crate::engine::model::{Branch, Change, Layer, LayerId, Mounts, StableDiffusion, Weight};
@@ -57,11 +57,21 @@ pub struct Base<'a> {
     pub family: Option<Family>,
 }
 
+impl<'a> Base<'a> {
+    fn of(model: &'a StableDiffusion) -> Self {
+        let StableDiffusion { name, layers, weights, device, .. } = model;
+        Self { name, layers, weights, device, family: Some(model.family()) }
+    }
+}
+
 /// Adds every layer of `file` to `mounts`. A file with layers that the model lacks is refused.
 pub fn mount(mounts: &mut Mounts, model: &StableDiffusion, file: &LoraFile, strength: &Strength) -> Result<()> {
-    let StableDiffusion { name, layers, weights, device, .. } = model;
-    let base = Base { name, layers, weights, device, family: Some(model.family()) };
-    mount_by(&model.modules(), mounts, &base, file, strength)
+    mount_by(&model.modules(), mounts, &Base::of(model), file, strength)
+}
+
+/// The file with the changes that depend on a model's own weights worked out for an open one.
+pub fn resolved(model: &StableDiffusion, file: &LoraFile) -> Result<LoraFile> {
+    on(&model.modules(), &Base::of(model), file)
 }
 
 /// The same on layers of any model.
@@ -113,19 +123,20 @@ fn mount_by(
         let up = matrix(&layer.up, [layer.out(), layer.rank]);
         mounts.add(id, Change::LowRank(Branch { down, up, scale: layer.scale() }));
     }
-    for (module, Difference { weight, shape, bias }) in &file.differences {
-        let found = (!shape.is_empty()).then(|| (shape[0], shape[1..].iter().product()));
-        let id = find(module, found)?;
-        if let Some((out, input)) = found {
-            mounts.add(id, Change::Weight(matrix(weight, [out, input])));
+    for module in file.modules() {
+        let Some(whole) = file.whole(module) else { continue };
+        let (out, input) = (whole.shape[0], whole.shape[1..].iter().product());
+        let id = find(module, Some((out, input)))?;
+        mounts.add(id, Change::Weight(matrix(&whole.weight, [out, input])));
+    }
+    for (module, difference) in &file.differences {
+        let Some(bias) = &difference.bias else { continue };
+        let id = find(module, None)?;
+        let out = base.layers[id.0].out;
+        if bias.len() != out || base.weights[id.0].bias.is_none() {
+            return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
         }
-        if let Some(bias) = bias {
-            let out = base.layers[id.0].out;
-            if bias.len() != out || base.weights[id.0].bias.is_none() {
-                return Err(refused(format!("layer {module} has no bias of {} numbers", bias.len())));
-            }
-            mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])));
-        }
+        mounts.add(id, Change::Bias(matrix(bias, [1, out]).reshape([out])));
     }
     if !file.own.is_empty() {
         let method = rebuilt(file)?;
@@ -156,7 +167,7 @@ pub fn turn(
     mounts.turn(adapter, |layer| strengths.get(&layer.0).copied().unwrap_or(1.0));
 }
 
-/// The file with the changes that depend on a model's own weights worked out for this one.
+/// The same for the layers of any model.
 fn on(table: &BTreeMap<String, LayerId>, base: &Base<'_>, file: &LoraFile) -> Result<LoraFile> {
     file.on(|module| {
         let Some(&id) = table.get(module) else { return Ok(None) };

@@ -1,27 +1,36 @@
 //! One file under names with dots: diffusers' (`loaders/lora_base.py`), and ComfyUI's generic ones (`comfy/lora.py`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::engine::Result;
-use crate::engine::convert::{Paths, peft};
-use crate::engine::io::lora_file::paths::Network;
+use crate::engine::convert::{Paths, low_rank, peft};
+use crate::engine::event::Watch;
+use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::{Dtype, safetensors};
+
+/// Every layer at a scale of 1: the format has no place for another.
+pub fn layers(file: &mut LoraFile, rank: usize, watch: &mut Watch<'_>) -> Result<BTreeSet<String>> {
+    let cut = low_rank::cut(file, rank, watch)?;
+    for layer in file.layers.values_mut() {
+        layer.set_alpha(layer.rank as f32);
+    }
+    Ok(cut)
+}
 
 /// `unet.….lora_A.weight`, `text_encoder.….lora_B.weight`; no alpha, which beside the header would be refused.
 pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let dtype = file.dtype.unwrap_or(Dtype::F32);
     let mut tensors = BTreeMap::new();
-    let mut networks: BTreeMap<Network, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
+    let mut networks: BTreeMap<Adaptable, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ours(module);
-        let up: Vec<f32> = layer.up.iter().map(|x| layer.scale() * x).collect();
         let key = format!("{}.{path}", network.in_diffusers());
         tensors.insert(format!("{key}.lora_A.weight"), safetensors::Tensor::new(dtype, &layer.down_shape, &layer.down));
-        tensors.insert(format!("{key}.lora_B.weight"), safetensors::Tensor::new(dtype, &layer.up_shape, &up));
+        tensors.insert(format!("{key}.lora_B.weight"), safetensors::Tensor::new(dtype, &layer.up_shape, &layer.up));
         networks.entry(network).or_default().insert(path, layer);
     }
     let mut header = Map::new();
@@ -52,7 +61,7 @@ pub fn write_comfy(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let mut tensors = words.tensors();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ldm(module);
-        let key = format!("{}.{path}", network.in_comfy());
+        let key = format!("{}.{path}", in_comfy(network));
         tensors.insert(format!("{key}.lora_A.weight"), safetensors::Tensor::new(dtype, &layer.down_shape, &layer.down));
         tensors.insert(format!("{key}.lora_B.weight"), safetensors::Tensor::new(dtype, &layer.up_shape, &layer.up));
         tensors.insert(format!("{key}.alpha"), safetensors::Tensor::new(Dtype::F32, &[], &[layer.alpha]));
@@ -60,21 +69,11 @@ pub fn write_comfy(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     file.write(out, &tensors, file.metadata.clone())
 }
 
-impl Network {
-    /// Before the keys in diffusers' files, and the folder that PEFT's adapter of it lies in.
-    pub(super) fn in_diffusers(self) -> &'static str {
-        match self {
-            Self::Unet => "unet",
-            Self::Text => "text_encoder",
-            Self::SecondText => "text_encoder_2",
-        }
-    }
-
-    fn in_comfy(self) -> &'static str {
-        match self {
-            Self::Unet => "diffusion_model",
-            Self::Text => "text_encoders.clip_l.transformer",
-            Self::SecondText => "text_encoders.clip_g.transformer",
-        }
+/// Before the keys in ComfyUI's generic names.
+fn in_comfy(network: Adaptable) -> &'static str {
+    match network {
+        Adaptable::Unet => "diffusion_model",
+        Adaptable::Text => "text_encoders.clip_l.transformer",
+        Adaptable::SecondText => "text_encoders.clip_g.transformer",
     }
 }

@@ -1,84 +1,76 @@
 //! Every layer as a pair of at most so many directions.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use faer::MatRef;
 
 use crate::engine::Result;
-use crate::engine::convert::Loss;
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::spectrum::{LowRank, Shape, Svd, leading};
 
-/// Squares of `ΔW` over all layers, and of what was cut off.
-#[derive(Default)]
-struct Energy {
-    all: f64,
-    lost: f64,
-    layers: BTreeMap<String, f64>,
-}
-
-/// Whole differences become their `rank` strongest directions, wider pairs likewise; narrower pairs stay as they are.
-pub fn cut(file: &mut LoraFile, rank: usize, watch: &mut Watch<'_>) -> Result<Loss> {
-    let mut energy = Energy::default();
-    let total = file.layers.len() + file.differences.len();
+/// Whole differences become their `rank` strongest directions, wider pairs likewise; narrower pairs stay as they are. Names
+/// those that changed.
+pub fn cut(file: &mut LoraFile, rank: usize, watch: &mut Watch<'_>) -> Result<BTreeSet<String>> {
+    let mut cut = BTreeSet::new();
+    let total = file.layers.len() + file.differences.len() + file.kroneckers.len();
     watch(Event::Stage { name: "finding the strongest directions".into(), total })?;
     for (done, (module, layer)) in file.layers.iter_mut().enumerate() {
-        let shape = Shape { out: layer.out(), rank: layer.rank, input: layer.input() };
-        let delta = LowRank::new(&layer.up, &layer.down, shape, f64::from(layer.scale()))?;
         if layer.rank > rank {
-            let svd = delta.svd()?;
-            *layer = energy.keep(module, &svd, rank, delta.energy(), &layer.down_shape[1..]);
-        } else {
-            energy.all += delta.energy();
+            let shape = Shape { out: layer.out(), rank: layer.rank, input: layer.input() };
+            let delta = LowRank::new(&layer.up, &layer.down, shape, f64::from(layer.scale()))?;
+            *layer = strongest(&delta.svd()?, rank, &layer.down_shape[1..]);
+            cut.insert(module.clone());
         }
         watch(Event::Progress { done: done + 1, total })?;
     }
+    let whole: Vec<String> = file.differences.keys().chain(file.kroneckers.keys()).cloned().collect();
     let pairs = file.layers.len();
-    for (done, (module, difference)) in file.differences.iter_mut().enumerate() {
-        if let [out, inputs @ ..] = &difference.shape[..] {
+    for (done, module) in whole.into_iter().enumerate() {
+        if let Some(whole) = file.whole(&module)
+            && let [out, inputs @ ..] = &whole.shape[..]
+        {
             let input = inputs.iter().product();
-            let delta = MatRef::from_row_major_slice(&difference.weight, *out, input).map(|&x| f64::from(x));
-            let svd = leading(delta.as_ref(), rank)?;
-            file.layers.insert(module.clone(), energy.keep(module, &svd, rank, delta.squared_norm_l2(), inputs));
-            (difference.weight, difference.shape) = (Vec::new(), Vec::new());
+            let delta = MatRef::from_row_major_slice(&whole.weight, *out, input).map(|&x| f64::from(x));
+            let layer = strongest(&leading(delta.as_ref(), rank)?, rank, inputs);
+            if let Some(difference) = file.differences.get_mut(&module) {
+                (difference.weight, difference.shape) = (Vec::new(), Vec::new());
+            }
+            file.kroneckers.remove(&module);
+            file.layers.insert(module.clone(), layer);
+            cut.insert(module);
         }
         watch(Event::Progress { done: pairs + done + 1, total })?;
     }
     file.differences.retain(|_, difference| difference.bias.is_some());
-    let all = if energy.all > 0.0 { (energy.lost / energy.all).sqrt() } else { 0.0 };
-    Ok(Loss { layers: energy.layers, all, ..Loss::default() })
+    Ok(cut)
 }
 
-impl Energy {
-    /// The `rank` strongest directions of a layer of energy `whole` whose inputs have these axes.
-    fn keep(&mut self, module: &str, svd: &Svd, rank: usize, whole: f64, inputs: &[usize]) -> LoraLayer {
-        // Directions of nothing but rounding are left out: a difference of few directions stays as small as it is.
-        let k = rank.min(svd.rank()).max(1);
-        let kept: f64 = svd.s.iter().take(k).map(|s| s * s).sum();
-        let lost = (whole - kept).max(0.0);
-        self.all += whole;
-        self.lost += lost;
-        self.layers.insert(module.to_owned(), if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 });
-        let pair = svd.truncated(k);
-        let rows = |m: MatRef<'_, f64>| {
-            (0..m.nrows()).flat_map(|i| m.row(i).iter().map(|&x| x as f32).collect::<Vec<_>>()).collect()
-        };
-        let (out, point): (usize, &[usize]) = (pair.up().nrows(), if inputs.len() == 3 { &[1, 1] } else { &[] });
-        LoraLayer {
-            down: rows(pair.down()),
-            up: rows(pair.up()),
-            rank: k,
-            alpha: k as f32,
-            down_shape: [&[k], inputs].concat(),
-            up_shape: [&[out, k], point].concat(),
-        }
+/// The `rank` strongest directions of a layer whose inputs have these axes.
+fn strongest(svd: &Svd, rank: usize, inputs: &[usize]) -> LoraLayer {
+    // Directions of nothing but rounding are left out: a difference of few directions stays as small as it is.
+    let k = rank.min(svd.rank()).max(1);
+    let pair = svd.truncated(k);
+    let rows = |m: MatRef<'_, f64>| {
+        (0..m.nrows()).flat_map(|i| m.row(i).iter().map(|&x| x as f32).collect::<Vec<_>>()).collect()
+    };
+    let (out, point): (usize, &[usize]) = (pair.up().nrows(), if inputs.len() == 3 { &[1, 1] } else { &[] });
+    LoraLayer {
+        down: rows(pair.down()),
+        up: rows(pair.up()),
+        rank: k,
+        alpha: k as f32,
+        down_shape: [&[k], inputs].concat(),
+        up_shape: [&[out, k], point].concat(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::engine::convert::{Paths, loss};
     use crate::engine::io::lora_file::Difference;
     use crate::engine::random::Philox;
 
@@ -100,7 +92,9 @@ mod tests {
         let mut file = LoraFile { layers, ..LoraFile::default() };
         let bias = Some(vec![1.0; 6]);
         file.differences.insert("whole".into(), Difference { bias: bias.clone(), ..whole.clone() });
-        let loss = cut(&mut file, 3, &mut |_| Ok(())).unwrap();
+        let before = file.clone();
+        let names = cut(&mut file, 3, &mut |_| Ok(())).unwrap();
+        let loss = loss::of(&before, &file, &Paths::of(None), &names).unwrap();
         assert_eq!(file.layers["narrow"], narrow);
         assert_eq!(file.differences["whole"], Difference { bias, ..Difference::default() });
         let norm = |values: &[f32]| distance(values, &vec![0.0; values.len()]);
@@ -117,8 +111,10 @@ mod tests {
         // With room for all its directions nothing is lost.
         let mut file = LoraFile::default();
         file.differences.insert("whole".into(), layer(4).product());
-        let loss = cut(&mut file, 6, &mut |_| Ok(())).unwrap();
+        let before = file.clone();
+        let names = cut(&mut file, 6, &mut |_| Ok(())).unwrap();
         assert_eq!(file.layers["whole"].rank, 4);
-        assert!(loss.all < 1e-3, "{loss:?}");
+        let loss = loss::of(&before, &file, &Paths::of(None), &names).unwrap();
+        assert!(loss.all < 1e-6, "{loss:?}");
     }
 }

@@ -2,15 +2,14 @@
 
 mod diffusers;
 mod kohya;
+mod loss;
 mod low_rank;
-mod peft;
+pub mod peft;
 pub mod thumbnail;
 mod whole;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
-
-use serde::Serialize;
 
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::Dtype;
@@ -19,6 +18,7 @@ use crate::engine::io::lora_file::LoraFile;
 use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 
+pub use crate::engine::convert::loss::Loss;
 pub use crate::engine::io::lora_file::paths::Paths;
 
 /// A kind of file that other tools read.
@@ -26,8 +26,8 @@ pub struct Format {
     pub name: &'static str,
     /// Whose it is, and who loads it.
     pub title: &'static str,
-    /// Gives layers the form that the format has for them.
-    layers: fn(&mut LoraFile, usize, &mut Watch<'_>) -> Result<Loss>,
+    /// Gives layers the form that the format has for them, and names those whose rank had to be cut.
+    layers: fn(&mut LoraFile, usize, &mut Watch<'_>) -> Result<BTreeSet<String>>,
     /// Whether differences of biases and norms have a place in it.
     pub beside: bool,
     /// Whether the adapter's words have.
@@ -47,7 +47,7 @@ pub const FORMATS: &[Format] = &[
     Format {
         name: "diffusers",
         title: "one file as diffusers' training scripts write it; the scale is folded into the write side",
-        layers: low_rank::cut,
+        layers: diffusers::layers,
         beside: false,
         words: false,
         write: diffusers::write,
@@ -70,8 +70,8 @@ pub const FORMATS: &[Format] = &[
     },
     Format {
         name: "lycoris",
-        title: "low-rank pairs as they are, everything else as whole differences: LyCORIS, A1111, Forge, ComfyUI",
-        layers: |_, _, _| Ok(Loss::default()),
+        title: "low-rank pairs and LoKr as they are, everything else as whole differences: LyCORIS, A1111, Forge, ComfyUI",
+        layers: |_, _, _| Ok(BTreeSet::new()),
         beside: true,
         words: true,
         write: one_file,
@@ -81,7 +81,7 @@ pub const FORMATS: &[Format] = &[
         title: "a whole difference for each layer: LyCORIS, A1111, Forge, ComfyUI",
         layers: |file, _, _| {
             whole::multiply_out(file);
-            Ok(Loss::default())
+            Ok(BTreeSet::new())
         },
         beside: true,
         words: true,
@@ -94,19 +94,6 @@ pub fn format(name: &str) -> Result<&'static Format> {
         let names = FORMATS.iter().map(|format| format.name).collect::<Vec<_>>().join(", ");
         Error::usage(format!("There is no format “{name}”"), format!("Choose among {names}"))
     })
-}
-
-/// What a conversion changed.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Loss {
-    /// `‖ΔW − ΔW'‖ / ‖ΔW‖` of every layer whose rank had to be cut.
-    pub layers: BTreeMap<String, f64>,
-    /// The same of all layers together, those that stayed exact included.
-    pub all: f64,
-    /// Layers whose bias or norm has no place in the format.
-    pub beside: Vec<String>,
-    /// Words that have none.
-    pub words: Vec<String>,
 }
 
 /// Writes `file` as `format` at `out`; pairs wider than `rank`, and whole differences where the format has none, keep
@@ -127,27 +114,29 @@ pub fn convert(
         )
         .at(&file.path));
     }
-    let mut file = file.clone();
+    let (before, mut file) = (file, file.clone());
     file.dtype = dtype.or(file.dtype);
     paths.rename(&mut file).map_err(|e| e.at(&file.path))?;
     paths.shape(&mut file);
-    let mut loss = (format.layers)(&mut file, rank, watch)?;
+    let cut = (format.layers)(&mut file, rank, watch)?;
+    let (mut beside, mut words) = (Vec::new(), Vec::new());
     if !format.beside {
-        loss.beside = file.norms.keys().cloned().collect();
+        beside = file.norms.keys().cloned().collect();
         file.norms.clear();
         let biased = file.differences.iter().filter(|(_, difference)| difference.bias.is_some());
-        loss.beside.extend(biased.map(|(module, _)| module.clone()));
+        beside.extend(biased.map(|(module, _)| module.clone()));
         file.differences.clear();
     }
     if !format.words {
-        loss.words = file.tokens.keys().cloned().collect();
+        words = file.tokens.keys().cloned().collect();
         file.tokens.clear();
         file.layer_tokens.clear();
     }
     about(&mut file);
     watch(Event::Stage { name: "writing".into(), total: 1 })?;
+    // Numbers that the format cannot hold are refused before they are measured.
     (format.write)(&file, paths, out)?;
-    Ok(loss)
+    Ok(Loss { beside, words, ..loss::of(before, &file, paths, &cut)? })
 }
 
 /// Under kohya's and LyCORIS's names, which are the file's own.
@@ -158,15 +147,17 @@ fn one_file(file: &LoraFile, _: &Paths, out: &Path) -> Result<()> {
 /// What the metadata says of the file: kohya's keys, and Stability's `modelspec` where the source had none.
 fn about(file: &mut LoraFile) {
     let whole = !file.differences.is_empty() || !file.norms.is_empty();
+    let is_lycoris = whole || !file.kroneckers.is_empty();
     // Of other tensors, or of another tool's layout.
     for stale in ["sshs_legacy_hash", "lora_adapter_metadata", "ss_network_args", "ss_network_dim", "ss_network_alpha"]
     {
         file.metadata.remove(stale);
     }
     let mut say = |key: &str, value: String| drop(file.metadata.insert(key.to_owned(), value));
-    say("ss_network_module", if whole { "lycoris.kohya" } else { "networks.lora" }.into());
-    if whole {
-        say("ss_network_args", serde_json::json!({ "algo": "full" }).to_string());
+    say("ss_network_module", if is_lycoris { "lycoris.kohya" } else { "networks.lora" }.into());
+    if is_lycoris {
+        let algorithm = if whole { "full" } else { "lokr" };
+        say("ss_network_args", serde_json::json!({ "algo": algorithm }).to_string());
     } else if let Some(layer) = file.layers.values().max_by_key(|layer| layer.rank) {
         say("ss_network_dim", layer.rank.to_string());
         say("ss_network_alpha", layer.alpha.to_string());

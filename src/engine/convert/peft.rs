@@ -1,16 +1,17 @@
 //! PEFT's folders: `adapter_config.json` and `adapter_model.safetensors` for each network.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::engine::convert::Paths;
-use crate::engine::io::lora_file::paths::Network;
+use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::lora_file::{LoraFile, LoraLayer};
 use crate::engine::io::names::PEFT;
 use crate::engine::io::safetensors::Tensor;
-use crate::engine::io::{Dtype, atomic, detect, metadata};
+use crate::engine::io::{Dtype, atomic, metadata, peft};
 use crate::engine::{Error, Result};
 
 /// The folder `out`, which must not be there yet, with one inside for each network.
@@ -19,7 +20,7 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
         let advice = "Choose a name that is not taken yet: nothing is overwritten";
         return Err(Error::new("There is something of this name already", advice).at(out));
     }
-    let mut networks: BTreeMap<Network, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
+    let mut networks: BTreeMap<Adaptable, BTreeMap<String, &LoraLayer>> = BTreeMap::new();
     for (module, layer) in &file.layers {
         let (network, path) = paths.ours(module);
         networks.entry(network).or_default().insert(path, layer);
@@ -28,13 +29,8 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
     let base = file.metadata.get(metadata::BASE).map_or(Value::Null, |base| json!(base));
     atomic::write_folder(out, |new| {
         for (network, layers) in &networks {
-            let inside = new.join(network.in_diffusers());
-            std::fs::create_dir_all(&inside).map_err(|e| Error::io("write", &inside, &e))?;
             let mut config = config(layers.iter().map(|(path, layer)| (path.as_str(), layer.rank, layer.alpha)));
             config.insert("base_model_name_or_path".into(), base.clone());
-            let text = serde_json::to_string_pretty(&config).unwrap_or_default();
-            let path = inside.join("adapter_config.json");
-            std::fs::write(&path, text).map_err(|e| Error::io("write", &path, &e))?;
             let mut tensors = BTreeMap::new();
             for (path, layer) in layers {
                 let key = format!("{PEFT}{path}");
@@ -42,10 +38,22 @@ pub fn write(file: &LoraFile, paths: &Paths, out: &Path) -> Result<()> {
                 tensors.insert(format!("{key}.lora_B.weight"), Tensor::new(dtype, &layer.up_shape, &layer.up));
             }
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-            file.write(&inside.join(detect::PEFT_FILE), &tensors, metadata)?;
+            save(&new.join(network.in_diffusers()), &config, file, &tensors, metadata)?;
         }
         Ok(())
     })
+}
+
+/// One folder of PEFT's: tensors of an adapter, and what is said of them beside.
+pub fn save(
+    folder: &Path,
+    config: &Map<String, Value>,
+    file: &LoraFile,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    atomic::write(&folder.join(peft::CONFIG), |out| write!(out, "{:#}", json!(config)))?;
+    file.write(&folder.join(peft::WEIGHTS), tensors, metadata)
 }
 
 /// `LoraConfig` of layers by path, rank and alpha: the commonest of the two, and patterns for the others.
@@ -56,10 +64,10 @@ pub fn config<'a>(layers: impl Iterator<Item = (&'a str, usize, f32)>) -> Map<St
         for layer in &layers {
             *counts.entry(of(layer)).or_default() += 1;
         }
-        counts.into_iter().max_by_key(|&(value, count)| (count, value)).map_or(0, |(value, _)| value)
+        counts.into_iter().max_by_key(|&(value, count)| (count, value)).map(|(value, _)| value)
     };
-    let rank = commonest(&|layer| layer.1 as u32) as usize;
-    let alpha = f32::from_bits(commonest(&|layer| layer.2.to_bits()));
+    let rank = commonest(&|layer| layer.1 as u32).map_or(1, |rank| rank as usize);
+    let alpha = commonest(&|layer| layer.2.to_bits()).map_or(1.0, f32::from_bits);
     let other_ranks =
         layers.iter().filter(|layer| layer.1 != rank).map(|&(path, rank, _)| (path.to_owned(), json!(rank)));
     let other_alphas = layers.iter().filter(|layer| layer.2.to_bits() != alpha.to_bits());

@@ -7,6 +7,7 @@ use burn::tensor::{Device, FloatDType, TensorData};
 
 use crate::engine::device::read;
 use crate::engine::io::ldm::Network;
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::relative::Relative;
 use crate::engine::io::lora_file::{Difference, LoraFile, LoraLayer};
 use crate::engine::io::open_clip;
@@ -149,6 +150,9 @@ impl<'a> Changes<'a> {
             })?;
             deltas.push(of(changed));
         }
+        if let Some(factors) = file.kroneckers.get(module).filter(|_| !bias) {
+            deltas.push(factors.product().weight);
+        }
         for difference in beside(file, module) {
             deltas.push(of(difference.clone()));
         }
@@ -164,7 +168,8 @@ fn beside<'a>(file: &'a LoraFile, module: &str) -> impl Iterator<Item = &'a Diff
 
 fn changes_weight(file: &LoraFile, module: &str) -> bool {
     let whole = beside(file, module).any(|difference| !difference.weight.is_empty());
-    whole || file.layers.contains_key(module) || file.relatives.contains_key(module)
+    let factors = file.layers.contains_key(module) || file.kroneckers.contains_key(module);
+    whole || factors || file.relatives.contains_key(module)
 }
 
 fn adds_bias(file: &LoraFile, module: &str) -> bool {
@@ -179,7 +184,9 @@ fn fits(file: &LoraFile, module: &str, shape: &[usize]) -> bool {
         let weight = difference.weight.is_empty() || difference.weight.len() == numbers;
         weight && difference.bias.as_ref().is_none_or(|bias| bias.len() == out)
     };
-    pair && beside(file, module).all(whole)
+    let product =
+        |factors: &Kronecker| factors.shape()[0] == out && factors.shape().iter().product::<usize>() == numbers;
+    pair && file.kroneckers.get(module).is_none_or(product) && beside(file, module).all(whole)
 }
 
 fn refuse_own(file: &LoraFile) -> Result<()> {

@@ -3,11 +3,11 @@
 mod marks;
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::engine::io::{Checkpoint, pickle};
+use crate::engine::io::{Checkpoint, peft, pickle};
 use crate::engine::{Error, Result};
 
 pub use marks::tensors;
@@ -49,15 +49,6 @@ pub struct Found {
     pub kind: Kind,
     /// `None` where nothing tells.
     pub family: Option<Family>,
-}
-
-/// The weights in a folder that PEFT saved.
-pub const PEFT_FILE: &str = "adapter_model.safetensors";
-
-/// The weights of a folder that PEFT saved, or the path itself.
-pub fn inside(path: &Path) -> PathBuf {
-    let weights = path.join(PEFT_FILE);
-    if weights.is_file() { weights } else { path.to_path_buf() }
 }
 
 const ONLY: &str = "Only the families of SD 1.x, SD 2.x and SDXL can be used so far";
@@ -280,7 +271,7 @@ fn folder(path: &Path) -> Found {
             _ => Found::new(Kind::Model, family),
         };
     }
-    if path.join("adapter_config.json").is_file() {
+    if peft::is_folder(path) {
         return Found::new(Kind::Adapter("a PEFT adapter in a folder of its own"), None);
     }
     let config = json("config.json").unwrap_or_default();
@@ -314,6 +305,7 @@ mod tests {
             ("config.json", r#"{"architectures": ["CLIPTextModel"]}"#, "a text encoder alone"),
             ("config.json", r#"{"architectures": ["ViTForImageClassification"]}"#, "an image classifier"),
             ("adapter_config.json", "{}", "a PEFT adapter in a folder of its own"),
+            ("unet/adapter_config.json", "{}", "a PEFT adapter in a folder of its own"),
             ("notes.txt", "", "nothing that is known here"),
         ];
         for (name, text, words) in cases {

@@ -6,6 +6,7 @@
 mod layout;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 pub use layout::{Layout, Network, Networks};
 
@@ -37,27 +38,36 @@ impl Names {
         Self { to_ours, to_ldm }
     }
 
+    /// Of a module, or of a tensor in one.
     pub fn ours(&self, ldm: &str) -> Option<String> {
-        exchange(&self.to_ours, ldm)
+        exchange(&self.to_ours, ldm, '.')
     }
 
+    /// Likewise.
     pub fn ldm(&self, ours: &str) -> Option<String> {
-        exchange(&self.to_ldm, ours)
-    }
-
-    /// The same of a module, not of a tensor in it.
-    pub fn module(&self, ours: &str) -> Option<String> {
-        self.to_ldm.get(ours).cloned().or_else(|| self.ldm(ours))
+        exchange(&self.to_ldm, ours, '.')
     }
 }
 
-fn exchange(table: &BTreeMap<String, String>, name: &str) -> Option<String> {
-    let ends = name.rmatch_indices('.').map(|(end, _)| end);
-    ends.into_iter().find_map(|end| Some(format!("{}{}", table.get(&name[..end])?, &name[end..])))
+/// `between` stands between the words of a name.
+fn exchange(table: &BTreeMap<String, String>, name: &str, between: char) -> Option<String> {
+    let mut ends = std::iter::once(name.len()).chain(name.rmatch_indices(between).map(|(end, _)| end));
+    ends.find_map(|end| Some(format!("{}{}", table.get(&name[..end])?, &name[end..])))
+}
+
+/// The flat path that a layer of SDXL's denoiser has in diffusers, from LDM's, by which kohya calls it:
+/// `input_blocks_4_1_proj_in` → `down_blocks_1_attentions_0_proj_in`. `None` where it is none of LDM's.
+pub fn flat_sdxl(path: &str) -> Option<String> {
+    static OURS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+        // Of more blocks than SDXL has: its own lie in the same places.
+        let Names { to_ours, .. } = unet(&Blocks { layers: 2, down: vec![true; 4], up: vec![true; 4] });
+        to_ours.into_iter().map(|(ldm, ours)| (ldm.replace('.', "_"), ours.replace('.', "_"))).collect()
+    });
+    exchange(&OURS, path, '_')
 }
 
 /// Inside a residual block of the denoiser; attention is alike in both layouts.
-pub(super) const RESNET: [(&str, &str); 6] = [
+const RESNET: [(&str, &str); 6] = [
     ("norm1", "in_layers.0"),
     ("conv1", "in_layers.2"),
     ("time_emb_proj", "emb_layers.1"),

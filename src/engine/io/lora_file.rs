@@ -5,6 +5,7 @@
 //! A1111 and kohya's tools load it. [Token vectors](super::token_vectors) travel inside.
 
 pub mod kinds;
+pub mod kronecker;
 pub mod loads;
 mod numbers;
 pub mod parts;
@@ -17,9 +18,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-
 use crate::engine::io::detect::Family;
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::relative::{Base, Relative};
 use crate::engine::io::metadata;
 use crate::engine::io::safetensors::{self, Dtype, Tensor};
@@ -48,6 +48,13 @@ impl LoraLayer {
 
     pub fn out(&self) -> usize {
         self.up_shape[0]
+    }
+
+    /// The same change with another alpha: the factor between the two goes into the write side.
+    pub fn set_alpha(&mut self, alpha: f32) {
+        let by = self.alpha / alpha;
+        self.up.iter_mut().for_each(|x| *x *= by);
+        self.alpha = alpha;
     }
 
     /// Flattened width `channels · kh · kw`.
@@ -119,6 +126,8 @@ pub struct LoraFile {
     pub layers: BTreeMap<String, LoraLayer>,
     /// Likewise; a layer may have low-rank factors and a bias difference.
     pub differences: BTreeMap<String, Difference>,
+    /// Likewise: products that are multiplied out layer by layer, where they are used.
+    pub kroneckers: BTreeMap<String, Kronecker>,
     /// Likewise: what depends on the model's own weight.
     pub relatives: BTreeMap<String, Relative>,
     /// Likewise: differences of normalisations, whose weight is one row of numbers.
@@ -183,6 +192,13 @@ impl LoraFile {
                 tensors.insert(format!("{module}.diff_b"), Tensor::new(dtype, &[bias.len()], bias));
             }
         }
+        for (module, factors) in &self.kroneckers {
+            let Kronecker { w1, w2, .. } = factors.folded();
+            tensors.insert(format!("{module}.lokr_w1"), Tensor::new(dtype, &w1.shape, &w1.values));
+            tensors.insert(format!("{module}.lokr_w2"), Tensor::new(dtype, &w2.shape, &w2.values));
+            // LyCORIS asks for one and makes nothing of it where both factors are whole.
+            tensors.insert(format!("{module}.alpha"), Tensor::new(dtype, &[], &[1.0]));
+        }
         for (module, Difference { weight, bias, .. }) in &self.norms {
             if !weight.is_empty() {
                 tensors.insert(format!("{module}.w_norm"), Tensor::new(dtype, &[weight.len()], weight));
@@ -225,14 +241,10 @@ impl LoraFile {
                 Error::new(what, "Convert the adapter with its model first: triptych convert --model M").at(path)
             );
         }
-        let mut metadata = self.metadata.clone();
-        if let Some(parts) = self.own.values().next() {
-            metadata.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
-        }
-        self.write(path, &self.tensors(), metadata)
+        self.write(path, &self.tensors(), self.metadata.clone())
     }
 
-    /// Writes tensors of this adapter under their hash.
+    /// Writes tensors of this adapter, under the names of another tool, with their hash.
     pub fn write(
         &self,
         path: &Path,
@@ -246,6 +258,9 @@ impl LoraFile {
             )
             .at(path));
         }
+        if let Some(parts) = self.own.values().next() {
+            metadata.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
+        }
         let hash = safetensors::tensor_hash(tensors);
         metadata.insert("modelspec.hash_sha256".into(), format!("0x{hash}"));
         metadata.insert("sshs_model_hash".into(), hash);
@@ -254,13 +269,19 @@ impl LoraFile {
 
     /// A layer's `ΔW` as a low-rank pair, however the file keeps it.
     pub fn pair(&self, module: &str) -> Option<Cow<'_, LoraLayer>> {
-        let whole = || self.differences.get(module)?.pair().map(Cow::Owned);
+        let whole = || self.whole(module)?.pair().map(Cow::Owned);
         self.layers.get(module).map(Cow::Borrowed).or_else(whole)
+    }
+
+    /// A layer's `ΔW` as a whole difference, where that is what the file says: itself, or by its factors.
+    pub fn whole(&self, module: &str) -> Option<Cow<'_, Difference>> {
+        let kept = self.differences.get(module).filter(|difference| !difference.shape.is_empty()).map(Cow::Borrowed);
+        kept.or_else(|| self.kroneckers.get(module).map(|factors| Cow::Owned(factors.product())))
     }
 
     /// Every layer it changes.
     pub fn modules(&self) -> BTreeSet<&String> {
-        let whole = self.differences.keys().chain(self.relatives.keys());
+        let whole = self.differences.keys().chain(self.kroneckers.keys()).chain(self.relatives.keys());
         self.layers.keys().chain(whole).chain(self.own.keys()).collect()
     }
 
@@ -269,9 +290,10 @@ impl LoraFile {
         let factors = self.layers.values().map(|layer| layer.down.len() + layer.up.len());
         let whole = self.differences.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
         let own = self.own.values().flat_map(|parts| parts.values().map(|part| part.values.len()));
+        let products = self.kroneckers.values().map(Kronecker::numbers);
         let relative = self.relatives.values().map(Relative::numbers);
         let norms = self.norms.values().map(|d| d.weight.len() + d.bias.as_ref().map_or(0, Vec::len));
-        factors.chain(whole).chain(relative).chain(norms).chain(own).sum()
+        factors.chain(whole).chain(products).chain(relative).chain(norms).chain(own).sum()
     }
 
     /// The ranks in use.
@@ -283,12 +305,7 @@ impl LoraFile {
 /// `dtype` if it holds `alpha` exactly: a factor of the whole layer is worth four bytes. f16 ends at 65504, where a
 /// rank-stabilised alpha need not.
 fn exact(dtype: Dtype, alpha: f32) -> Dtype {
-    let kept = match dtype {
-        Dtype::F16 => f16::from_f32(alpha).to_f32(),
-        Dtype::BF16 => bf16::from_f32(alpha).to_f32(),
-        _ => alpha,
-    };
-    if kept.to_bits() == alpha.to_bits() { dtype } else { Dtype::F32 }
+    if safetensors::kept(dtype, alpha).to_bits() == alpha.to_bits() { dtype } else { Dtype::F32 }
 }
 
 #[cfg(test)]

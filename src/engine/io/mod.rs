@@ -11,6 +11,7 @@ pub mod lora_file;
 pub mod metadata;
 pub mod names;
 pub mod open_clip;
+pub mod peft;
 pub mod pickle;
 pub mod png;
 pub mod safetensors;

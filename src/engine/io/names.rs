@@ -1,6 +1,6 @@
 //! Tables of other tools' tensor names.
 
-use crate::engine::io::ldm::RESNET;
+use crate::engine::io::ldm;
 
 /// Stored name of a text-encoder tensor → ours (transformers 4, `text_model.…`), or `None` for what is not a weight.
 /// transformers 5 writes no `text_model.` level.
@@ -73,7 +73,7 @@ pub fn from_peft_vision(path: &str) -> String {
 /// module's own first word (`conv`, `time`).
 pub fn block(module: &str) -> String {
     let Some(path) = module.strip_prefix(KOHYA_UNET) else { return "text".into() };
-    let ours = sdxl_path(path);
+    let ours = ldm::flat_sdxl(path);
     let path = ours.as_deref().unwrap_or(path);
     for side in ["down_blocks", "up_blocks"] {
         if let Some(rest) = path.strip_prefix(side).and_then(|rest| rest.strip_prefix('_')) {
@@ -81,52 +81,6 @@ pub fn block(module: &str) -> String {
         }
     }
     if path.starts_with("mid_block") { "mid_block".into() } else { path.split('_').next().unwrap_or_default().into() }
-}
-
-/// What is outside of SDXL's blocks, by LDM's and by diffusers' flat path.
-const SDXL_ENDS: [(&str, &str); 6] = [
-    ("input_blocks_0_0", "conv_in"),
-    ("time_embed_0", "time_embedding_linear_1"),
-    ("time_embed_2", "time_embedding_linear_2"),
-    ("label_emb_0_0", "add_embedding_linear_1"),
-    ("label_emb_0_2", "add_embedding_linear_2"),
-    ("out_2", "conv_out"),
-];
-
-/// The flat path that SDXL's layers have in diffusers, from LDM's, in which a level has three slots:
-/// `input_blocks_4_1_proj_in` → `down_blocks_1_attentions_0_proj_in`. `None` where it is none of LDM's.
-pub fn sdxl_path(path: &str) -> Option<String> {
-    const SLOTS: usize = 3;
-    if let Some((_, ours)) = SDXL_ENDS.iter().find(|(ldm, _)| *ldm == path) {
-        return Some((*ours).to_owned());
-    }
-    let number = |text: &str| -> Option<(usize, String)> {
-        let (digits, rest) = text.split_once('_')?;
-        Some((digits.parse().ok()?, rest.to_owned()))
-    };
-    let resnet = |rest: &str| {
-        let inside = RESNET.iter().find(|(_, ldm)| ldm.replace('.', "_") == rest);
-        inside.map_or_else(|| rest.to_owned(), |(ours, _)| (*ours).to_owned())
-    };
-    if let Some((module, rest)) = path.strip_prefix("middle_block_").and_then(number) {
-        return Some(match module {
-            1 => format!("mid_block_attentions_0_{rest}"),
-            _ => format!("mid_block_resnets_{}_{}", module / 2, resnet(&rest)),
-        });
-    }
-    let (side, first, slots) = [("down", 1, "input_blocks_"), ("up", 0, "output_blocks_")]
-        .into_iter()
-        .find_map(|(side, first, start)| Some((side, first, path.strip_prefix(start)?)))?;
-    let (slot, rest) = number(slots)?;
-    let (module, rest) = number(&rest)?;
-    let slot = slot.checked_sub(first)?;
-    let (level, j) = (slot / SLOTS, slot % SLOTS);
-    let inside = match (rest.as_str(), module) {
-        ("op" | "conv", _) => format!("{side}samplers_0_conv"),
-        (_, 0) => format!("resnets_{j}_{}", resnet(&rest)),
-        _ => format!("attentions_{j}_{rest}"),
-    };
-    Some(format!("{side}_blocks_{level}_{inside}"))
 }
 
 #[cfg(test)]

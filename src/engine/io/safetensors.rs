@@ -263,6 +263,15 @@ impl Checkpoint {
     }
 }
 
+/// A number as a tensor of this format keeps it.
+pub fn kept(dtype: Dtype, x: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(x).to_f32(),
+        Dtype::BF16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
 /// A tensor about to be written.
 #[derive(Clone, Debug)]
 pub struct Tensor {

@@ -234,8 +234,10 @@ fn written(
     layers: BTreeMap<String, LoraLayer>,
     sources: &[Source],
 ) -> (BTreeMap<String, LoraLayer>, BTreeMap<String, Difference>) {
-    let came_whole =
-        |module: &str| sources.iter().any(|s| s.file.differences.get(module).is_some_and(|d| !d.shape.is_empty()));
+    let is_whole = |file: &LoraFile, module: &str| {
+        file.kroneckers.contains_key(module) || file.differences.get(module).is_some_and(|d| !d.shape.is_empty())
+    };
+    let came_whole = |module: &str| sources.iter().any(|source| is_whole(&source.file, module));
     let mut factored = BTreeMap::new();
     let mut differences: BTreeMap<String, Difference> = BTreeMap::new();
     for (module, layer) in layers {

@@ -219,7 +219,7 @@ impl StableDiffusion {
     pub fn modules(&self) -> BTreeMap<String, LayerId> {
         let ldm = ldm::unet(&self.unet.config.blocks());
         let in_ldm = |layer: &Layer| {
-            let path = (layer.part == Part::Unet).then(|| ldm.module(&layer.path)).flatten()?;
+            let path = (layer.part == Part::Unet).then(|| ldm.ldm(&layer.path)).flatten()?;
             Some(names::flat(names::KOHYA_UNET, &path))
         };
         let also = self.layer_ids().filter_map(|(id, layer)| Some((in_ldm(layer)?, id)));

@@ -9,7 +9,7 @@ pub fn name_modules(layers: &mut [Layer], config: &unet::Config) {
     for layer in layers {
         layer.module = match layer.part {
             Part::Text => Some(names::flat(names::KOHYA_TEXT_1, &layer.path)),
-            Part::Unet => in_ldm.module(&layer.path).map(|path| names::flat(names::KOHYA_UNET, &path)),
+            Part::Unet => in_ldm.ldm(&layer.path).map(|path| names::flat(names::KOHYA_UNET, &path)),
             Part::Text2 | Part::Vae | Part::Vision => None,
         };
     }

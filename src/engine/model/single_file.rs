@@ -90,16 +90,18 @@ pub const MARKS: [&str; 2] = ["v_pred", "ztsnr"];
 /// Tensors of models whose noise follows another schedule.
 const OTHER_SCHEDULES: [&str; 3] = ["edm_vpred.sigma_max", "edm_mean", "edm_std"];
 
-/// The schedule of Stable Diffusion. No weight of SD 1.x and SDXL tells what the model predicts: an empty tensor may, the metadata, or a `model.yaml` beside
-/// the file, as A1111 and Forge read it.
+/// The schedule of Stable Diffusion. No weight of SD 1.x and SDXL tells what the model predicts. What says it, in this
+/// order: a `model.yaml` beside the file, which the artist put there (A1111 and Forge read it so), an empty tensor that a
+/// program put there, and the metadata, which merged files inherit from others.
 fn schedule(file: &Checkpoint, unet: &Checkpoint, layout: &Layout) -> ScheduleConfig {
     let yaml = std::fs::read_to_string(file.path().with_extension("yaml")).unwrap_or_default();
     let stated = yaml.lines().find_map(|line| line.trim().strip_prefix("parameterization:"));
+    let [v, zero_snr] = MARKS.map(|mark| file.entries().contains_key(mark));
+    let stated = stated.or(v.then_some("v"));
     let stated = stated.or_else(|| file.metadata().get("modelspec.prediction_type").map(String::as_str));
     let stated = stated.map(|kind| kind.split('#').next().unwrap_or_default().trim().trim_matches(['"', '\'']));
-    let [v, zero_snr] = MARKS.map(|mark| file.entries().contains_key(mark));
     let prediction_type = match stated {
-        None if v || layout.family() == Family::Sd2 && shows_v(unet) => "v_prediction".to_owned(),
+        None if layout.family() == Family::Sd2 && shows_v(unet) => "v_prediction".to_owned(),
         None | Some("" | "eps" | "epsilon") => "epsilon".to_owned(),
         Some("v" | "v_prediction") => "v_prediction".to_owned(),
         // Told as unknown where the schedule is made.
@@ -319,30 +321,35 @@ mod tests {
     }
 
     #[test]
-    fn metadata_and_a_yaml_beside_it_tell_what_is_predicted() {
+    fn marks_metadata_and_a_yaml_beside_it_tell_what_is_predicted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
-        let tensors = BTreeMap::from([("a".to_owned(), Tensor::new(Dtype::F32, &[1], &[0.0]))]);
+        let one = BTreeMap::from([("a".to_owned(), Tensor::new(Dtype::F32, &[1], &[0.0]))]);
+        let marked = MARKS.map(|mark| (mark.to_owned(), Tensor::new(Dtype::F16, &[0], &[]))).into();
         let told = |file: &Checkpoint| schedule(file, file, &Layout::of(file));
-        let predicted = |metadata: Option<&str>, yaml: Option<&str>| {
+        let schedule_of = |tensors: &BTreeMap<String, Tensor>, metadata: Option<&str>, yaml: Option<&str>| {
             let metadata = metadata.map(|kind| ("modelspec.prediction_type".to_owned(), kind.to_owned()));
-            save(&path, &tensors, &metadata.into_iter().collect()).unwrap();
+            save(&path, tensors, &metadata.into_iter().collect()).unwrap();
             let beside = path.with_extension("yaml");
             match yaml {
                 Some(yaml) => std::fs::write(beside, yaml).unwrap(),
                 None => drop(std::fs::remove_file(beside)),
             }
-            told(&Checkpoint::open(&path).unwrap()).prediction_type
+            told(&Checkpoint::open(&path).unwrap())
         };
+        let predicted = |metadata, yaml| schedule_of(&one, metadata, yaml).prediction_type;
         assert_eq!(predicted(None, None), "epsilon", "no tensor tells, and v is never guessed");
         assert_eq!(predicted(Some("v"), None), "v_prediction");
         assert_eq!(predicted(Some("epsilon"), None), "epsilon");
         assert_eq!(predicted(None, Some("model:\n  params:\n    parameterization: \"v\"  # note\n")), "v_prediction");
         assert_eq!(predicted(Some("v"), Some("model:\n  params:\n    parameterization: eps\n")), "epsilon");
         assert_eq!(predicted(Some("x0"), None), "x0");
-        let marked = MARKS.map(|mark| (mark.to_owned(), Tensor::new(Dtype::F16, &[0], &[])));
-        save(&path, &marked.into(), &BTreeMap::new()).unwrap();
-        let schedule = told(&Checkpoint::open(&path).unwrap());
-        assert!(schedule.prediction_type == "v_prediction" && schedule.rescale_betas_zero_snr);
+        // A tensor is there on purpose; metadata may be another model's.
+        for metadata in [None, Some("epsilon")] {
+            let schedule = schedule_of(&marked, metadata, None);
+            assert!(schedule.prediction_type == "v_prediction" && schedule.rescale_betas_zero_snr, "{metadata:?}");
+        }
+        let schedule = schedule_of(&marked, None, Some("parameterization: eps"));
+        assert!(schedule.prediction_type == "epsilon" && !schedule.rescale_betas_zero_snr);
     }
 }

@@ -43,7 +43,7 @@ impl Stored {
                 let path = named.as_deref().unwrap_or(stored);
                 // As diffusers' paths are flattened, and as kohya and ComfyUI name SDXL's layers.
                 let also = match network {
-                    Network::Unet => ldm.module(path).map(|ldm| names::flat(KOHYA_UNET, &ldm)),
+                    Network::Unet => ldm.ldm(path).map(|ldm| names::flat(KOHYA_UNET, &ldm)),
                     Network::Text => Some(names::flat(KOHYA_TEXT_1, path)),
                     _ => None,
                 };

@@ -5,16 +5,17 @@
 //! the factors is in `lora_B`, because PEFT keeps it in a file of its own.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
+use crate::engine::convert;
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::safetensors::{self, Checkpoint, Dtype};
-use crate::engine::io::{atomic, detect, metadata, names};
-use crate::engine::vision::{Classifier, Head, peft};
+use crate::engine::io::{atomic, metadata, names, peft};
+use crate::engine::model::Layer;
+use crate::engine::vision::{Classifier, Head};
 use crate::engine::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +39,8 @@ impl Learnt {
 
     /// A file of ours, or the folder that PEFT saves one in. What was made for another classifier is refused.
     pub fn open(path: &Path, model: &Classifier) -> Result<Self> {
-        let path = &detect::inside(path);
+        let files = peft::files(path);
+        let path = files.first().map_or(path, PathBuf::as_path);
         let file = Checkpoint::open(path)?;
         let other = |why: String| {
             let what = format!("This was not learnt by {}: {why}", model.name);
@@ -74,30 +76,35 @@ impl Learnt {
 
     /// Writes a file, or a folder in PEFT's layout where `path` does not end in `.safetensors`.
     pub fn save(&self, path: &Path, model: &Classifier) -> Result<()> {
-        let (tensors, metadata) = self.tensors(path, model)?;
+        let tensors = self.tensors(model);
+        let mut metadata = self.changes.metadata.clone();
+        metadata.insert(metadata::CLASSES.into(), json!(self.classes).to_string());
+        metadata.insert("format".into(), "pt".into());
         if is_file(path) {
-            return safetensors::save(path, &tensors, &metadata);
+            return self.changes.write(path, &tensors, metadata);
         }
-        let config = serde_json::to_string_pretty(&peft::settings(&self.changes, model)).map_err(|e| {
-            Error::new(format!("The settings cannot be written ({e})"), "Name a .safetensors file").at(path)
-        })?;
-        atomic::write_folder(path, |new| {
-            safetensors::save(&new.join(detect::PEFT_FILE), &tensors, &metadata)?;
-            atomic::write(&new.join(peft::CONFIG), |out| out.write_all(config.as_bytes()))
-        })
+        let config = self.config(model);
+        atomic::write_folder(path, |new| convert::peft::save(new, &config, &self.changes, &tensors, metadata))
     }
 
-    fn tensors(
-        &self,
-        path: &Path,
-        model: &Classifier,
-    ) -> Result<(BTreeMap<String, safetensors::Tensor>, BTreeMap<String, String>)> {
+    /// What stands beside the tensors: a LoRA whose scale is in its factors, with a head of its own.
+    fn config(&self, model: &Classifier) -> Map<String, Value> {
+        let rank =
+            |layer: &Layer| Some((names::peft_vision(&layer.path), self.changes.layers.get(&layer.module())?.rank));
+        let ranks: Vec<_> = model.layers.iter().filter_map(rank).collect();
+        let mut config = convert::peft::config(ranks.iter().map(|(path, rank)| (path.as_str(), *rank, *rank as f32)));
+        let head = model.head_path.split('.').next().unwrap_or(model.head_path);
+        config.insert("base_model_name_or_path".into(), json!(model.name));
+        config.insert("modules_to_save".into(), json!([head]));
+        config
+    }
+
+    fn tensors(&self, model: &Classifier) -> BTreeMap<String, safetensors::Tensor> {
         let dtype = self.changes.dtype.unwrap_or(Dtype::F32);
         let paths: BTreeMap<String, &str> = model.layers.iter().map(|l| (l.module(), l.path.as_str())).collect();
         let mut folded = self.changes.clone();
         for layer in folded.layers.values_mut() {
-            let scale = layer.scale();
-            layer.up.iter_mut().for_each(|x| *x *= scale);
+            layer.set_alpha(layer.rank as f32);
         }
         let [weight, bias] = head_keys(model);
         let (n, width) = (self.head_bias.len(), model.width());
@@ -116,20 +123,7 @@ impl Learnt {
             let path = paths.get(module).copied().unwrap_or(module);
             tensors.insert(format!("{}{}.{end}", names::PEFT, names::peft_vision(path)), tensor);
         }
-        if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
-            return Err(Error::new(
-                format!("{name} has grown beyond what {:?} can hold", tensor.dtype),
-                "Lower the learning rate, or choose dtype=f32; nothing was overwritten",
-            )
-            .at(path));
-        }
-        let mut metadata = self.changes.metadata.clone();
-        metadata.insert(metadata::CLASSES.into(), json!(self.classes).to_string());
-        metadata.insert("format".into(), "pt".into());
-        if let Some(parts) = self.changes.own.values().next() {
-            metadata.insert(metadata::OWN.into(), parts.keys().cloned().collect::<Vec<_>>().join(","));
-        }
-        Ok((tensors, metadata))
+        tensors
     }
 }
 
@@ -146,23 +140,18 @@ fn head_keys(model: &Classifier) -> [String; 2] {
 /// What lies before the head, under our names.
 fn changes(file: &Checkpoint, model: &Classifier, head: &[String]) -> Result<LoraFile> {
     let modules: BTreeMap<&str, String> = model.layers.iter().map(|l| (l.path.as_str(), l.module())).collect();
-    let ours = |stored: &str| {
-        let path = names::from_peft_vision(stored.strip_prefix(names::PEFT)?);
-        let mut cuts = path.match_indices('.').map(|(at, _)| path.split_at(at));
-        cuts.find_map(|(path, end)| Some(format!("{}{end}", modules.get(path)?)))
+    let module = |path: &str| modules.get(names::from_peft_vision(path).as_str()).cloned();
+    let is_known = |stored: &str| {
+        let path = stored.strip_prefix(names::PEFT).unwrap_or_default();
+        path.match_indices('.').any(|(end, _)| module(&path[..end]).is_some())
     };
-    let before = |stored: &&String| !head.contains(stored);
-    if let Some(other) = file.entries().keys().filter(before).find(|stored| ours(stored).is_none()) {
+    let layers = file.renamed(|stored| (!head.iter().any(|name| name == stored)).then(|| stored.to_owned()));
+    if let Some(other) = layers.entries().keys().find(|stored| !is_known(stored)) {
         let what = format!("This was not learnt by {}, which has no layer for {other}", model.name);
         return Err(Error::new(what, "Choose the classifier it was trained on, after --model").at(file.path()));
     }
-    let layers = file.renamed(ours);
     if layers.entries().is_empty() {
         return Ok(LoraFile { path: file.path().into(), metadata: file.metadata().clone(), ..LoraFile::default() });
     }
-    let mut changes = LoraFile::read(&layers)?;
-    if file.path().file_name().is_some_and(|name| name == detect::PEFT_FILE) {
-        peft::strengthen(&mut changes, file.path(), model)?;
-    }
-    Ok(changes)
+    LoraFile::read(&layers, &module)
 }

@@ -15,7 +15,6 @@ pub mod fields;
 pub mod job;
 pub mod learnt;
 mod lesson;
-mod peft;
 pub mod prepare;
 pub mod probe;
 pub mod resample;

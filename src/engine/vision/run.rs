@@ -8,7 +8,7 @@ use crate::engine::device::{self, read};
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::lora_file::LoraFile;
 use crate::engine::io::metadata::RUN;
-use crate::engine::io::{Checkpoint, atomic, detect, png};
+use crate::engine::io::{Checkpoint, atomic, peft, png};
 use crate::engine::random::Philox;
 use crate::engine::train::checkpoint::{self, Progress};
 use crate::engine::train::numbers::{Numbers, Unread};
@@ -90,7 +90,7 @@ impl Job<'_> {
     /// Whether it is finished already; an error where `out` could never be written.
     fn may_begin(&self, fingerprint: &str) -> Result<bool> {
         let is_file = learnt::is_file(&self.out);
-        let there = if is_file { self.out.clone() } else { self.out.join(detect::PEFT_FILE) };
+        let there = if is_file { self.out.clone() } else { self.out.join(peft::WEIGHTS) };
         let finished =
             || Ok::<_, Error>(Checkpoint::open(&there)?.metadata().get(RUN).is_some_and(|run| run == fingerprint));
         if self.resume && there.is_file() && finished()? {

@@ -17,6 +17,9 @@ impl App {
                 }
                 self.studio.facts = opened.as_ref().ok().map(|opened| Facts::of(&opened.model));
                 self.studio.opened = opened.into();
+                // What depends on the model's own weights is measured on this one.
+                self.meeting_of.clear();
+                self.meet();
                 self.look_ahead();
                 self.paint();
             }

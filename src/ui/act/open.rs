@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::engine::Result;
 use crate::engine::device;
 use crate::engine::merge::meeting::meeting;
 use crate::engine::project::Project;
@@ -109,8 +110,16 @@ impl App {
         if names.len() < 2 {
             return;
         }
-        let device = self.studio.opened.ready().map_or_else(device::cpu, |opened| opened.session.device.device.clone());
-        let work = move |_: &Post| meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>(), &device);
+        let with = self.studio.opened.ready().cloned();
+        let work = move |_: &Post| {
+            let known = |file| match &with {
+                Some(with) => with.resolved(file),
+                None => Ok(file),
+            };
+            let files = files.into_iter().map(known).collect::<Result<Vec<_>>>()?;
+            let device = with.as_ref().map_or_else(device::cpu, |with| with.session.device.device.clone());
+            meeting(&files.iter().map(AsRef::as_ref).collect::<Vec<_>>(), &device)
+        };
         self.post.spawn("overlap", work, |meeting| Report::Meeting(names, meeting));
     }
 

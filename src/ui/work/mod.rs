@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use egui::Context;
 
+use crate::engine::adapter::mount;
 use crate::engine::device;
 use crate::engine::event::Event;
 use crate::engine::io::lora_file::LoraFile;
@@ -38,6 +39,13 @@ use crate::ui::work::painter::{Painted, Picture};
 pub struct Opened {
     pub session: Arc<Session>,
     pub model: Arc<StableDiffusion>,
+}
+
+impl Opened {
+    /// The adapter with the changes that depend on a model's own weights worked out for this one.
+    pub fn resolved(&self, file: Arc<LoraFile>) -> Result<Arc<LoraFile>> {
+        if file.relatives.is_empty() { Ok(file) } else { mount::resolved(&self.model, &file).map(Arc::new) }
+    }
 }
 
 /// A caption that was written.

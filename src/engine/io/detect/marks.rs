@@ -2,7 +2,10 @@
 //!
 //! Sources: `ComfyUI/comfy/model_detection.py`, `stable-diffusion.cpp/src/model.cpp`, `sd-scripts/networks/lora.py`.
 
+use std::collections::BTreeSet;
+
 use crate::engine::io::detect::{Family, Found, Kind};
+use crate::engine::io::lora_file::{kinds, spelling};
 use crate::engine::io::{Checkpoint, metadata};
 
 /// What a file's tensors say.
@@ -16,9 +19,9 @@ pub fn tensors(file: &Checkpoint) -> Found {
     if file.metadata().contains_key(metadata::CLASSES) {
         return Found::new(Kind::Learnt, None);
     }
-    let difference = names().any(|name| [".diff", ".diff_b"].iter().any(|end| name.ends_with(end)));
-    let method = ADAPTERS.iter().find(|(piece, _)| holds(piece)).map(|(_, method)| *method);
-    if let Some(method) = difference.then_some("a full difference").or(method) {
+    let parts: BTreeSet<&str> = names().filter_map(spelling::part).collect();
+    let alone = || ADAPTERS.iter().find(|(piece, _)| holds(piece)).map(|(_, what)| *what);
+    if let Some(method) = kinds::title(&parts).or_else(alone) {
         let widths = file.entries().iter();
         let widths: Vec<_> =
             widths.map(|(name, entry)| (name.as_str(), entry.shape.get(1).copied().unwrap_or(0))).collect();
@@ -40,16 +43,8 @@ pub fn tensors(file: &Checkpoint) -> Found {
     embedding(file).unwrap_or(Found::new(Kind::Unknown, None))
 }
 
-/// Pieces of an adapter's keys, and the method they belong to, with its article.
-const ADAPTERS: [(&str, &str); 11] = [
-    (".hada_", "a LoHa"),
-    (".lokr_", "a LoKr"),
-    (".oft_", "an OFT"),
-    ("dora_scale", "a DoRA"),
-    ("lora_down.", "a LoRA"),
-    ("lora_A.", "a LoRA"),
-    ("lora.down.", "a LoRA"),
-    ("lora_linear_layer.down.", "a LoRA"),
+/// Pieces of an adapter's keys where it has no layer of any kind, and what it is, with its article.
+const ADAPTERS: [(&str, &str); 3] = [
     ("bundle_emb.", "a word of an adapter"),
     ("layer_emb.", "a word of an adapter"),
     // Of a method of our own, such as `.mola_router`.
@@ -179,7 +174,7 @@ mod tests {
         assert!(whole(768, CLIP, 9).contains("takes 9 channels"));
         assert_eq!(whole(1024, "cond_stage_model.model.ln_final.bias", 4), "an SD 2.x checkpoint");
         assert_eq!(whole(2048, "conditioner.embedders.0.transformer.x.bias", 4), "an SDXL checkpoint");
-        let cases: [Case<'_>; 22] = [
+        let cases: [Case<'_>; 31] = [
             (&[("features.0.0.weight", &[32, 3, 3, 3])], "an image classifier"),
             (&[("vit.embeddings.cls_token", &[1, 1, 8])], "an image classifier"),
             (
@@ -199,6 +194,15 @@ mod tests {
             (&[("unet.mid_block.attentions.0.attn2.to_k.lora_A.weight", &[1, 1024])], "a LoRA for SD 2.x"),
             (&[("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", &[1, 9])], "a LoHa"),
             (&[("base_model.model.x.lora_A.weight", &[1, 9])], "a LoRA"),
+            (&[("x.lora_A.default.weight", &[1, 9]), ("x.lora_magnitude_vector", &[9])], "a DoRA"),
+            (&[("lora_unet_x.lora_down.weight", &[1, 9]), ("lora_unet_x.dora_scale", &[9, 1])], "a DoRA"),
+            (&[("lora_unet_x.oft_blocks", &[2, 4, 4])], "an OFT"),
+            (&[("base_model.model.x.boft_R", &[2, 2, 4, 4])], "a BOFT"),
+            (&[("lora_unet_x.on_input", &[]), ("lora_unet_x.weight", &[9])], "an (IA)³"),
+            (&[("base_model.model.x.ia3_l", &[9, 1])], "an (IA)³"),
+            (&[("lora_unet_x.a1.weight", &[2, 9]), ("lora_unet_x.b1.weight", &[2, 9])], "a GLoRA"),
+            (&[("lora_unet_x.diff_b", &[9])], "a full difference"),
+            (&[("lora_unet_x.mola_router", &[2, 9])], "an adapter"),
             (&[("emb_params", &[2, 768])], "a textual inversion (an embedding) for SD 1.x"),
             (&[("clip_g", &[2, 1280]), ("clip_l", &[2, 768])], "a textual inversion (an embedding) for SDXL"),
             (&[("<my-cat>", &[768])], "a textual inversion (an embedding) for SD 1.x"),

@@ -202,7 +202,7 @@ fn of_vae(stored: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::io::Dtype;
+    use crate::engine::io::{Dtype, ldm};
 
     /// Every tensor of SD 1.5: its network, our name, the name in a single file, the shape there.
     fn sd15() -> Vec<(Network, &'static str, &'static str, Vec<usize>)> {
@@ -282,10 +282,10 @@ mod tests {
         let modules = sdxl().into_iter().filter(|(network, .., shape)| *network == Network::Unet && shape.len() > 1);
         for (_, ours, ..) in modules {
             let ours = ours.strip_suffix(".weight").unwrap();
-            let ldm = layout.unet.module(ours).unwrap();
+            let ldm = layout.unet.ldm(ours).unwrap();
             let flat = |path: &str| path.replace('.', "_");
-            assert_eq!(names::sdxl_path(&flat(&ldm)), Some(flat(ours)), "{ldm}");
-            assert_eq!(names::sdxl_path(&flat(ours)), None, "{ours}");
+            assert_eq!(ldm::flat_sdxl(&flat(&ldm)), Some(flat(ours)), "{ldm}");
+            assert_eq!(ldm::flat_sdxl(&flat(ours)), None, "{ours}");
         }
     }
 

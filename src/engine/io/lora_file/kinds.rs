@@ -8,6 +8,9 @@ mod lokr;
 mod lora;
 mod oft;
 
+use std::collections::BTreeSet;
+
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::parts::{Parts, Wrong};
 use crate::engine::io::lora_file::relative::Relative;
 use crate::engine::io::lora_file::{Difference, LoraLayer};
@@ -17,6 +20,7 @@ use crate::engine::io::lora_file::{Difference, LoraLayer};
 pub enum Read {
     Pair(LoraLayer),
     Whole(Difference),
+    Kronecker(Kronecker),
     /// It depends on the model's own weight.
     Relative(Relative),
 }
@@ -32,8 +36,11 @@ pub struct Kind {
     pub read: fn(&Parts<'_>) -> Result<Read, Wrong>,
 }
 
-/// Parts that go with every kind: a magnitude (DoRA) and a difference of the bias.
-pub const WITH_ALL: [&str; 3] = ["dora_scale", "magnitude", "diff_b"];
+/// DoRA's, as LyCORIS and as PEFT call it.
+const MAGNITUDES: [&str; 2] = ["dora_scale", "magnitude"];
+
+/// Parts that go with every kind: a magnitude, and a difference of the bias.
+pub const WITH_ALL: [&str; 3] = [MAGNITUDES[0], MAGNITUDES[1], "diff_b"];
 
 pub const KINDS: &[Kind] = &[
     Kind { title: "a LoRA", marks: &["lora_down", "lora_up"], parts: &["lora_mid", "alpha"], read: lora::read },
@@ -59,7 +66,23 @@ pub const KINDS: &[Kind] = &[
 
 /// The row of a layer with these parts.
 pub fn of(parts: &Parts<'_>) -> Option<&'static Kind> {
-    KINDS.iter().find(|kind| kind.marks.iter().any(|mark| parts.has(mark)))
+    row(|mark| parts.has(mark))
+}
+
+/// What a file is whose layers have these parts, with its article; `None` where no row has them.
+pub fn title(parts: &BTreeSet<&str>) -> Option<&'static str> {
+    let has = |part: &str| parts.contains(part);
+    match row(has) {
+        // The one kind that a magnitude gives a name of its own.
+        Some(kind) if kind.marks.contains(&"lora_down") && MAGNITUDES.iter().any(|part| has(part)) => Some("a DoRA"),
+        Some(kind) => Some(kind.title),
+        // Of biases alone.
+        None => has("diff_b").then_some("a full difference"),
+    }
+}
+
+fn row(has: impl Fn(&str) -> bool) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.marks.iter().any(|mark| has(mark)))
 }
 
 #[cfg(test)]

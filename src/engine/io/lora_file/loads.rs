@@ -5,8 +5,8 @@
 
 use serde::Serialize;
 
-use crate::engine::io::detect;
 use crate::engine::io::lora_file::spelling;
+use crate::engine::io::peft;
 use crate::engine::io::safetensors::Checkpoint;
 
 /// What a tool makes of a file; of several reasons, the gravest counts.
@@ -87,7 +87,7 @@ const TRAITS: &[Trait] = &[
         fates: [Loads, UNKNOWN_NAMES, Loads, UNKNOWN_NAMES, UNKNOWN_NAMES],
     },
     Trait {
-        holds: |keys| keys.file.path().file_name().is_some_and(|name| name == detect::PEFT_FILE),
+        holds: |keys| peft::is_weights(keys.file.path()),
         fates: [
             UNKNOWN_NAMES,
             UNKNOWN_NAMES,
@@ -149,8 +149,15 @@ const TRAITS: &[Trait] = &[
     },
 ];
 
-/// Each tool with what it makes of the file.
-pub fn loads_in(file: &Checkpoint) -> Vec<(&'static str, Fate)> {
+/// Each tool with what it makes of an adapter's files.
+pub fn loads_in(files: &[Checkpoint]) -> Vec<(&'static str, Fate)> {
+    let fates: Vec<_> = files.iter().map(fates).collect();
+    let gravest = |tool: usize| fates.iter().map(|of| of[tool]).max().unwrap_or(Loads);
+    TOOLS.iter().enumerate().map(|(i, tool)| (*tool, gravest(i))).collect()
+}
+
+/// In the order of [`TOOLS`].
+fn fates(file: &Checkpoint) -> [Fate; TOOLS.len()] {
     let parts = file.entries().keys().filter_map(|stored| Some((stored.as_str(), spelling::key(stored)?.part)));
     let keys = Keys { file, parts: parts.collect() };
     let held: Vec<&Trait> = TRAITS.iter().filter(|of| (of.holds)(&keys)).collect();
@@ -160,7 +167,7 @@ pub fn loads_in(file: &Checkpoint) -> Vec<(&'static str, Fate)> {
         let fates = held.iter().map(|of| of.fates[tool]);
         fates.chain(strange.then_some(UNKNOWN_KIND)).max().unwrap_or(Loads)
     };
-    TOOLS.iter().enumerate().map(|(i, tool)| (*tool, fate(i))).collect()
+    std::array::from_fn(fate)
 }
 
 impl Fate {
@@ -181,26 +188,21 @@ mod tests {
     use super::*;
     use crate::engine::io::safetensors::{Dtype, Tensor, save};
 
-    fn fates(keys: &[(&str, &[usize])]) -> [Fate; TOOLS.len()] {
+    fn of_keys(keys: &[(&str, &[usize])]) -> [Fate; TOOLS.len()] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let zeros = |shape: &[usize]| Tensor::new(Dtype::F32, shape, &vec![0.0; shape.iter().product()]);
         let tensors: BTreeMap<_, _> = keys.iter().map(|(name, shape)| ((*name).to_owned(), zeros(shape))).collect();
         save(&path, &tensors, &BTreeMap::new()).unwrap();
-        loads_in(&Checkpoint::open(&path).unwrap())
-            .into_iter()
-            .map(|(_, fate)| fate)
-            .collect::<Vec<_>>()
-            .try_into()
-            .unwrap()
+        fates(&Checkpoint::open(&path).unwrap())
     }
 
     #[test]
     fn the_gravest_reason_counts() {
         const PAIR: [(&str, &[usize]); 2] =
             [("lora_unet_x.lora_down.weight", &[1, 2]), ("lora_unet_x.lora_up.weight", &[2, 1])];
-        assert_eq!(fates(&PAIR), [Loads; 5]);
-        let with = |more: (&'static str, &'static [usize])| fates(&[PAIR[0], PAIR[1], more]);
+        assert_eq!(of_keys(&PAIR), [Loads; 5]);
+        let with = |more: (&'static str, &'static [usize])| of_keys(&[PAIR[0], PAIR[1], more]);
         assert!(matches!(with(("bundle_emb.<a>.clip_l", &[1, 4])), [Loads, Loads, Loads, Fails(_), Loads]));
         assert!(matches!(with(("lora_unet_y.hada_w1_a", &[1, 1])), [Loads, Loads, Loads, Fails(_), Fails(_)]));
         assert!(matches!(with(("lora_unet_x.dora_scale", &[1, 2])), [Loads, Loads, Loads, Fails(_), Fails(_)]));
@@ -210,14 +212,14 @@ mod tests {
         ));
         assert!(matches!(with(("lora_unet_y.mola_router", &[1, 1])), [Fails(_), ..]));
         let diffusers = [("unet.a.to_q.lora_A.weight", &[1, 2][..]), ("unet.a.to_q.lora_B.weight", &[2, 1])];
-        assert!(matches!(fates(&diffusers), [Partly(_), Fails(_), Partly(_), Loads, Fails(_)]));
+        assert!(matches!(of_keys(&diffusers), [Partly(_), Fails(_), Partly(_), Loads, Fails(_)]));
         let old = [("unet.a.processor.to_q_lora.down.weight", &[1, 2][..])];
-        assert!(matches!(fates(&old), [Loads, Fails(_), Loads, Loads, Fails(_)]));
+        assert!(matches!(of_keys(&old), [Loads, Fails(_), Loads, Loads, Fails(_)]));
         assert!(matches!(
-            fates(&[("oft_unet_x.oft_blocks", &[1, 2, 2])]),
+            of_keys(&[("oft_unet_x.oft_blocks", &[1, 2, 2])]),
             [Fails(_), Loads, Fails(_), Fails(_), Loads]
         ));
         let comfy = [("diffusion_model.x.lora_A.weight", &[1, 2][..])];
-        assert!(matches!(fates(&comfy), [Loads, Fails(_), Loads, Fails(_), Fails(_)]));
+        assert!(matches!(of_keys(&comfy), [Loads, Fails(_), Loads, Fails(_), Fails(_)]));
     }
 }

@@ -1,11 +1,11 @@
 //! What PEFT says of an adapter beside its tensors: in `adapter_config.json`, or in diffusers' `lora_adapter_metadata`.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
+use crate::engine::io::lora_file::paths::Adaptable;
 use crate::engine::io::safetensors::Checkpoint;
-use crate::engine::io::{detect, names};
+use crate::engine::io::{names, peft};
+use crate::engine::{Error, Result};
 
 /// Of one layer. The default is what files without a word say.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,18 +33,20 @@ pub struct Words {
 
 impl Words {
     /// Those of the file itself, and of the folder that PEFT saved it in.
-    pub fn of(file: &Checkpoint) -> Self {
-        let beside = file.path().parent().map(|folder| folder.join("adapter_config.json"));
-        let beside = beside.filter(|_| file.path().file_name().is_some_and(|name| name == detect::PEFT_FILE));
-        let text = beside.and_then(|path: PathBuf| std::fs::read_to_string(path).ok());
+    pub fn of(file: &Checkpoint) -> Result<Self> {
         let mut configs: Vec<(String, Value)> = Vec::new();
-        if let Some(config) = text.and_then(|text| serde_json::from_str(&text).ok()) {
+        let beside = file.path().with_file_name(peft::CONFIG);
+        if peft::is_weights(file.path()) && beside.is_file() {
+            let text = std::fs::read_to_string(&beside).map_err(|e| Error::io("read", &beside, &e))?;
+            let config = serde_json::from_str(&text).map_err(|e| {
+                Error::new(format!("PEFT's settings cannot be read: {e}"), "Export the adapter again").at(&beside)
+            })?;
             configs.push((String::new(), config));
         }
         let header = file.metadata().get("lora_adapter_metadata").and_then(|text| serde_json::from_str(text).ok());
         if let Some(Value::Object(header)) = header {
             // `unet.r`, `text_encoder.lora_alpha`: the network stands before the key.
-            for network in ["unet", "text_encoder", "text_encoder_2"] {
+            for network in Adaptable::ALL.map(Adaptable::in_diffusers) {
                 let of = header.iter().filter_map(|(key, value)| {
                     Some((key.strip_prefix(network)?.strip_prefix('.')?.to_owned(), value.clone()))
                 });
@@ -54,7 +56,7 @@ impl Words {
                 }
             }
         }
-        Self { configs }
+        Ok(Self { configs })
     }
 
     /// What they say of the layer that is called `path` in the file: with dots, and the network before it.

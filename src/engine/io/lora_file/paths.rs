@@ -17,12 +17,25 @@ pub struct Paths {
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
-/// A network of a model.
+/// A network that adapters change: of a model's networks, all but the autoencoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Network {
+pub enum Adaptable {
     Unet,
     Text,
     SecondText,
+}
+
+impl Adaptable {
+    pub const ALL: [Self; 3] = [Self::Unet, Self::Text, Self::SecondText];
+
+    /// Before the keys in diffusers' files, and the folder that PEFT's adapter of it lies in.
+    pub fn in_diffusers(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::Text => "text_encoder",
+            Self::SecondText => "text_encoder_2",
+        }
+    }
 }
 
 impl Paths {
@@ -40,30 +53,21 @@ impl Paths {
     }
 
     /// The network of a layer, and its path there in diffusers' or transformers' layout.
-    pub fn ours(&self, module: &str) -> (Network, String) {
+    pub fn ours(&self, module: &str) -> (Adaptable, String) {
         let (network, path) = split(module);
-        // A name ends its module with a dot.
-        let named = |path: &str| self.unet.ours(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
-        let path = match network {
-            Network::Unet => named(&path).unwrap_or(path),
-            _ => path,
-        };
-        (network, path)
+        let renamed = (network == Adaptable::Unet).then(|| self.unet.ours(&path)).flatten();
+        (network, renamed.unwrap_or(path))
     }
 
     /// The same in LDM's layout; text encoders have one layout.
-    pub fn ldm(&self, module: &str) -> (Network, String) {
+    pub fn ldm(&self, module: &str) -> (Adaptable, String) {
         let (network, path) = self.ours(module);
-        let named = |path: &str| self.unet.ldm(&format!("{path}.")).map(|path| path.trim_end_matches('.').to_owned());
-        let path = match network {
-            Network::Unet => named(&path).unwrap_or(path),
-            _ => path,
-        };
-        (network, path)
+        let renamed = (network == Adaptable::Unet).then(|| self.unet.ldm(&path)).flatten();
+        (network, renamed.unwrap_or(path))
     }
 
     /// kohya's name of a layer that a file calls by either layout's; what is of no model of pictures keeps its name.
-    fn kohya(&self, module: &str) -> String {
+    pub fn kohya(&self, module: &str) -> String {
         if !module.starts_with(KOHYA_UNET) && !names::is_text(module) {
             return module.to_owned();
         }
@@ -71,10 +75,10 @@ impl Paths {
         let is_xl = self.family == Some(Family::Sdxl);
         let (network, path) = if is_xl { self.ldm(module) } else { self.ours(module) };
         let prefix = match (network, is_xl) {
-            (Network::Unet, _) => KOHYA_UNET,
-            (Network::Text, false) => KOHYA_TEXT,
-            (Network::Text, true) => KOHYA_TEXT_1,
-            (Network::SecondText, _) => KOHYA_TEXT_2,
+            (Adaptable::Unet, _) => KOHYA_UNET,
+            (Adaptable::Text, false) => KOHYA_TEXT,
+            (Adaptable::Text, true) => KOHYA_TEXT_1,
+            (Adaptable::SecondText, _) => KOHYA_TEXT_2,
         };
         names::flat(prefix, &path)
     }
@@ -92,6 +96,7 @@ impl Paths {
         }
         renamed(&mut file.layers, |module| self.kohya(module))?;
         renamed(&mut file.differences, |module| self.kohya(module))?;
+        renamed(&mut file.kroneckers, |module| self.kohya(module))?;
         renamed(&mut file.norms, |module| self.kohya(module))?;
         renamed(&mut file.relatives, |module| self.kohya(module))?;
         renamed(&mut file.own, |module| self.kohya(module))
@@ -105,6 +110,12 @@ impl Paths {
             {
                 *down_shape = [&[*rank], &shape[1..]].concat();
                 *up_shape = vec![shape[0], *rank, 1, 1];
+            }
+        }
+        for (module, factors) in &mut file.kroneckers {
+            let flat = factors.shape();
+            if let Some(shape) = self.kernel(module, flat[0], flat[1..].iter().product()) {
+                factors.set_kernel(&shape);
             }
         }
         for (module, Difference { shape, .. }) in &mut file.differences {
@@ -129,28 +140,30 @@ impl Paths {
         let is_first = matches!(self.family, None | Some(Family::Sd1));
         let narrow = last == "conv_shortcut" || is_first && ["proj_in", "proj_out"].contains(&last);
         match (network, wide, narrow) {
-            (Network::Unet, true, _) => Some(vec![out, input / 9, 3, 3]),
-            (Network::Unet, false, true) => Some(vec![out, input, 1, 1]),
+            (Adaptable::Unet, true, _) => Some(vec![out, input / 9, 3, 3]),
+            (Adaptable::Unet, false, true) => Some(vec![out, input, 1, 1]),
             _ => None,
         }
     }
 }
 
-fn split(module: &str) -> (Network, String) {
+fn split(module: &str) -> (Adaptable, String) {
     let starts = [
-        (KOHYA_UNET, Network::Unet),
-        (KOHYA_TEXT_2, Network::SecondText),
-        (KOHYA_TEXT, Network::Text),
-        (KOHYA_TEXT_1, Network::Text),
+        (KOHYA_UNET, Adaptable::Unet),
+        (KOHYA_TEXT_2, Adaptable::SecondText),
+        (KOHYA_TEXT, Adaptable::Text),
+        (KOHYA_TEXT_1, Adaptable::Text),
     ];
     let found = starts.iter().find_map(|(start, network)| Some((*network, module.strip_prefix(start)?)));
-    let (network, flat) = found.unwrap_or((Network::Unet, module));
+    let (network, flat) = found.unwrap_or((Adaptable::Unet, module));
     (network, dotted(flat))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::io::peft;
+    use crate::engine::io::safetensors::{Dtype, Tensor, save};
 
     #[test]
     fn a_layer_is_named_in_both_layouts() {
@@ -167,11 +180,36 @@ mod tests {
             ("conv_in", "conv_in", "input_blocks.0.0"),
         ] {
             let module = format!("{KOHYA_UNET}{module}");
-            assert_eq!(paths.ours(&module), (Network::Unet, ours.to_owned()));
-            assert_eq!(paths.ldm(&module), (Network::Unet, ldm.to_owned()));
+            assert_eq!(paths.ours(&module), (Adaptable::Unet, ours.to_owned()));
+            assert_eq!(paths.ldm(&module), (Adaptable::Unet, ldm.to_owned()));
             assert_eq!(paths.kohya(&module), format!("{KOHYA_UNET}{}", ours.replace('.', "_")));
         }
         let text = paths.ours("lora_te_text_model_encoder_layers_0_self_attn_q_proj");
-        assert_eq!(text, (Network::Text, "text_model.encoder.layers.0.self_attn.q_proj".to_owned()));
+        assert_eq!(text, (Adaptable::Text, "text_model.encoder.layers.0.self_attn.q_proj".to_owned()));
+    }
+
+    /// No text encoder tells by itself that there is another beside it.
+    #[test]
+    fn what_one_of_pefts_folders_tells_holds_for_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |network: &str, path: &str, width: usize| {
+            let tensor = |shape: [usize; 2]| Tensor::new(Dtype::F32, &shape, &vec![0.5; shape[0] * shape[1]]);
+            let sides = [("lora_A", tensor([2, width])), ("lora_B", tensor([4, 2]))];
+            let key = |side| format!("base_model.model.{path}.{side}.weight");
+            let tensors = sides.map(|(side, tensor)| (key(side), tensor)).into();
+            save(&folder.path().join(network).join(peft::WEIGHTS), &tensors, &BTreeMap::new()).unwrap();
+        };
+        write("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj", 768);
+        let names = || LoraFile::open(folder.path()).unwrap().layers.into_keys().collect::<Vec<_>>();
+        assert_eq!(names(), ["lora_te_text_model_encoder_layers_0_self_attn_q_proj"]);
+        write("unet", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 2048);
+        let both = [
+            "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+            "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k",
+        ];
+        assert_eq!(names(), both);
+        std::fs::rename(folder.path().join("unet"), folder.path().join("elsewhere")).unwrap();
+        write("text_encoder_2", "text_model.encoder.layers.0.self_attn.q_proj", 1280);
+        assert_eq!(names(), [both[0], "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"]);
     }
 }

@@ -1,47 +1,62 @@
 //! From an adapter file's tensors to its layers and words. Nothing in a file is left out silently.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::engine::io::detect::{self, Family};
 use crate::engine::io::lora_file::kinds::{self, Kind, Read, WITH_ALL};
 use crate::engine::io::lora_file::parts::{Array, Parts, Wrong};
-use crate::engine::io::lora_file::paths::Paths;
+use crate::engine::io::lora_file::paths::{Adaptable, Paths};
 use crate::engine::io::lora_file::relative::{Axis, Delta, Relative};
 use crate::engine::io::lora_file::{Difference, LoraFile, Matrix, numbers, spelling};
-use crate::engine::io::safetensors::Checkpoint;
-use crate::engine::io::{detect, metadata, names, token_vectors};
+use crate::engine::io::safetensors::{Checkpoint, Dtype};
+use crate::engine::io::{metadata, names, peft, token_vectors};
 use crate::engine::{Error, Result};
 
 impl LoraFile {
     /// A file, the folder that PEFT saves one in, or a folder with one such for each network.
     pub fn open(path: &Path) -> Result<Self> {
-        let inside: Vec<PathBuf> =
-            NETWORKS.iter().map(|name| path.join(name)).filter(|f| f.join(detect::PEFT_FILE).is_file()).collect();
-        let Some((first, others)) = inside.split_first() else {
-            return Self::read(&Checkpoint::open(&detect::inside(path))?);
-        };
-        let mut whole = Self::open(first)?;
-        for other in others {
-            let other = Self::open(other)?;
-            whole.layers.extend(other.layers);
-            whole.differences.extend(other.differences);
-            whole.relatives.extend(other.relatives);
-            whole.norms.extend(other.norms);
+        let parts = peft::files(path)
+            .iter()
+            .map(|file| Self::read(&Checkpoint::open(file)?, &spelling::module))
+            .collect::<Result<Vec<_>>>()?;
+        let mut whole = parts.into_iter().reduce(Self::joined).unwrap_or_default();
+        whole.path = path.to_path_buf();
+        // Two files of one family must have one name for a layer, or a merge would take it for two. What one network tells
+        // of the family holds for all.
+        if whole.family.is_some() {
+            Paths::of(whole.family).rename(&mut whole).map_err(|e| e.at(path))?;
         }
-        Ok(Self { path: path.to_path_buf(), ..whole })
+        Ok(whole)
     }
 
-    /// The same of tensors that are there already.
-    pub fn read(file: &Checkpoint) -> Result<Self> {
+    /// With what another network of the same model has.
+    fn joined(mut self, other: Self) -> Self {
+        self.layers.extend(other.layers);
+        self.differences.extend(other.differences);
+        self.kroneckers.extend(other.kroneckers);
+        self.relatives.extend(other.relatives);
+        self.norms.extend(other.norms);
+        self.own.extend(other.own);
+        self.tokens.extend(other.tokens);
+        self.layer_tokens.extend(other.layer_tokens);
+        self.family = self.family.or(other.family);
+        // Neither f16 nor bf16 holds the other.
+        self.dtype = if self.dtype == other.dtype { self.dtype } else { Some(Dtype::F32) };
+        self
+    }
+
+    /// One file's, with its layers as `module` calls them by their paths in it.
+    pub fn read(file: &Checkpoint, module: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let path = file.path();
-        let words = numbers::Words::of(file);
+        let words = numbers::Words::of(file)?;
         let mut read = Self { path: path.to_path_buf(), metadata: file.metadata().clone(), ..Self::default() };
         let mut modules: BTreeMap<String, Parts<'_>> = BTreeMap::new();
         let own_names: Vec<&str> = file.metadata().get(metadata::OWN).map_or("", String::as_str).split(',').collect();
         let mut foreign = Vec::new();
         // PEFT's folder of SDXL's second text encoder has the keys of the first.
-        let second = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "text_encoder_2");
-        let second = second && path.file_name().is_some_and(|name| name == detect::PEFT_FILE);
+        let folder = path.parent().and_then(Path::file_name);
+        let second = peft::is_weights(path) && folder.is_some_and(|name| name == Adaptable::SecondText.in_diffusers());
         for stored in file.entries().keys() {
             if let Some(token) = token_vectors::shared(stored) {
                 read.tokens.insert(token.to_owned(), token_vectors::read(file, stored)?);
@@ -51,11 +66,12 @@ impl LoraFile {
                 // Read with those for the first.
             } else if stored.starts_with(IGNORED) {
                 tracing::warn!("{}: {stored} is left out, as every other tool does", path.display());
-            } else if let Some((module, name)) = own_key(stored)
+            } else if let Some((path, name)) = stored.rsplit_once('.')
                 && own_names.contains(&name)
+                && let Some(module) = module(path.strip_prefix(names::PEFT).unwrap_or(path))
             {
-                read.own.entry(module.to_owned()).or_default().insert(name.to_owned(), matrix(file, stored)?);
-            } else if let Some(key) = spelling::key(stored) {
+                read.own.entry(module).or_default().insert(name.to_owned(), matrix(file, stored)?);
+            } else if let Some(key) = spelling::named(stored, module) {
                 let module = match key.module.strip_prefix(names::KOHYA_TEXT) {
                     Some(rest) if second => format!("{}{rest}", names::KOHYA_TEXT_2),
                     _ => key.module,
@@ -110,11 +126,7 @@ impl LoraFile {
         }
         read.dtype = file.entries().iter().find(|(name, _)| !name.ends_with(".alpha")).map(|(_, entry)| entry.dtype);
         read.second_width = token_vectors::second_width(file);
-        // Two files of one family must have one name for a layer, or a merge would take it for two.
-        read.family = detect::tensors(file).family;
-        if read.family.is_some() {
-            Paths::of(read.family).rename(&mut read).map_err(|e| e.at(path))?;
-        }
+        read.family = detect::tensors(file).family.or(second.then_some(Family::Sdxl));
         Ok(read)
     }
 
@@ -129,6 +141,7 @@ impl LoraFile {
             let delta = match layer {
                 Read::Pair(pair) => Delta::Pair(pair),
                 Read::Whole(difference) => Delta::Whole(difference),
+                Read::Kronecker(factors) => Delta::Kronecker(factors),
                 Read::Relative(_) => return Err("its method knows no magnitude".into()),
             };
             layer = Read::Relative(Relative::Magnitude { delta: Box::new(delta), m, axis });
@@ -142,6 +155,7 @@ impl LoraFile {
                 return Ok(());
             }
             Read::Whole(difference) => drop(self.differences.insert(module.to_owned(), difference)),
+            Read::Kronecker(factors) => drop(self.kroneckers.insert(module.to_owned(), factors)),
             Read::Relative(relative) => drop(self.relatives.insert(module.to_owned(), relative)),
         }
         self.beside(module, parts)
@@ -160,13 +174,6 @@ impl LoraFile {
         }
         Ok(())
     }
-}
-
-/// `lora_unet_….mola_router`: kohya's module and a tensor of a method's own.
-fn own_key(stored: &str) -> Option<(&str, &str)> {
-    let prefixes = [names::KOHYA_UNET, names::VISION];
-    let known = prefixes.iter().any(|prefix| stored.starts_with(prefix)) || names::is_text(stored);
-    stored.split_once('.').filter(|_| known)
 }
 
 fn matrix(file: &Checkpoint, name: &str) -> Result<Matrix> {
@@ -194,8 +201,6 @@ fn magnitude(parts: &Parts<'_>) -> std::result::Result<Option<(Vec<f32>, Axis)>,
 
 /// Parts that need no weight beside them.
 const BESIDE: [&str; 3] = ["diff_b", "w_norm", "b_norm"];
-/// Folders of a model's networks, as PEFT's adapters of them lie beside each other.
-const NETWORKS: [&str; 3] = ["unet", "text_encoder", "text_encoder_2"];
 /// Some of OneTrainer's files adapt a matrix that other tools cannot.
 const IGNORED: &str = "lora_te2_text_projection";
 /// So many keys are named of those that nobody reads.

@@ -2,6 +2,7 @@
 
 use faer::Mat;
 
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::parts::{Array, Wrong};
 use crate::engine::io::lora_file::{Difference, LoraLayer};
 
@@ -50,6 +51,7 @@ pub enum Relative {
 pub enum Delta {
     Pair(LoraLayer),
     Whole(Difference),
+    Kronecker(Kronecker),
 }
 
 /// `W' = rescale ∘ Rₙ…R₁·W` on one side of the weight.
@@ -156,6 +158,7 @@ impl Delta {
         match self {
             Self::Pair(layer) => layer.product().weight,
             Self::Whole(difference) => difference.weight.clone(),
+            Self::Kronecker(factors) => factors.product().weight,
         }
     }
 
@@ -163,6 +166,7 @@ impl Delta {
         match self {
             Self::Pair(layer) => layer.down.len() + layer.up.len(),
             Self::Whole(difference) => difference.weight.len(),
+            Self::Kronecker(factors) => factors.numbers(),
         }
     }
 }

@@ -105,22 +105,34 @@ pub struct Key {
 
 /// `None` for a key of another kind.
 pub fn key(stored: &str) -> Option<Key> {
+    named(stored, &module)
+}
+
+/// The same where `module` knows how layers are called.
+pub fn named(stored: &str, module: &dyn Fn(&str) -> Option<String>) -> Option<Key> {
+    let (path, part) = cut(stored)?;
+    let module = module(path.strip_prefix(PEFT).unwrap_or(&path))?;
+    // Without kohya's prefix, a name that ends so is a model's.
+    let is_layers = part != "weight" || FLAT.iter().any(|(start, _)| path.starts_with(start));
+    is_layers.then_some(Key { module, part, path })
+}
+
+/// The part of a layer that a key's ending names, whatever the layer: of a model of another family, too.
+pub fn part(stored: &str) -> Option<&'static str> {
+    cut(stored).map(|(_, part)| part)
+}
+
+/// What stands before a part, and the part.
+fn cut(stored: &str) -> Option<(String, &'static str)> {
     // PEFT's name of an adapter, where one was saved with it.
     let plain = stored.strip_suffix(".default").map_or_else(|| stored.replace(".default.", "."), str::to_owned);
     let ends = PARTS.iter().filter(|(ending, _)| plain.ends_with(ending));
     let &(ending, part) = ends.max_by_key(|(ending, _)| ending.len())?;
-    let path = plain.strip_suffix(ending)?;
-    let module = module(path.strip_prefix(PEFT).unwrap_or(path))?;
-    // Without kohya's prefix, a name that ends so is a model's.
-    (part != "weight" || FLAT.iter().any(|(start, _)| path.starts_with(start))).then(|| Key {
-        module,
-        part,
-        path: path.to_owned(),
-    })
+    Some((plain.strip_suffix(ending)?.to_owned(), part))
 }
 
 /// kohya's name of a layer, however it is spelt.
-fn module(path: &str) -> Option<String> {
+pub fn module(path: &str) -> Option<String> {
     if let Some((start, ours)) = FLAT.iter().find(|(start, _)| path.starts_with(start)) {
         return Some(format!("{ours}{}", &path[start.len()..])).filter(|_| !path.contains('.'));
     }

@@ -1,5 +1,6 @@
 //! A layer's place in the model, and its name in words, read off kohya's name.
 
+use crate::engine::io::ldm;
 use crate::engine::io::names::{self, KOHYA_TEXT, KOHYA_TEXT_1, KOHYA_TEXT_2, KOHYA_UNET};
 
 /// Endings of names in the order in which data passes them, and what they mean.
@@ -59,7 +60,7 @@ impl Layer {
     pub fn new(module: &str) -> Self {
         if let Some(path) = module.strip_prefix(KOHYA_UNET) {
             // SDXL's names follow another count of the same blocks.
-            return Self::unet(module, names::sdxl_path(path).as_deref().unwrap_or(path));
+            return Self::unet(module, ldm::flat_sdxl(path).as_deref().unwrap_or(path));
         }
         let encoders = [(KOHYA_TEXT_1, 0, "text encoder 1"), (KOHYA_TEXT_2, 1, "text encoder 2")];
         let numbered =

@@ -3,9 +3,10 @@
 //! `s` is alpha/r where a factor is a product, with r from its read side and w2's before w1's, and 1 where both are whole:
 //! LyCORIS stores an alpha that means nothing then. PEFT always divides.
 
+use crate::engine::io::lora_file::LoraLayer;
 use crate::engine::io::lora_file::kinds::{Read, loha};
+use crate::engine::io::lora_file::kronecker::Kronecker;
 use crate::engine::io::lora_file::parts::{Array, Parts, Wrong, room};
-use crate::engine::io::lora_file::{Difference, LoraLayer};
 
 pub fn read(parts: &Parts<'_>) -> Result<Read, Wrong> {
     let mut rank = None;
@@ -27,9 +28,6 @@ pub fn read(parts: &Parts<'_>) -> Result<Read, Wrong> {
         Some(rank) => f64::from(parts.alpha(rank)?) / rank as f64,
         None => 1.0,
     };
-    if w1.shape.get(2..).is_some_and(|rest| rest.iter().any(|&side| side != 1)) {
-        return Err(format!("its w1 has the shape {:?}", w1.shape));
-    }
     let w2 = match (halves, parts.maybe("lokr_t2")?) {
         (None, _) => parts.array("lokr_w2")?,
         (Some((a, b)), Some(t)) => loha::with_core(&t, &a, &b)?,
@@ -40,7 +38,7 @@ pub fn read(parts: &Parts<'_>) -> Result<Read, Wrong> {
             loha::product(&a, &b)?
         }
     };
-    Ok(Read::Whole(kronecker(&w1, &w2, scale)?))
+    Ok(Read::Kronecker(Kronecker::new(w1, w2, scale)?))
 }
 
 /// `kron(w1, a) · kron(I, b)`: as many directions as w1 has columns, times those of `a·b`. `None` where they are too many
@@ -55,7 +53,7 @@ fn factored(w1: &Array, a: &Array, b: &Array, scale: f64) -> Result<Option<LoraL
     if 2 * rank > out.min(input) {
         return Ok(None);
     }
-    let up = kronecker(w1, a, 1.0)?.weight;
+    let up = Kronecker::new(w1.clone(), a.clone(), 1.0)?.product().weight;
     let mut down = vec![0.0; rank * input];
     for block in 0..i1 {
         for k in 0..r {
@@ -65,21 +63,4 @@ fn factored(w1: &Array, a: &Array, b: &Array, scale: f64) -> Result<Option<LoraL
     }
     let alpha = (scale * rank as f64) as f32;
     Ok(Some(LoraLayer { down, up, rank, alpha, down_shape: vec![rank, input], up_shape: vec![out, rank] }))
-}
-
-/// `s · w1 ⊗ w2`, where w2 may carry a kernel: `[o₁·o₂, i₁·i₂, kh, kw]`.
-fn kronecker(w1: &Array, w2: &Array, scale: f64) -> Result<Difference, Wrong> {
-    let (out, columns) = (room(&[w1.rows(), w2.rows()])?, room(&[w1.columns(), w2.columns()])?);
-    let mut weight = Vec::with_capacity(room(&[out, columns])?);
-    for i in 0..w1.rows() {
-        for k in 0..w2.rows() {
-            for &a in w1.row(i) {
-                let a = scale * f64::from(a);
-                weight.extend(w2.row(k).iter().map(|&b| (a * f64::from(b)) as f32));
-            }
-        }
-    }
-    let inner = w2.shape.get(1).copied().unwrap_or(1);
-    let shape = [&[out, w1.columns() * inner], w2.shape.get(2..).unwrap_or(&[])].concat();
-    Ok(Difference { weight, shape, bias: None })
 }
