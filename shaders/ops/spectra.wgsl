@@ -3,9 +3,10 @@
 // grams [layers, 2, widest, widest]: upᵀ·up, then down·downᵀ, zeros around them. values [layers, widest], falling.
 // coefficients [layers, 2, widest, widest]: writesᵀ, then readsᵀ, with U = up · writes and V = downᵀ · reads.
 //
-// A group takes a layer. R of Cholesky's Rᵀ·R = Gram of either side leaves the core R_up·R_downᵀ, whose columns Jacobi's
-// rotations turn until they are orthogonal (Hestenes 1958): then they are X·S. In f32, and Gram matrices are squares:
-// what is below a thousandth of the strongest is rounding, and told as 0. Limits: below 2³² numbers in all.
+// A group takes a layer. R with Rᵀ·R = Gram of either side, by Cholesky with pivots, leaves the core R_up·R_downᵀ, whose
+// columns Jacobi's rotations turn until they are orthogonal (Hestenes 1958): then they are X·S. In f32, and Gram matrices
+// are squares: what is below a thousandth of the strongest is rounding, and told as 0.
+// Limits: widest up to 256, below 2³² numbers in all.
 
 struct Table { widest: u32, scales: array<f32> }
 @group(0) @binding(0) var<storage, read_write> grams: array<f32>;
@@ -16,20 +17,25 @@ struct Table { widest: u32, scales: array<f32> }
 
 const LANES = 128u;
 const SWEEPS = 10u;
+const WIDEST = 256u;
+var<workgroup> taken: array<u32, 2 * WIDEST>; // directions of either side that have been pivots
 var<private> index: u32;
 
 fn at(part: u32, row: u32, column: u32) -> u32 {
     return ((index * 3u + part) * table.widest + index + row) * table.widest + column;
 }
-fn product(part: u32, i: u32, other: u32, j: u32) -> f32 { // of a row of one part and a row of another
+fn norm(side: u32, i: u32) -> f32 { // of a direction
+    return sqrt(grams[((index * 2u + side) * table.widest + i) * table.widest + i]);
+}
+fn product(i: u32, j: u32) -> f32 { // of two columns of the core
     var sum = 0.0;
-    for (var k = 0u; k < table.widest; k++) { sum += work[at(part, i, k)] * work[at(other, j, k)]; }
+    for (var k = 0u; k < table.widest; k++) { sum += work[at(2u, i, k)] * work[at(2u, j, k)]; }
     return sum;
 }
 fn rotate(p: u32, q: u32) {
-    let x = product(2u, p, 2u, p);
-    let y = product(2u, q, 2u, q);
-    let both = product(2u, p, 2u, q);
+    let x = product(p, p);
+    let y = product(q, q);
+    let both = product(p, q);
     if abs(both) <= 1e-7 * sqrt(x) * sqrt(y) { return; }
     let zeta = (y - x) / (2.0 * both);
     let t = select(-1.0, 1.0, zeta >= 0.0) / (abs(zeta) + sqrt(1.0 + zeta * zeta));
@@ -49,26 +55,44 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let w = table.widest;
     let first = 2u * index * w * w;
     for (var e = lane; e < 2u * w * w; e += LANES) {
-        work[at(0u, 0u, 0u) + e] = select(0.0, grams[first + e], e % w >= e / w % w);
+        // Directions of length 1: how length is shared between the sides is nobody's.
+        let size = norm(e / (w * w), e / w % w) * norm(e / (w * w), e % w);
+        work[at(0u, 0u, 0u) + e] = select(grams[first + e] / size, 0.0, size == 0.0);
         coefficients[first + e] = 0.0;
     }
+    for (var e = lane; e < 2u * WIDEST; e += LANES) { taken[e] = 0u; }
     let side = lane / (LANES / 2u);
     for (var k = 0u; k < w; k++) {
+        workgroupBarrier();
         storageBarrier();
-        let pivot = work[at(side, k, k)];
+        var pivot = 0u;
+        var largest = -1.0;
+        for (var i = 0u; i < w; i++) {
+            let left = work[at(side, i, i)];
+            if taken[side * WIDEST + i] == 0u && !(left <= largest) {
+                pivot = i;
+                largest = left;
+            }
+        }
         // What is left of a direction that the others hold already is rounding.
-        let root = select(0.0, 1.0 / sqrt(pivot), pivot > 1e-6 * grams[first + (side * w + k) * w + k]);
+        let root = select(0.0, 1.0 / sqrt(largest), !(largest <= 1e-6));
+        workgroupBarrier();
         storageBarrier();
-        for (var j = k + lane % (LANES / 2u); j < w; j += LANES / 2u) { work[at(side, k, j)] *= root; }
+        for (var j = lane % (LANES / 2u); j < w; j += LANES / 2u) { work[at(side, pivot, j)] *= root; }
+        if lane % (LANES / 2u) == 0u { taken[side * WIDEST + pivot] = 1u; }
+        workgroupBarrier();
         storageBarrier();
-        for (var e = lane % (LANES / 2u); e < (w - k) * (w - k); e += LANES / 2u) {
-            let i = k + e / (w - k);
-            let j = k + e % (w - k);
-            if i > k && j >= i { work[at(side, i, j)] -= work[at(side, k, i)] * work[at(side, k, j)]; }
+        for (var e = lane % (LANES / 2u); e < w * w; e += LANES / 2u) {
+            let by = work[at(side, pivot, e / w)] * work[at(side, pivot, e % w)];
+            if taken[side * WIDEST + e / w] == 0u { work[at(side, e / w, e % w)] -= by; }
         }
     }
     storageBarrier();
-    for (var e = lane; e < w * w; e += LANES) { work[at(2u, 0u, 0u) + e] = product(0u, e % w, 1u, e / w); }
+    for (var e = lane; e < w * w; e += LANES) {
+        var sum = 0.0;
+        for (var k = 0u; k < w; k++) { sum += work[at(0u, e % w, k)] * work[at(1u, e / w, k)] * norm(0u, k) * norm(1u, k); }
+        work[at(2u, 0u, 0u) + e] = sum;
+    }
     // Everybody meets everybody once in a sweep, as in a round of chess: one keeps its seat, the others move on.
     let moving = w - 1u + w % 2u;
     for (var round = 0u; round < SWEEPS * moving; round++) {
@@ -80,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     storageBarrier();
-    for (var k = lane; k < w; k += LANES) { work[at(3u, 0u, k)] = sqrt(product(2u, k, 2u, k)); }
+    for (var k = lane; k < w; k += LANES) { work[at(3u, 0u, k)] = sqrt(product(k, k)); }
     storageBarrier();
     for (var k = lane; k < w; k += LANES) {
         let sigma = work[at(3u, 0u, k)];
@@ -98,8 +122,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let reads = writes + w * w;
         for (var a = 0u; a < w; a++) {
             var sum = 0.0;
-            for (var i = 0u; i <= a; i++) { sum += work[at(0u, i, a)] * work[at(2u, k, i)]; }
-            coefficients[reads + a] = sum / (sigma * sigma);
+            for (var i = 0u; i < w; i++) { sum += work[at(0u, i, a)] * work[at(2u, k, i)]; }
+            coefficients[reads + a] = norm(0u, a) * sum / (sigma * sigma);
         }
         for (var a = 0u; a < w; a++) {
             var sum = 0.0;
