@@ -2,6 +2,7 @@
 //! the engine's memory beside the host's.
 
 mod colors;
+mod memory;
 
 use egui::{Rect, pos2, vec2};
 
