@@ -62,13 +62,16 @@ fn fault(text: &str, kernel: bool) -> Option<String> {
 #[test]
 fn every_shader_is_valid() {
     let mut faults = Vec::new();
-    for (path, text) in files() {
+    let files = files();
+    let common = |name: &str| files.iter().find(|(path, _)| path == name).map_or("", |(_, text)| text.as_str());
+    for (path, text) in &files {
         let mut fail = |what: String| faults.push(format!("shaders/{path}: {what}"));
         if text.lines().count() > LONGEST {
             fail(format!("{} lines are more than {LONGEST}", text.lines().count()));
         }
         let Some(name) = path.strip_prefix("ops/") else {
-            fault(&text, false).map(&mut fail);
+            let before = if path.starts_with("paint/") { common("common/paint.wgsl") } else { "" };
+            fault(&format!("{before}\n{text}"), false).map(&mut fail);
             continue;
         };
         let Some(op) = OPS.iter().find(|op| name == format!("{}.wgsl", op.name)) else {
@@ -78,7 +81,7 @@ fn every_shader_is_valid() {
         for &elements in op.elements {
             match (op.kernel)(elements) {
                 None => fail(format!("declares {elements:?}, which WGSL lacks")),
-                Some(kernel) if kernel.text != text => fail("is not the text that its row compiles".into()),
+                Some(kernel) if kernel.text != text.as_str() => fail("is not the text that its row compiles".into()),
                 Some(kernel) => _ = fault(&kernel.filled(), true).map(|what| fail(format!("for {elements:?} {what}"))),
             }
         }

@@ -1,27 +1,24 @@
 // heat_strip: color = inferno((log2 σ − low) / (high − low))
 //
-// values is a texture of layers × indices: texel (layer, index) holds one singular value σ, or less than 0 where the
-// layer has no such index; nothing is painted there. It is read by textureLoad alone, because R32Float cannot be
-// filtered everywhere. Its size is the size of the grid.
+// values is layers × indices, layer by layer: each holds one singular value σ, or less than 0 where the layer has no such
+// index; nothing is painted there. A layer is a column, an index a row.
 //
-// origin and size give the strip in pixels of the target; low and high are log2 of the scale's ends. Cells that are wide
-// enough stay gap pixels apart. linear is 1 where the target stores linear light and converts by itself, as *Srgb
-// formats do; egui prefers the other kind.
+// low and high are log2 of the scale's ends. Cells that are wide enough stay gap pixels apart.
 //
 // inferno is matplotlib's (CC0), whose lightness rises evenly for every kind of colour vision, as a polynomial of the
 // sixth degree (Matt Zucker, CC0). Its twin is ui/color_map.rs.
 
 struct Strip {
-    origin: vec2<f32>,
-    size: vec2<f32>,
+    place: Place,
+    // Layers and indices.
+    grid: vec2<f32>,
     low: f32,
     high: f32,
     gap: f32,
-    linear: f32,
 }
 
 @group(0) @binding(0) var<uniform> strip: Strip;
-@group(0) @binding(1) var values: texture_2d<f32>;
+@group(0) @binding(1) var<storage, read> values: array<f32>;
 
 const TINY = 1e-30;
 
@@ -37,32 +34,17 @@ fn inferno(t: f32) -> vec3<f32> {
     return clamp(color, vec3<f32>(0.0), vec3<f32>(1.0));
 }
 
-fn to_linear(color: vec3<f32>) -> vec3<f32> {
-    let low = color / 12.92;
-    let high = pow((color + vec3<f32>(0.055)) / 1.055, vec3<f32>(2.4));
-    return select(high, low, color <= vec3<f32>(0.04045));
-}
-
-// One triangle over everything; the viewport cuts it down.
-@vertex
-fn cover(@builtin(vertex_index) corner: u32) -> @builtin(position) vec4<f32> {
-    let x = f32(i32(corner & 1u) * 4 - 1);
-    let y = f32(i32(corner >> 1u) * 4 - 1);
-    return vec4<f32>(x, y, 0.0, 1.0);
-}
-
 @fragment
 fn shade(@builtin(position) pixel: vec4<f32>) -> @location(0) vec4<f32> {
-    let grid = vec2<f32>(textureDimensions(values));
-    let cell = strip.size / grid;
-    let place = (pixel.xy - strip.origin) / cell;
-    let inside = clamp(place, vec2<f32>(0.0), grid - vec2<f32>(1.0));
-    let sigma = textureLoad(values, vec2<i32>(min(place, inside + vec2<f32>(0.999))), 0).r;
-    let past = fract(place) * cell;
+    let cell = strip.place.size / strip.grid;
+    let at = (pixel.xy - strip.place.origin) / cell;
+    let column = u32(clamp(at.x, 0.0, strip.grid.x - 1.0));
+    let row = u32(clamp(at.y, 0.0, strip.grid.y - 1.0));
+    let sigma = values[strip.place.first.x + column * u32(strip.grid.y) + row];
+    let past = fract(at) * cell;
     if sigma < 0.0 || past.x >= cell.x - strip.gap || past.y >= cell.y - strip.gap {
         return vec4<f32>(0.0);
     }
     let t = clamp((log2(max(sigma, TINY)) - strip.low) / (strip.high - strip.low), 0.0, 1.0);
-    let color = inferno(t);
-    return vec4<f32>(mix(color, to_linear(color), strip.linear), 1.0);
+    return painted(strip.place, inferno(t), 1.0);
 }

@@ -1,8 +1,11 @@
 //! Picks and opens what computes: a GPU through wgpu, or the CPU through burn-flex.
 
+mod buffer;
+
 use std::fmt;
 use std::str::FromStr;
 
+pub use buffer::Buffer;
 use burn::backend::DispatchDevice;
 pub use burn::backend::wgpu::WgpuSetup;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorReadError};
@@ -51,6 +54,8 @@ pub struct Opened {
     pub reason: String,
     /// Name, driver and version of a GPU: what a self-test's result holds for.
     pub driver: Option<String>,
+    /// Whether a window draws with it: what lies in its memory can be painted from there.
+    pub shared: bool,
 }
 
 /// The CPU.
@@ -98,7 +103,7 @@ fn cause(text: &str) -> &str {
 
 /// Opens what `choice` asks for.
 pub fn open(choice: Choice) -> Result<Opened> {
-    let on_cpu = |reason: String| Opened { device: cpu(), name: "CPU".into(), reason, driver: None };
+    let on_cpu = |reason: String| Opened { device: cpu(), name: "CPU".into(), reason, driver: None, shared: false };
     match choice {
         Choice::Cpu => Ok(on_cpu("CPU, as asked".into())),
         Choice::Auto => {
@@ -134,7 +139,7 @@ pub fn share(setup: WgpuSetup) -> Result<Opened> {
             "Update its driver, or choose the CPU",
         )
     })?;
-    Ok(opened(device, &info, "shared with the window"))
+    Ok(Opened { shared: true, ..opened(device, &info, "shared with the window") })
 }
 
 fn opened(device: Device, info: &AdapterInfo, why: &str) -> Opened {
@@ -143,6 +148,7 @@ fn opened(device: Device, info: &AdapterInfo, why: &str) -> Opened {
         name: info.name.clone(),
         reason: format!("{} over {}, {why}", info.name, info.backend),
         driver: Some(format!("{} {} {} {}", info.name, info.backend, info.driver, info.driver_info)),
+        shared: false,
     }
 }
 

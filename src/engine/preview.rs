@@ -142,7 +142,7 @@ impl Pictures {
     /// Each picture as RGB bytes, row by row.
     pub fn rgb(&self) -> Result<Vec<image::RgbImage>> {
         let [n, _, h, w] = self.pixels.dims();
-        let values = read(self.pixels.clone())?;
+        let values = self.values()?;
         let plane = h * w;
         Ok((0..n)
             .map(|i| {
@@ -153,6 +153,24 @@ impl Pictures {
             })
             .collect())
     }
+
+    /// Width and height of each.
+    pub fn size(&self) -> [u32; 2] {
+        let [_, _, h, w] = self.pixels.dims();
+        [w, h].map(|side| side as u32)
+    }
+
+    /// Waits for the device; what is no number is no picture.
+    fn values(&self) -> Result<Vec<f32>> {
+        let values = read(self.pixels.clone())?;
+        if values.iter().all(|x| x.is_finite()) {
+            return Ok(values);
+        }
+        Err(Error::new(
+            "The picture came out as NaN",
+            "Lower the adapters' strengths, the weights in the prompt or the guidance, or use --device cpu",
+        ))
+    }
 }
 
 /// Makes the pictures of a request.
@@ -162,6 +180,13 @@ pub fn sample(
     request: &Request,
     watch: &mut Watch<'_>,
 ) -> Result<Pictures> {
+    let pictures = draw(model, mounted, request, watch)?;
+    pictures.values()?;
+    Ok(pictures)
+}
+
+/// The same, without waiting for the device at the end: whether they are pictures, [`Pictures::rgb`] finds out.
+pub fn draw(model: &StableDiffusion, mounted: &Mounted, request: &Request, watch: &mut Watch<'_>) -> Result<Pictures> {
     if !request.cfg.is_finite() {
         return Err(Error::usage(
             "The guidance is not a number",
@@ -235,12 +260,6 @@ pub fn sample(
         .map(|i| model.vae.decode(latents.clone().narrow(0, i, 1) / model.vae.config.scaling_factor))
         .collect::<Vec<_>>();
     let pixels = (Tensor::cat(pixels, 0) / 2.0 + 0.5).clamp(0.0, 1.0);
-    if read(pixels.clone())?.iter().any(|x| !x.is_finite()) {
-        return Err(Error::new(
-            "The picture came out as NaN",
-            "Lower the adapters' strengths, the weights in the prompt or the guidance, or use --device cpu",
-        ));
-    }
     let pixels = match &original {
         Some(original) => original.paste(pixels),
         None => pixels,

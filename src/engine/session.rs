@@ -174,6 +174,17 @@ impl Session {
         preview::sample(model, mounted, request, watch)
     }
 
+    /// The same, without waiting for the device at the end.
+    pub fn draw(
+        &self,
+        model: &StableDiffusion,
+        mounted: &Mounted,
+        request: &Request,
+        watch: &mut Watch<'_>,
+    ) -> Result<Pictures> {
+        preview::draw(model, mounted, request, watch)
+    }
+
     /// Teaches `model` concepts, one for each lesson, and writes the adapter file.
     pub fn train(
         &self,

@@ -106,6 +106,7 @@ impl App {
             Command::Compare(against) => {
                 self.studio.preview.against = against;
                 self.studio.preview.other = None;
+                self.studio.preview.seen.other = None;
                 self.paint();
             }
             Command::StartGrid(plan) => self.start_grid(&plan),

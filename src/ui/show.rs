@@ -15,6 +15,7 @@ use crate::ui::cards::Loading;
 use crate::ui::grid::{Grid, Plan};
 use crate::ui::run::{Origin, Sample};
 use crate::ui::studio::{Against, Studio};
+use crate::ui::work::glimpse::Glimpse;
 use crate::ui::work::painter::{self, Mix, Order, Painted, Tag};
 use crate::ui::work::{Opened, Post, Report};
 
@@ -62,6 +63,15 @@ impl App {
         self.painter.now(orders);
     }
 
+    pub(super) fn glimpsed(&mut self, Glimpse { tag, planes }: Glimpse) {
+        let seen = &mut self.studio.preview.seen;
+        match tag {
+            Tag::Mixed => seen.picture = Some(planes),
+            Tag::Other => seen.other = Some(planes),
+            Tag::Strip { .. } | Tag::Grid { .. } => {}
+        }
+    }
+
     pub(super) fn painted(&mut self, Painted { tag, request, picture }: Painted) {
         let view = &mut self.studio.preview;
         match (tag, picture) {
@@ -81,10 +91,13 @@ impl App {
             (Tag::Mixed, Err(error)) => {
                 view.is_painting = false;
                 view.error = Some(error);
+                // What was seen may be what failed: the last picture that did not is on the host.
+                view.seen.picture = None;
             }
             (Tag::Other, Ok(picture)) => view.other = Some(picture),
             (Tag::Other, Err(error)) => {
                 view.other = None;
+                view.seen.other = None;
                 view.error = Some(error);
             }
             (Tag::Strip { step }, Ok(picture)) => {

@@ -14,6 +14,7 @@ use crate::ui::cards::{AdapterCard, ConceptCard, Loading};
 use crate::ui::command::Question;
 use crate::ui::crops::Crops;
 use crate::ui::facts::Facts;
+use crate::ui::gpu_paint::Planes;
 use crate::ui::grid::Grid;
 use crate::ui::log::Log;
 use crate::ui::mixdown::Mixing;
@@ -78,6 +79,8 @@ pub struct View {
     pub beginning: Option<Beginning>,
     /// What it is held against.
     pub other: Option<Picture>,
+    /// Both as shaders paint them.
+    pub seen: Seen,
     pub against: Option<Against>,
     pub grid: Option<Grid>,
     /// Grids begun so far: a picture of one that was cancelled must not land in the next.
@@ -85,6 +88,13 @@ pub struct View {
     pub error: Option<Error>,
     pub is_painting: bool,
     pub history: Vec<(Request, Picture)>,
+}
+
+/// What lies on the GPU: a new picture is here before it has come to the host.
+#[derive(Default)]
+pub struct Seen {
+    pub picture: Option<Planes>,
+    pub other: Option<Planes>,
 }
 
 /// The picture that the preview starts from.

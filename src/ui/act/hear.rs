@@ -69,6 +69,7 @@ impl App {
             Report::Queue(Ok(entries)) => self.studio.queue.entries = entries,
             Report::TrainingEnded(result) => self.training_ended(result),
             Report::Beginning(path, picture) => self.begun_with(&path, picture),
+            Report::Glimpsed(glimpse) => self.glimpsed(glimpse),
             Report::Painted(painted) => self.painted(painted),
             Report::Do(command) => {
                 let ctx = self.post.ctx().clone();

@@ -20,12 +20,13 @@ use crate::engine::project::{AdapterEntry, ConceptEntry, Fader, Project, Slot};
 use crate::engine::spectrum::adapter::spectra;
 use crate::ui::cards::{self, AdapterCard, AdapterContent, ConceptCard, Loading};
 use crate::ui::command::Command;
+use crate::ui::gpu_paint::{self, Planes};
 use crate::ui::panel::{PANELS, Panel};
 use crate::ui::preferences::Preferences;
 use crate::ui::run::{Origin, Run, Sample};
-use crate::ui::studio::{Beginning, Studio};
+use crate::ui::studio::{Against, Beginning, Seen, Studio};
+use crate::ui::theme;
 use crate::ui::work::painter::Picture;
-use crate::ui::{gpu_paint, theme};
 
 const LAYERS: [&str; 4] = [
     "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
@@ -128,7 +129,11 @@ fn studio(folder: &Path, ctx: &Context) -> Studio {
     ));
     studio.adapters = cards.into();
     studio.run = Some(run(ctx));
-    studio.preview.picture = Some(picture(ctx, 200));
+    let [shown, other] = [200, 20].map(|blue| picture(ctx, blue));
+    let [picture_seen, other_seen] = [&shown, &other].map(|picture| Some(Planes::of(&picture.image, false)));
+    studio.preview.seen = Seen { picture: picture_seen, other: other_seen };
+    (studio.preview.picture, studio.preview.other) = (Some(shown), Some(other));
+    studio.preview.against = Some(Against::Untouched);
     studio.project.preview.init = Some("start.png".into());
     let content = Loading::Ready(picture(ctx, 90));
     studio.preview.beginning = Some(Beginning { path: "/p/start.png".into(), content });

@@ -2,6 +2,7 @@
 
 pub mod dialog;
 pub mod errands;
+pub mod glimpse;
 pub mod inbox;
 pub mod painter;
 pub mod training;
@@ -32,6 +33,7 @@ use crate::ui::command::Command;
 use crate::ui::crops;
 use crate::ui::mixdown::Made;
 use crate::ui::run::Sample;
+use crate::ui::work::glimpse::Glimpse;
 use crate::ui::work::painter::{Painted, Picture};
 
 /// An open device and the model on it.
@@ -106,6 +108,8 @@ pub enum Report {
     Prompt(Result<(PreviewForm, bool)>),
     /// What was written needs no word; what could not be does.
     Written(Result<()>),
+    /// What the preview paints from now on; the picture follows.
+    Glimpsed(Glimpse),
     Painted(Painted),
     /// The picture at this place, to start from.
     Beginning(PathBuf, Result<Picture>),

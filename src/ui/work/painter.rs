@@ -19,15 +19,13 @@ use crate::engine::session::{Session, Used};
 use crate::engine::words::stem;
 use crate::engine::{Error, Result};
 use crate::ui::work::inbox::Shared;
-use crate::ui::work::{Opened, Post, Report, guarded};
+use crate::ui::work::{Opened, Post, Report, glimpse, guarded};
 
 /// Steps of a coarse picture.
 const COARSE: usize = 6;
 /// Coarse pictures that take no longer are finished even when a newer request waits: interrupted each time, none would
 /// ever be seen while a fader is drawn.
 const QUICK: Duration = Duration::from_millis(400);
-/// Wider pictures are smoothed where they are shown enlarged.
-const SMALL: u32 = 128;
 
 /// An adapter, and how strongly it is heard.
 pub type Mix = Vec<(Arc<LoraFile>, Strength)>;
@@ -75,7 +73,7 @@ pub struct Picture {
 /// A picture for the screen; the pixels of a small one stay square.
 pub fn texture(image: &RgbImage, ctx: &Context) -> TextureHandle {
     let color = ColorImage::from_rgb([image.width() as usize, image.height() as usize], image);
-    let look = if image.width() <= SMALL { TextureOptions::NEAREST } else { TextureOptions::LINEAR };
+    let look = if glimpse::is_soft(image.width()) { TextureOptions::LINEAR } else { TextureOptions::NEAREST };
     ctx.load_texture("picture", color, look)
 }
 
@@ -221,6 +219,6 @@ fn one(order: &Order, desk: &mut Desk, steps: usize, stale: &dyn Fn() -> bool, p
         }
         Ok(())
     };
-    let pictures = session.sample(model, &mounted, &request, &mut watch)?;
-    pictures.rgb()?.pop().ok_or_else(|| Error::new("No picture was made", "Try again"))
+    let pictures = session.draw(model, &mounted, &request, &mut watch)?;
+    glimpse::image(order.tag, &session.device, &pictures, post)
 }

@@ -1,12 +1,17 @@
 //! Who gets in whose way: a table of overlaps, and a sentence for each pair.
 
-use egui::{Color32, RichText, Sense, Ui, vec2};
+use egui::emath::GuiRounding as _;
+use egui::{Color32, Rect, RichText, Sense, Shape, Ui, Vec2, vec2};
 
 use crate::engine::merge::meeting::{Meeting, Pair};
+use crate::ui::gpu_paint::{self, Numbers, OverlapMatrix};
 use crate::ui::studio::Studio;
 use crate::ui::theme;
 
-const CELL: f32 = 52.0;
+const CELL: Vec2 = vec2(52.0, 24.0);
+const RADIUS: f32 = 3.0;
+/// Between two cells.
+const APART: f32 = 3.0;
 /// Cosine at which a cell has its full colour.
 const FULL: f64 = 0.4;
 /// What rounding leaves of two adapters that do not meet.
@@ -34,31 +39,52 @@ pub fn ui(ui: &mut Ui, studio: &Studio) {
 
 fn table(ui: &mut Ui, names: &[String], meeting: &Meeting) {
     let pair = |i: usize, j: usize| meeting.pairs.iter().find(|pair| (pair.first, pair.second) == (i.min(j), i.max(j)));
+    let others = |i: usize, j: usize| (i != j).then(|| pair(i, j)).flatten();
     egui::ScrollArea::horizontal().id_salt("overlap").show(ui, |ui| {
-        egui::Grid::new("overlap").spacing(vec2(3.0, 3.0)).show(ui, |ui| {
+        // The colours lie under the words, and where they are is known when the words are laid out.
+        let under = ui.painter().add(Shape::Noop);
+        let mut cells = Vec::new();
+        egui::Grid::new("overlap").spacing(Vec2::splat(APART)).show(ui, |ui| {
             for (i, name) in names.iter().enumerate() {
                 ui.allocate_ui(vec2(92.0, 20.0), |ui| ui.add(egui::Label::new(name).truncate()));
                 for (j, other) in names.iter().enumerate() {
-                    cell(ui, (i != j).then(|| pair(i, j)).flatten(), &format!("{name} and {other}"));
+                    let pair = others(i, j);
+                    cells.push((cell(ui, pair, &format!("{name} and {other}")), pair.map_or(0.0, cosine)));
                 }
                 ui.end_row();
             }
         });
+        ui.painter().set(under, colors(ui, names.len(), &cells));
     });
 }
 
-fn cell(ui: &mut Ui, pair: Option<&Pair>, who: &str) {
-    let (rect, response) = ui.allocate_exact_size(vec2(CELL, 24.0), Sense::hover());
-    let Some(Pair { overlap, .. }) = pair else {
-        ui.painter().rect_filled(rect, 3.0, theme::palette(ui).card);
-        return;
+/// The colours of all cells, `count` in a row: in one pass where shaders run.
+fn colors(ui: &Ui, count: usize, cells: &[(Rect, f64)]) -> Shape {
+    if !gpu_paint::can_paint(ui.ctx()) {
+        let cell = |&(rect, cosine): &(Rect, f64)| Shape::rect_filled(rect, RADIUS, diverging(ui, cosine));
+        return Shape::Vec(cells.iter().map(cell).collect());
+    }
+    let (Some((first, _)), Some((last, _))) = (cells.first(), cells.last()) else { return Shape::Noop };
+    let matrix = OverlapMatrix {
+        cosines: Numbers::Host(cells.iter().map(|&(_, cosine)| cosine as f32).collect()),
+        count,
+        full: FULL as f32,
+        colors: ends(ui),
+        cell: CELL,
+        step: (last.min - first.min) / count.saturating_sub(1).max(1) as f32,
+        radius: RADIUS,
     };
-    let none = overlap.product_max < NOTHING;
-    let text = if none { "0".to_owned() } else { format!("{:+.2}", overlap.cosine) };
-    let share = if none { 0.0 } else { (overlap.cosine / FULL).clamp(-1.0, 1.0) };
-    let fill = diverging(ui, share);
-    ui.painter().rect_filled(rect, 3.0, fill);
-    let ink = if luminance(fill) > 0.45 { Color32::BLACK } else { Color32::WHITE };
+    let scale = ui.pixels_per_point();
+    matrix.shape(first.union(*last).round_to_pixels(scale), scale)
+}
+
+/// Room for a cell, with its number and what it says; its colour is painted with all others'.
+fn cell(ui: &mut Ui, pair: Option<&Pair>, who: &str) -> Rect {
+    let (rect, response) = ui.allocate_exact_size(CELL, Sense::hover());
+    let Some(pair) = pair else { return rect };
+    let (Pair { overlap, .. }, cosine) = (pair, cosine(pair));
+    let text = if cosine == 0.0 { "0".to_owned() } else { format!("{cosine:+.2}") };
+    let ink = if luminance(diverging(ui, cosine)) > 0.45 { Color32::BLACK } else { Color32::WHITE };
     let font = egui::TextStyle::Small.resolve(ui.style());
     ui.painter().text(rect.center(), egui::Align2::CENTER_CENTER, &text, font, ink);
     let about = format!(
@@ -67,12 +93,24 @@ fn cell(ui: &mut Ui, pair: Option<&Pair>, who: &str) {
     );
     response.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::Label, true, format!("{who}: {text}")));
     response.on_hover_text(about);
+    rect
+}
+
+/// 0 for two that do not meet.
+fn cosine(Pair { overlap, .. }: &Pair) -> f64 {
+    if overlap.product_max < NOTHING { 0.0 } else { overlap.cosine }
 }
 
 /// From blue (against each other) over the card's colour to orange (the same way): told apart by every eye.
-fn diverging(ui: &Ui, share: f64) -> Color32 {
-    let to = if share < 0.0 { Color32::from_rgb(0x2c, 0x6f, 0xbb) } else { Color32::from_rgb(0xe0, 0x82, 0x14) };
-    theme::palette(ui).card.lerp_to_gamma(to, share.abs() as f32)
+fn ends(ui: &Ui) -> [Color32; 3] {
+    [Color32::from_rgb(0x2c, 0x6f, 0xbb), theme::palette(ui).card, Color32::from_rgb(0xe0, 0x82, 0x14)]
+}
+
+/// As the shader colours a cosine.
+fn diverging(ui: &Ui, cosine: f64) -> Color32 {
+    let [negative, zero, positive] = ends(ui);
+    let share = (cosine.abs() / FULL).min(1.0);
+    zero.lerp_to_gamma(if cosine < 0.0 { negative } else { positive }, share as f32)
 }
 
 fn luminance(color: Color32) -> f32 {

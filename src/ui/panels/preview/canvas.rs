@@ -1,11 +1,12 @@
 //! The picture, and what it is held against on either side of a divider.
 
-use egui::{ComboBox, Key, Pos2, Rect, Sense, Stroke, TextureOptions, Ui, pos2, vec2};
+use egui::{ComboBox, Key, Pos2, Rect, Sense, Ui, vec2};
 
+use super::pair::Pair;
 use crate::ui::command::Command;
+use crate::ui::gpu_paint::Divider;
 use crate::ui::studio::{Against, Studio};
 use crate::ui::theme;
-use crate::ui::work::painter::Picture;
 
 /// Share of the picture that a press of an arrow key moves the divider by.
 const NUDGE: f32 = 0.05;
@@ -26,22 +27,25 @@ impl Default for Canvas {
 impl Canvas {
     pub fn ui(&mut self, ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
         against(ui, studio, out);
-        let Some(picture) = &studio.preview.picture else {
+        let Some(pair) = Pair::of(ui, &studio.preview) else {
             let (rect, _) = ui.allocate_exact_size(vec2(ui.available_width(), LEAST), Sense::hover());
             ui.painter().rect_filled(rect, 4.0, theme::palette(ui).card);
             return;
         };
         let room = vec2(ui.available_width(), (ui.clip_rect().height() * 0.42).max(LEAST));
-        let size = fitted(picture, room);
+        let size = fitted(pair.size(), room);
         let (whole, _) = ui.allocate_exact_size(vec2(room.x, size.y), Sense::hover());
         let rect = Rect::from_center_size(whole.center(), size);
-        paint(ui, rect, rect, picture, "Preview");
-        if let (Some(against), Some(other)) = (&studio.preview.against, &studio.preview.other) {
-            self.compare(ui, studio, rect, other, against);
+        let focused = pair.is_compared() && self.drag(ui, rect);
+        let width = if focused { 3.0 } else { 1.5 };
+        pair.paint(ui, rect, Divider { at: self.divider, width, color: theme::palette(ui).accent });
+        if let (Some(against), true) = (&studio.preview.against, pair.is_compared()) {
+            names(ui, studio, rect, against);
         }
     }
 
-    fn compare(&mut self, ui: &mut Ui, studio: &Studio, rect: Rect, other: &Picture, against: &Against) {
+    /// Moves the divider, and answers whether the keyboard is on it.
+    fn drag(&mut self, ui: &Ui, rect: Rect) -> bool {
         let response = ui.interact(rect, ui.id().with("divider"), Sense::click_and_drag());
         response.widget_info(|| {
             egui::WidgetInfo::slider(true, f64::from(self.divider), "Divider between the two pictures")
@@ -64,21 +68,20 @@ impl Canvas {
             self.divider += by * NUDGE;
         }
         self.divider = self.divider.clamp(0.0, 1.0);
-        let x = rect.left() + self.divider * rect.width();
-        let left = Rect::from_min_max(rect.min, pos2(x, rect.bottom()));
-        paint(ui, rect, left, other, "Compared with");
-        let color = theme::palette(ui).accent;
-        let width = if response.has_focus() { 3.0 } else { 1.5 };
-        ui.painter().vline(x, rect.y_range(), Stroke::new(width, color));
-        let name = match against {
-            Against::Untouched => "untouched".into(),
-            Against::Alone(file) => {
-                format!("{} alone", studio.adapter(file).map_or("adapter", |card| card.entry.name.as_str()))
-            }
-        };
-        label(ui, rect.left_bottom() + vec2(6.0, -6.0), egui::Align2::LEFT_BOTTOM, &name);
-        label(ui, rect.right_bottom() + vec2(-6.0, -6.0), egui::Align2::RIGHT_BOTTOM, "mix");
+        response.has_focus()
     }
+}
+
+/// Says what is on which side.
+fn names(ui: &Ui, studio: &Studio, rect: Rect, against: &Against) {
+    let name = match against {
+        Against::Untouched => "untouched".into(),
+        Against::Alone(file) => {
+            format!("{} alone", studio.adapter(file).map_or("adapter", |card| card.entry.name.as_str()))
+        }
+    };
+    label(ui, rect.left_bottom() + vec2(6.0, -6.0), egui::Align2::LEFT_BOTTOM, &name);
+    label(ui, rect.right_bottom() + vec2(-6.0, -6.0), egui::Align2::RIGHT_BOTTOM, "mix");
 }
 
 /// What the picture is held against.
@@ -116,20 +119,9 @@ fn against(ui: &mut Ui, studio: &Studio, out: &mut Vec<Command>) {
 }
 
 /// As large as fits; small pictures in whole multiples, so that every pixel stays a square.
-fn fitted(picture: &Picture, room: egui::Vec2) -> egui::Vec2 {
-    let size = picture.texture.size_vec2();
+fn fitted(size: egui::Vec2, room: egui::Vec2) -> egui::Vec2 {
     let scale = (room.x / size.x).min(room.y / size.y);
     size * if scale > 1.0 && scale < 12.0 { scale.floor() } else { scale }
-}
-
-/// The part of a picture in `seen` of its place `rect`.
-fn paint(ui: &mut Ui, rect: Rect, seen: Rect, picture: &Picture, name: &str) {
-    let at = |point: Pos2| pos2((point.x - rect.left()) / rect.width(), (point.y - rect.top()) / rect.height());
-    egui::Image::new(&picture.texture)
-        .uv(Rect::from_min_max(at(seen.min), at(seen.max)))
-        .texture_options(TextureOptions::NEAREST)
-        .alt_text(name)
-        .paint_at(ui, seen);
 }
 
 fn label(ui: &Ui, at: Pos2, align: egui::Align2, text: &str) {

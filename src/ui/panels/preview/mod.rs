@@ -4,6 +4,7 @@ mod brush;
 mod canvas;
 mod emphasis;
 mod grid;
+mod pair;
 mod start;
 mod words;
 

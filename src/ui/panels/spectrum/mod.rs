@@ -146,7 +146,7 @@ impl Spectrum {
         ui.weak(format!(
             "{} layers × {} · effective rank {:.1} · energy {}",
             shown.columns.len(),
-            shown.cells.rows,
+            shown.rows,
             shown.effective_rank,
             number(shown.energy)
         ))

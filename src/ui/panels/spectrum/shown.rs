@@ -1,14 +1,15 @@
 //! What is drawn, made once for each adapter or snapshot.
 
-use std::sync::Arc;
+use egui::Color32;
 
 use super::layer::Layer;
 use crate::engine::spectrum::effective_rank;
-use crate::ui::gpu_paint::Cells;
+use crate::ui::color_map::inferno;
+use crate::ui::gpu_paint::Numbers;
 
 /// Factors of ten that the colours span at most: what is weaker than that cannot be seen in a picture.
 const DECADES: f32 = 4.0;
-/// Largest side of a texture that every adapter takes.
+/// Layers and indices beyond these are narrower than a pixel on any display.
 const LARGEST: usize = 2048;
 /// Share of the values that may be darker than the scale.
 const DARKEST: f32 = 0.02;
@@ -33,7 +34,9 @@ pub struct Shown {
     /// In the model's order.
     pub columns: Vec<Column>,
     pub groups: Vec<Group>,
-    pub cells: Arc<Cells>,
+    /// Layer by layer, [`Self::rows`] each; less than 0 where a layer has fewer.
+    pub values: Numbers,
+    pub rows: usize,
     /// Values of the darkest and the brightest colour.
     pub low: f32,
     pub high: f32,
@@ -59,16 +62,24 @@ impl Shown {
         found.sort_by(f32::total_cmp);
         let weak = found.get((found.len() as f32 * DARKEST) as usize).copied().unwrap_or(0.0);
         let low = weak.clamp(high * 10f32.powf(-DECADES), high / 2.0);
+        let rows = columns.iter().map(|column| column.values.len()).max().unwrap_or(0).clamp(1, LARGEST);
         let ranks: f64 = columns.iter().map(|column| effective_rank(&column.values)).sum();
         Self {
             groups: groups(&columns),
-            cells: Arc::new(cells(&columns)),
+            values: Numbers::Host(columns.iter().flat_map(|column| cells(column, rows)).collect()),
+            rows,
             effective_rank: ranks / columns.len().max(1) as f64,
             energy: all().map(|x| x * x).sum(),
             low,
             high,
             columns,
         }
+    }
+
+    /// As the shader colours a value.
+    pub fn color(&self, value: f64) -> Color32 {
+        let share = (value.max(1e-30) / f64::from(self.low)).log2() / f64::from(self.high / self.low).log2();
+        inferno(share as f32)
     }
 }
 
@@ -83,11 +94,8 @@ fn groups(columns: &[Column]) -> Vec<Group> {
     groups
 }
 
-fn cells(columns: &[Column]) -> Cells {
-    let rows = columns.iter().map(|column| column.values.len()).max().unwrap_or(0).clamp(1, LARGEST);
-    let value = |row: usize, column: &Column| column.values.get(row).map_or(-1.0, |&x| x as f32);
-    let values = (0..rows).flat_map(|row| columns.iter().map(move |column| value(row, column))).collect();
-    Cells { columns: columns.len() as u32, rows: rows as u32, values }
+fn cells(column: &Column, rows: usize) -> impl Iterator<Item = f32> {
+    (0..rows).map(|row| column.values.get(row).map_or(-1.0, |&x| x as f32))
 }
 
 /// Three digits that count.
@@ -102,6 +110,8 @@ pub fn number(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -112,18 +122,19 @@ mod tests {
             ("lora_unet_up_blocks_1_attentions_0_proj_out", vec![2.0, 1.0]),
         ];
         let shown = Shown::new(layers.into_iter(), None);
-        assert_eq!(shown.cells.values, [4.0, 0.5, 2.0, 3.0, -1.0, 1.0]);
-        assert_eq!((shown.cells.columns, shown.cells.rows), (3, 2));
+        assert_eq!(shown.values, Numbers::Host(Arc::from([4.0, 3.0, 0.5, -1.0, 2.0, 1.0])));
+        assert_eq!(shown.rows, 2);
         let spans: Vec<_> = shown.groups.iter().map(|g| (g.name.as_str(), g.start, g.end)).collect();
         assert_eq!(spans, [("text", 0, 1), ("up 1", 1, 3)]);
         assert!((shown.high - 4.0).abs() < 1e-6 && (shown.low - 0.5).abs() < 1e-6);
+        assert_eq!([0.0, 0.5, 4.0, 9.0].map(|value| shown.color(value)), [0.0, 0.0, 1.0, 1.0].map(inferno));
     }
 
     #[test]
     fn a_scale_is_sound_for_nothing_and_for_zeros() {
         for values in [vec![], vec![0.0; 4]] {
             let shown = Shown::new([("lora_unet_conv_in", values)].into_iter(), Some(0.0));
-            assert!(shown.low > 0.0 && shown.low < shown.high && shown.cells.rows > 0);
+            assert!(shown.low > 0.0 && shown.low < shown.high && shown.rows > 0);
         }
     }
 

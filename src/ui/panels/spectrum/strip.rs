@@ -3,7 +3,7 @@
 use egui::emath::GuiRounding as _;
 use egui::{
     Align2, Color32, EventFilter, FontId, Key, Mesh, Painter, Pos2, Rect, Response, Sense, Shape, Stroke, StrokeKind,
-    TextStyle, Ui, WidgetInfo, pos2, vec2,
+    TextStyle, Ui, Vec2, WidgetInfo, pos2, vec2,
 };
 
 use super::shown::{Shown, number};
@@ -78,18 +78,23 @@ fn keys(ui: &Ui, response: &Response, selected: &mut usize, count: usize) {
 }
 
 fn paint(ui: &Ui, shown: &Shown, rect: Rect) {
-    let painter = ui.painter();
-    if !gpu_paint::can_paint(ui.ctx()) {
-        let color = ui.visuals().weak_text_color();
-        let font = TextStyle::Body.resolve(ui.style());
-        painter.text(rect.center(), Align2::CENTER_CENTER, "This display runs no shaders", font, color);
+    let scale = ui.pixels_per_point();
+    let (columns, rows) = (shown.columns.len(), shown.rows);
+    let cell = rect.size() / vec2(columns as f32, rows as f32);
+    let gap = if (cell * scale).min_elem() >= APART { 1.0 } else { 0.0 };
+    if gpu_paint::can_paint(ui.ctx()) {
+        let (values, low, high) = (shown.values.clone(), shown.low, shown.high);
+        ui.painter().add(HeatStrip { values, columns, rows, low, high, gap }.shape(rect, scale));
         return;
     }
-    let scale = ui.pixels_per_point();
-    let cell = rect.size() * scale / vec2(shown.cells.columns as f32, shown.cells.rows as f32);
-    let gap = if cell.min_elem() >= APART { 1.0 } else { 0.0 };
-    let (cells, low, high) = (shown.cells.clone(), shown.low, shown.high);
-    painter.add(HeatStrip { cells, low, high, gap, rect }.shape(rect, scale));
+    let mut mesh = Mesh::default();
+    for (x, column) in shown.columns.iter().enumerate() {
+        for (y, &value) in column.values.iter().take(rows).enumerate() {
+            let min = rect.min + cell * vec2(x as f32, y as f32);
+            mesh.add_colored_rect(Rect::from_min_size(min, cell - Vec2::splat(gap / scale)), shown.color(value));
+        }
+    }
+    ui.painter().add(Shape::mesh(mesh));
 }
 
 /// Lines between the groups, and frames around the layers that are looked at.
@@ -127,7 +132,7 @@ fn axis(painter: &Painter, shown: &Shown, rect: Rect, font: &FontId, color: Colo
             painter.galley(pos2((start + end - laid.size().x) / 2.0, y + 1.0), laid, color);
         }
     }
-    let rows = shown.cells.rows;
+    let rows = shown.rows;
     let middle = rect.height() / rows as f32 / 2.0;
     let row = |y: f32, text: String| {
         painter.text(pos2(rect.left() - 5.0, y), Align2::RIGHT_CENTER, text, font.clone(), color);
