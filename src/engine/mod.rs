@@ -1,6 +1,7 @@
 //! The engine: everything but the command line and the window. It knows no user interface and has no globals.
 
 pub mod adapter;
+pub mod cache;
 pub mod concept;
 pub mod contact_sheet;
 pub mod convert;
@@ -25,6 +26,7 @@ pub mod session;
 pub mod similarity;
 pub mod spectrum;
 pub mod train;
+pub mod tuning;
 pub mod vision;
 pub mod words;
 

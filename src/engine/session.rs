@@ -29,7 +29,7 @@ use crate::engine::train::evidence::{self, Evidence};
 use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::run::Trained;
 use crate::engine::train::{self, Wishes};
-use crate::engine::{Error, Result, words};
+use crate::engine::{Error, Result, cache, words};
 
 pub use lesson::{Lesson, check, lessons};
 pub use preflight::{Preflight, estimate};
@@ -104,7 +104,7 @@ impl Session {
 
     /// On a device that is open already, with the same care.
     pub fn on(mut device: Opened, choice: device::Choice, watch: &mut Watch<'_>) -> Result<Self> {
-        let cache = dirs::cache_dir().map(|folder| folder.join("triptych"));
+        let cache = cache::folder();
         if let Some(driver) = &device.driver
             && let Err(fault) = self_test::cached(&device.device, driver, &[], cache.as_deref())
         {
