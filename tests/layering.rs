@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["device", "tuning"],
     &["ops", "io", "contact_sheet"],
     &["model"],
-    &["adapter", "concept", "diffusion", "similarity", "spectrum"],
+    &["adapter", "concept", "diffusion", "prepare", "similarity", "spectrum"],
     &["train", "merge", "parameters", "preview", "export", "convert", "project", "vision"],
     &["session", "inspect"],
     &["queue"],

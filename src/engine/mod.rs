@@ -18,6 +18,7 @@ pub mod model;
 pub mod ops;
 pub mod pages;
 pub mod parameters;
+pub mod prepare;
 pub mod preview;
 pub mod project;
 pub mod queue;

@@ -67,6 +67,7 @@ impl App {
             Report::TrainingEnded(result) => self.training_ended(result),
             Report::Beginning(path, picture) => self.begun_with(&path, picture),
             Report::Painted(painted) => self.painted(painted),
+            Report::Preparing(preparing) => self.studio.preparing = preparing,
             Report::Do(command) => {
                 let ctx = self.post.ctx().clone();
                 self.act(command, &ctx);

@@ -17,6 +17,7 @@ use crate::engine::preview::Request;
 use crate::engine::session::Used;
 use crate::engine::words::stem;
 use crate::engine::{Error, Result};
+use crate::ui::preparing::Preparing;
 use crate::ui::work::inbox::Shared;
 use crate::ui::work::{Opened, Post, Report, guarded};
 
@@ -185,7 +186,9 @@ fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Re
             .extend(session.mount(model, &[Used { file: word.into(), strength: Strength::default() }])?.tokens);
     }
     let request = Request { steps, count: 1, ..request.clone() };
+    let mut preparing = None;
     let mut watch = |event: Event| {
+        preparing = post.prepares(preparing, Preparing::after(preparing, &event));
         if stale() {
             return Err(Error::cancelled());
         }
@@ -194,6 +197,7 @@ fn one(order: &Order, steps: usize, stale: &dyn Fn() -> bool, post: &Post) -> Re
         }
         Ok(())
     };
-    let pictures = session.sample(model, &mounted, &request, &mut watch)?;
-    pictures.rgb()?.pop().ok_or_else(|| Error::new("No picture was made", "Try again"))
+    let pictures = session.sample(model, &mounted, &request, &mut watch);
+    post.prepares(preparing, None);
+    pictures?.rgb()?.pop().ok_or_else(|| Error::new("No picture was made", "Try again"))
 }
