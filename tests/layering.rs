@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["model"],
     &["adapter", "concept", "diffusion", "prepare", "similarity", "spectrum"],
     &["train", "merge", "parameters", "preview", "export", "convert", "project", "vision"],
-    &["session", "inspect"],
+    &["session", "inspect", "doctor"],
     &["queue"],
 ];
 

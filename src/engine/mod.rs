@@ -7,6 +7,7 @@ pub mod contact_sheet;
 pub mod convert;
 pub mod device;
 pub mod diffusion;
+pub mod doctor;
 pub mod error;
 pub mod event;
 pub mod export;
