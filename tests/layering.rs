@@ -7,13 +7,13 @@ use std::path::Path;
 
 /// The rooms of `src/engine`, lowest layer first. A new room gets its place here, or its files fail by name.
 const LAYERS: &[&[&str]] = &[
-    &["error", "event", "field", "pages", "random", "words"],
-    &["device"],
+    &["cache", "error", "event", "field", "pages", "random", "words"],
+    &["device", "tuning"],
     &["ops", "io", "contact_sheet"],
     &["model"],
-    &["adapter", "concept", "diffusion", "similarity", "spectrum"],
+    &["adapter", "concept", "diffusion", "prepare", "similarity", "spectrum"],
     &["train", "merge", "parameters", "preview", "export", "convert", "project", "vision"],
-    &["session", "inspect"],
+    &["session", "inspect", "doctor"],
     &["queue"],
 ];
 

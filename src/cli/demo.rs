@@ -92,7 +92,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut progress = Progress::new(shell.json);
     let session = shell.session(&mut progress)?;
-    let model = session.model("starter")?;
+    let model = session.open_model("starter", &mut progress.watch())?;
     let judge = Judge::new(&model.device)?;
     let mut demo = Demo { args, session, model, judge, progress, seconds: BTreeMap::new(), rows: Vec::new() };
     let taught = CONCEPTS.iter().map(|(shipped, _)| demo.unpack(shipped)).collect::<Result<Vec<_>>>()?;

@@ -62,7 +62,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let opened = match concepts.iter().any(Option::is_some) {
         true => {
             let session = shell.session(&mut progress)?;
-            let model = session.model(&args.model)?;
+            let model = session.open_model(&args.model, &mut progress.watch())?;
             Some((session, model))
         }
         false => None,

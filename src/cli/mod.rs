@@ -5,6 +5,7 @@
 mod classify;
 mod convert;
 mod demo;
+mod doctor;
 mod inspect;
 mod merge;
 mod methods;
@@ -87,6 +88,8 @@ enum Command {
     Overlap(overlap::Args),
     /// List the methods with all their fields
     Methods(methods::Args),
+    /// Examine this machine: adapters, caches, whether its device computes rightly and how fast
+    Doctor(doctor::Args),
 }
 
 /// What every command is given besides its own arguments.
@@ -112,6 +115,7 @@ impl Cli {
             Command::Spectrum(args) => spectrum::run(&args, &shell),
             Command::Overlap(args) => overlap::run(&args, &shell),
             Command::Methods(args) => methods::run(&args, &shell),
+            Command::Doctor(args) => doctor::run(&args, &shell),
         };
         let result = device::on_workers("computing", device::cores(), work).and_then(|result| result);
         match result {

@@ -80,7 +80,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let init = init(args)?;
     let mut progress = Progress::new(shell.json);
     let session = shell.session(&mut progress)?;
-    let model = session.model(&args.model)?;
+    let model = session.open_model(&args.model, &mut progress.watch())?;
     let used = args
         .adapter
         .iter()

@@ -228,7 +228,7 @@ pub fn run(args: &Args, shell: &Shell) -> Result<ExitCode> {
     let words: Vec<&str> = training.lessons.iter().map(|lesson| lesson.token.as_str()).collect();
     let mut progress = Progress::new(shell.json);
     let session = shell.session(&mut progress)?;
-    let model = session.model(&model_name)?;
+    let model = session.open_model(&model_name, &mut progress.watch())?;
     let concepts = concepts.iter().map(|folder| session.concept(folder)).collect::<Result<Vec<_>>>()?;
     let start = std::time::Instant::now();
     let trained = session.train(&model, &concepts, &training, &mut progress.watch())?;

@@ -9,9 +9,9 @@ pub use buffer::Buffer;
 use burn::backend::DispatchDevice;
 pub use burn::backend::wgpu::WgpuSetup;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorReadError};
-use wgpu::{AdapterInfo, Backend, Backends, DeviceType};
+use wgpu::{AdapterInfo, Backend, Backends, DeviceType, Features, Limits};
 
-use crate::engine::{Error, Result};
+use crate::engine::{Error, Result, tuning};
 
 /// Kernels submitted at once on a device that also draws: a frame waits for one such slice at most.
 const SHARED_TASKS: usize = 16;
@@ -87,12 +87,19 @@ pub fn cores() -> usize {
 /// A tensor's values on the host. Waits for the device, which may have been unplugged or reset meanwhile.
 pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let values = || -> Result<Vec<f32>, TensorReadError> { Ok(tensor.try_into_data()?.try_to_vec()?) };
-    values().map_err(|e| {
-        Error::new(
-            format!("The device did not return its result ({})", cause(&e.to_string())),
-            "Start Triptych again once the device is back, or use --device cpu; files and saved states are as they were",
-        )
-    })
+    values().map_err(|e| lost(&e.to_string()))
+}
+
+/// Waits until a device has done all that was asked of it.
+pub fn wait(device: &Device) -> Result<()> {
+    device.sync().map_err(|e| lost(&e.to_string()))
+}
+
+fn lost(why: &str) -> Error {
+    Error::new(
+        format!("The device did not return its result ({})", cause(why)),
+        "Start Triptych again once the device is back, or use --device cpu; files and saved states are as they were",
+    )
 }
 
 /// The line that says why: libraries put theirs before it and a trace after it.
@@ -108,12 +115,11 @@ pub fn open(choice: Choice) -> Result<Opened> {
         Choice::Cpu => Ok(on_cpu("CPU, as asked".into())),
         Choice::Auto => {
             let adapters = adapters();
-            match adapters.iter().find(|adapter| !adapter.is_software()) {
-                Some(adapter) => adapter
+            match automatic(&adapters) {
+                Ok(adapter) => adapter
                     .open("the first real GPU here")
                     .or_else(|error| Ok(on_cpu(format!("CPU, because of this: {}", error.what)))),
-                None if adapters.is_empty() => Ok(on_cpu("CPU, because no GPU driver was found".into())),
-                None => Ok(on_cpu(format!("CPU, because {} only imitates a GPU in software", adapters[0].info.name))),
+                Err(reason) => Ok(on_cpu(reason)),
             }
         }
         Choice::Gpu(index) => {
@@ -128,11 +134,20 @@ pub fn open(choice: Choice) -> Result<Opened> {
     }
 }
 
+/// The adapter that [`Choice::Auto`] takes, or why it takes the CPU.
+pub fn automatic(adapters: &[Adapter]) -> Result<&Adapter, String> {
+    adapters.iter().find(|adapter| !adapter.is_software()).ok_or_else(|| match adapters.first() {
+        None => "CPU, because no GPU driver was found".into(),
+        Some(adapter) => format!("CPU, because {} only imitates a GPU in software", adapter.info.name),
+    })
+}
+
 /// Computes on a device that a window already draws with: one queue, nothing copied between the two.
 ///
 /// Once per device: each call starts a runtime of its own.
 pub fn share(setup: WgpuSetup) -> Result<Opened> {
     let info = setup.adapter.get_info();
+    tuning::begin(is_software(&info));
     let device = Device::wgpu_options().setup(setup).tasks_max(SHARED_TASKS).init().map_err(|error| {
         Error::new(
             format!("The window's GPU “{}” cannot compute ({error})", info.name),
@@ -155,16 +170,23 @@ fn opened(device: Device, info: &AdapterInfo, why: &str) -> Opened {
 /// One adapter as burn names it.
 pub struct Adapter {
     pub info: AdapterInfo,
+    pub limits: Limits,
+    pub features: Features,
     kind: DeviceKind,
+}
+
+fn is_software(info: &AdapterInfo) -> bool {
+    info.device_type == DeviceType::Cpu
 }
 
 impl Adapter {
     pub fn is_software(&self) -> bool {
-        self.info.device_type == DeviceType::Cpu
+        is_software(&self.info)
     }
 
     fn open(&self, why: &str) -> Result<Opened> {
-        let Self { info, kind } = self;
+        let Self { info, kind, .. } = self;
+        tuning::begin(self.is_software());
         // A runtime can be registered once; later calls reuse it.
         match Device::wgpu_options().device_kind(kind.clone()).init() {
             Ok(_) | Err(burn::tensor::wgpu::WgpuInitError::Registration { .. }) => {}
@@ -191,10 +213,10 @@ impl fmt::Debug for Adapter {
 pub fn adapters() -> Vec<Adapter> {
     let chain =
         if cfg!(target_os = "macos") { &[Backend::Metal][..] } else { &[Backend::Vulkan, Backend::Dx12, Backend::Gl] };
-    let mut best: Vec<AdapterInfo> = Vec::new();
+    let mut best: Vec<wgpu::Adapter> = Vec::new();
     for &backend in chain {
         let found = probe(backend);
-        let real = found.iter().any(|info| info.device_type != DeviceType::Cpu);
+        let real = found.iter().any(|adapter| !is_software(&adapter.get_info()));
         if real || best.is_empty() {
             best = found;
         }
@@ -205,7 +227,8 @@ pub fn adapters() -> Vec<Adapter> {
     let mut counts = [0; 3];
     let mut adapters: Vec<Adapter> = best
         .into_iter()
-        .map(|info| {
+        .map(|adapter| {
+            let info = adapter.get_info();
             let mut next = |i: usize| {
                 counts[i] += 1;
                 counts[i] - 1
@@ -217,7 +240,7 @@ pub fn adapters() -> Vec<Adapter> {
                 DeviceType::Cpu => DeviceKind::Cpu,
                 DeviceType::Other => DeviceKind::DefaultDevice,
             };
-            Adapter { info, kind }
+            Adapter { info, limits: adapter.limits(), features: adapter.features(), kind }
         })
         .collect();
     adapters.sort_by_key(|adapter| match adapter.info.device_type {
@@ -230,12 +253,12 @@ pub fn adapters() -> Vec<Adapter> {
     adapters
 }
 
-fn probe(backend: Backend) -> Vec<AdapterInfo> {
+fn probe(backend: Backend) -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: Backends::from(backend),
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
-    pollster::block_on(instance.enumerate_adapters(backend.into())).iter().map(wgpu::Adapter::get_info).collect()
+    pollster::block_on(instance.enumerate_adapters(backend.into()))
 }
 
 #[cfg(test)]

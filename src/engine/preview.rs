@@ -19,6 +19,7 @@ use crate::engine::model::chunks::Prompt;
 use crate::engine::model::tokenizer::{self, Word};
 use crate::engine::model::unet::MOST_PIXELS;
 use crate::engine::model::{Context, Framing, Mounts, StableDiffusion};
+use crate::engine::prepare::Drawing;
 use crate::engine::random::Philox;
 use crate::engine::words::counted;
 use crate::engine::{Error, Result};
@@ -228,7 +229,7 @@ pub fn draw(model: &StableDiffusion, mounted: &Mounted, request: &Request, watch
 
     let [n, _, h, w] = shape;
     let context = context.framed(&[Framing::whole([h, w].map(|side| side * model.vae.factor())); 2]);
-    let chunk = (BATCH_PIXELS / (h * w)).clamp(1, n);
+    let chunk = at_once(n, [h, w]);
     let passes = row.passes(steps.timesteps.len());
     let total = n.div_ceil(chunk) * passes;
     watch(Event::Stage { name: "sampling".into(), total })?;
@@ -265,6 +266,18 @@ pub fn draw(model: &StableDiffusion, mounted: &Mounted, request: &Request, watch
         None => pixels,
     };
     Ok(Pictures { latents, pixels })
+}
+
+/// What the kernels of a request depend on.
+pub fn drawing(model: &StableDiffusion, request: &Request) -> Result<Drawing> {
+    let [n, _, h, w] = latent_shape(model, request)?;
+    let sides = if request.is_guided() { 2 } else { 1 };
+    Ok(Drawing { pictures: at_once(n, [h, w]) * sides, size: [h, w] })
+}
+
+/// How many of `n` pictures go through the network together.
+fn at_once(n: usize, [h, w]: [usize; 2]) -> usize {
+    (BATCH_PIXELS / (h * w)).clamp(1, n)
 }
 
 fn latent_shape(model: &StableDiffusion, request: &Request) -> Result<[usize; 4]> {

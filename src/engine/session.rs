@@ -3,8 +3,9 @@
 mod lesson;
 mod preflight;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
@@ -22,6 +23,7 @@ use crate::engine::merge::note::Note;
 use crate::engine::merge::{self, Inputs, Needs, Source, recipe};
 use crate::engine::model::{Precision, StableDiffusion};
 use crate::engine::ops::self_test;
+use crate::engine::prepare::{self, Drawing};
 use crate::engine::preview::{self, Mounted, Pictures, Request, Token};
 use crate::engine::project::{self, Project};
 use crate::engine::train::config;
@@ -29,7 +31,7 @@ use crate::engine::train::evidence::{self, Evidence};
 use crate::engine::train::job::{Job, Subject};
 use crate::engine::train::run::Trained;
 use crate::engine::train::{self, Wishes};
-use crate::engine::{Error, Result, words};
+use crate::engine::{Error, Result, cache, words};
 
 pub use lesson::{Lesson, check, lessons};
 pub use preflight::{Preflight, estimate};
@@ -44,6 +46,8 @@ pub struct Session {
     pub precision: Precision,
     choice: device::Choice,
     cache: Option<PathBuf>,
+    /// Pictures that a GPU's kernels are made for, by the model.
+    prepared: Mutex<BTreeSet<(String, Drawing)>>,
 }
 
 /// An adapter file with the strength it is used at.
@@ -104,9 +108,9 @@ impl Session {
 
     /// On a device that is open already, with the same care.
     pub fn on(mut device: Opened, choice: device::Choice, watch: &mut Watch<'_>) -> Result<Self> {
-        let cache = dirs::cache_dir().map(|folder| folder.join("triptych"));
+        let cache = cache::folder();
         if let Some(driver) = &device.driver
-            && let Err(fault) = self_test::cached(&device.device, driver, &[], cache.as_deref())
+            && let Some(fault) = self_test::cached(&device.device, driver, &[], cache.as_deref(), watch)?
         {
             let text = format!("{} computes wrongly ({fault})", device.name);
             if choice == device::Choice::Auto {
@@ -119,26 +123,35 @@ impl Session {
             }
         }
         watch(Event::note(format!("Device: {}", device.reason)))?;
-        Ok(Self { device, precision: Precision::default(), choice, cache })
+        Ok(Self { device, precision: Precision::default(), choice, cache, prepared: Mutex::default() })
     }
 
     /// `starter`, a folder in diffusers layout, or a single file. A GPU that gets one of the model's own layers wrong is named, and
     /// the model runs on the CPU unless the GPU was asked for by name.
     pub fn model(&self, name: &str) -> Result<StableDiffusion> {
+        self.open_model(name, &mut |event| {
+            if let Event::Warning { text } = event {
+                tracing::warn!("{text}");
+            }
+            Ok(())
+        })
+    }
+
+    /// [`Self::model`], told of: the first time with a driver, its layers are tested.
+    pub fn open_model(&self, name: &str, watch: &mut Watch<'_>) -> Result<StableDiffusion> {
         let folder = StableDiffusion::folder(name);
         let model = StableDiffusion::open_as(&folder, &self.device.device, self.precision)?;
         let Some(driver) = &self.device.driver else { return Ok(model) };
-        let tested = self_test::cached(&self.device.device, driver, &model.layer_shapes(), self.cache.as_deref());
-        match (tested, self.choice) {
-            (Ok(()), _) => Ok(model),
-            (Err(fault), device::Choice::Auto) => {
-                tracing::warn!("{} computes wrongly ({fault}); the CPU is used instead", self.device.name);
-                StableDiffusion::open_as(&folder, &device::cpu(), self.precision)
-            }
-            (Err(fault), _) => {
-                tracing::warn!("{} computes wrongly ({fault}); compare with --device cpu", self.device.name);
-                Ok(model)
-            }
+        let (device, shapes) = (&self.device, model.layer_shapes());
+        let fault = self_test::cached(&device.device, driver, &shapes, self.cache.as_deref(), watch)?;
+        let Some(fault) = fault else { return Ok(model) };
+        let text = format!("{} computes wrongly ({fault})", device.name);
+        if self.choice == device::Choice::Auto {
+            watch(Event::warning(format!("{text}; the CPU is used instead")))?;
+            StableDiffusion::open_as(&folder, &device::cpu(), self.precision)
+        } else {
+            watch(Event::warning(format!("{text}; compare with --device cpu")))?;
+            Ok(model)
         }
     }
 
@@ -171,6 +184,7 @@ impl Session {
         request: &Request,
         watch: &mut Watch<'_>,
     ) -> Result<Pictures> {
+        self.prepare(model, request, watch)?;
         preview::sample(model, mounted, request, watch)
     }
 
@@ -182,7 +196,23 @@ impl Session {
         request: &Request,
         watch: &mut Watch<'_>,
     ) -> Result<Pictures> {
+        self.prepare(model, request, watch)?;
         preview::draw(model, mounted, request, watch)
+    }
+
+    /// Makes a GPU's kernels for pictures of a size, once. Stopped half-way, it goes on from there the next time.
+    fn prepare(&self, model: &StableDiffusion, request: &Request, watch: &mut Watch<'_>) -> Result<()> {
+        if model.device == device::cpu() {
+            return Ok(());
+        }
+        let drawing = preview::drawing(model, request)?;
+        let key = (model.hash.clone(), drawing.clone());
+        let prepared = || self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !prepared().contains(&key) {
+            prepare::drawing(model, &drawing, watch)?;
+            prepared().insert(key);
+        }
+        Ok(())
     }
 
     /// Teaches `model` concepts, one for each lesson, and writes the adapter file.

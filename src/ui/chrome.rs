@@ -12,6 +12,7 @@ use egui::{Align, Layout, RichText};
 
 use crate::ui::command::Command;
 use crate::ui::panel::Row;
+use crate::ui::preparing::Preparing;
 use crate::ui::studio::Studio;
 use crate::ui::theme;
 use crate::ui::widgets::called::called;
@@ -56,6 +57,7 @@ impl Chrome {
                     }
                     menus::menu(ui, "View", |ui| menus::view(ui, studio, out));
                     menus::device(ui, studio, out);
+                    preparing(ui, studio);
                 });
             });
         });
@@ -85,6 +87,15 @@ impl Chrome {
     }
 }
 
+/// Beside the device whose kernels they are.
+fn preparing(ui: &mut egui::Ui, studio: &Studio) {
+    let Some(Preparing { title, done, total }) = studio.preparing else { return };
+    ui.weak(format!("{title}: {done} of {total}")).on_hover_text(
+        "A GPU's programs are tested once for each driver, and made for each size when a first picture needs them. \
+         Everything else can be used meanwhile, and what is asked for meanwhile goes on from here",
+    );
+}
+
 fn saved(studio: &Studio) -> String {
     if studio.save_failed {
         return "not saved: the log says why".into();
@@ -94,5 +105,26 @@ fn saved(studio: &Studio) -> String {
         (None, Some(at)) if at.elapsed() < Duration::from_mins(1) => "saved just now".into(),
         (None, Some(at)) => format!("saved {} min ago", at.elapsed().as_secs() / 60),
         (None, None) => "saved".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use egui_kittest::kittest::Queryable as _;
+
+    use super::*;
+    use crate::engine::device::Choice;
+    use crate::engine::project::Project;
+    use crate::ui::preferences::Preferences;
+
+    #[test]
+    fn kernels_are_counted_while_they_are_made() {
+        let mut studio = Studio::new(Project::new(8), "triptych.toml".into(), Choice::Cpu, Preferences::default());
+        let made = Preparing { title: "Preparing kernels", done: 12, total: 58 };
+        for (preparing, expected) in [(None, 0), (Some(made), 1)] {
+            studio.preparing = preparing;
+            let harness = egui_kittest::Harness::new_ui(|ui| super::preparing(ui, &studio));
+            assert_eq!(harness.query_all_by_label("Preparing kernels: 12 of 58").count(), expected);
+        }
     }
 }

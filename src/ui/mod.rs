@@ -22,6 +22,7 @@ pub mod panel;
 mod panels;
 mod preferences;
 mod preflight;
+mod preparing;
 mod run;
 mod show;
 mod snapshots;

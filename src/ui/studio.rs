@@ -21,6 +21,7 @@ use crate::ui::mixdown::Mixing;
 use crate::ui::pace::Pace;
 use crate::ui::preferences::Preferences;
 use crate::ui::preflight::Preflight;
+use crate::ui::preparing::Preparing;
 use crate::ui::run::Run;
 use crate::ui::undo::Undo;
 use crate::ui::work::Opened;
@@ -56,6 +57,8 @@ pub struct Studio {
     /// The adapters of the desk by their files, and how they stand to each other.
     pub meeting: Option<(Vec<PathBuf>, Result<Meeting, Error>)>,
     pub preview: View,
+    /// What the GPU goes through before it can be used.
+    pub preparing: Option<Preparing>,
     /// The adapter whose spectrum is looked at; `None` is the training.
     pub looked_at: Option<PathBuf>,
     pub undo: Undo<Undoable>,
@@ -152,6 +155,7 @@ impl Studio {
             freed: Vec::new(),
             meeting: None,
             preview: View::default(),
+            preparing: None,
             looked_at: None,
             undo: Undo::new(),
             log: Log::default(),

@@ -4,6 +4,7 @@
 mod command;
 mod commands;
 mod convert;
+mod doctor;
 mod inspect;
 mod merge;
 mod methods;

@@ -216,7 +216,7 @@ fn rebuilt(file: &LoraFile) -> Result<Arc<dyn Adapter>> {
 mod tests {
     use super::*;
     use crate::engine::device::cpu;
-    use crate::engine::io::lora_file::LoraLayer;
+    use crate::engine::io::lora_file::{Difference, LoraLayer};
     use crate::engine::model::Part;
     use crate::engine::random::Philox;
 

@@ -2,6 +2,7 @@
 
 mod config;
 
+use std::convert::Infallible;
 use std::ops::RangeFrom;
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
@@ -181,31 +182,33 @@ impl Unet {
     /// What the model predicts (noise or v) for latents `x [b, 4, h, w]` at `timesteps [b]` under `context`.
     pub fn forward(&self, x: Tensor<4>, timesteps: &[f32], context: &Context, mounts: &Mounts) -> Tensor<4> {
         let time = self.time(&self.sinusoids(timesteps, context, &x.device()), context, mounts);
-        self.walk(x, &time, context, mounts, |_, _, _| {})
+        let Ok(answer) = self.walk(x, &time, context, mounts, |_, _, _| Ok::<(), Infallible>(()));
+        answer
     }
 
-    /// From latents to answer. `meet` is told each stretch's input, its skip and the next skip's size before it runs.
-    pub fn walk(
+    /// From latents to answer. `meet` is told each stretch's input, its skip and the next skip's size before it runs, and
+    /// can end the walk.
+    pub fn walk<E>(
         &self,
         x: Tensor<4>,
         time: &Tensor<2>,
         context: &Context,
         mounts: &Mounts,
-        mut meet: impl FnMut(&Tensor<4>, Option<&Tensor<4>>, [usize; 2]),
-    ) -> Tensor<4> {
+        mut meet: impl FnMut(&Tensor<4>, Option<&Tensor<4>>, [usize; 2]) -> Result<(), E>,
+    ) -> Result<Tensor<4>, E> {
         let mut skips: Vec<Tensor<4>> = Vec::new();
-        self.stretches().iter().fold(x, |x, stretch| {
+        self.stretches().iter().try_fold(x, |x, stretch| {
             let skip = if stretch.joins { skips.pop() } else { None };
             let size = skips.last().map_or([0; 2], |next| {
                 let [_, _, h, w] = next.dims();
                 [h, w]
             });
-            meet(&x, skip.as_ref(), size);
+            meet(&x, skip.as_ref(), size)?;
             let x = stretch.run(x, skip, size, time, context, mounts);
             if stretch.leaves {
                 skips.push(x.clone());
             }
-            x
+            Ok(x)
         })
     }
 

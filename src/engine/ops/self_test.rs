@@ -1,153 +1,159 @@
 //! Does this device compute what the CPU computes?
 //!
 //! Kernels that are picked by timing have been wrong on some shapes and drivers (burn #5237, #5626, cubek #519). So
-//! before a device is trusted, the operations that the networks use run on it, small, and are compared with the CPU.
+//! before a device is trusted, what the networks are made of runs on it, small, forwards and backwards, and is compared
+//! with the CPU.
+
+mod layer;
+mod rows;
+mod trial;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
-use burn::tensor::{Device, Tensor, TensorData, activation, module};
+use burn::tensor::Device;
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::engine::device::read;
+use crate::engine::Result;
+use crate::engine::event::{Event, Watch};
 use crate::engine::io::{atomic, safetensors};
-use crate::engine::random::Philox;
+use trial::Trial;
 
-/// Largest difference, as a share of the largest value. Drivers may fuse and reorder; a wrong kernel is far off.
-const TOLERANCE: f32 = 1e-3;
+pub use layer::{LayerShape, PREFIX as LAYER};
 
-type Op = fn(&Device) -> Tensor<2>;
+/// The stage it is told as.
+pub const STAGE: &str = "testing kernels";
 
-/// Channel counts are those of the starter model and Stable Diffusion's narrowest level, not powers of two alone.
-const OPS: &[(&str, Op)] = &[
-    ("matrix product", |d| input::<2>([77, 128], 1, d).matmul(input([128, 96], 2, d))),
-    ("transposed matrix product", |d| input::<2>([64, 96], 1, d).matmul(input::<2>([64, 96], 2, d).transpose())),
-    ("batched matrix product", |d| flat(input::<3>([1, 96, 64], 1, d).matmul(input([2, 64, 256], 2, d)))),
-    ("3×3 convolution", |d| flat(convolve(d, 1))),
-    ("3×3 convolution of stride 2", |d| flat(convolve(d, 2))),
-    ("3×3 convolution of each channel", |d| {
-        let options = ConvOptions::new([2, 2], [1, 1], [1, 1], 48);
-        flat(module::conv2d(input([1, 48, 9, 9], 1, d), input([48, 1, 3, 3], 2, d), None, options))
-    }),
-    ("bicubic resize", |d| {
-        let options =
-            InterpolateOptions::new(InterpolateMode::Bicubic).with_output_size([24, 24]).with_align_corners(false);
-        flat(module::interpolate(input([1, 3, 8, 8], 1, d), options))
-    }),
-    ("softmax", |d| flat(activation::softmax(input::<4>([2, 4, 64, 77], 1, d) * 4.0, 3))),
-    ("layer norm", |d| {
-        flat(module::layer_norm(input::<3>([2, 64, 96], 1, d), input([96], 2, d), Some(input([96], 3, d)), 1e-5))
-    }),
-    ("group mean", |d| flat(input::<3>([2, 32, 768], 1, d).powi_scalar(2).mean_dim(2))),
-    ("GELU", |d| activation::gelu(input([64, 96], 1, d) * 3.0)),
-    ("SiLU", |d| activation::silu(input([64, 96], 1, d) * 3.0)),
-    ("gradient of a convolution", |d| {
-        let x = input::<4>([1, 32, 8, 8], 1, d).autodiff().require_grad();
-        let y =
-            module::conv2d(x.clone(), input([32, 32, 3, 3], 2, d), None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
-        let gradients = (y * input([1, 32, 8, 8], 3, d)).sum().backward();
-        flat(x.grad(&gradients).unwrap_or_else(|| Tensor::zeros([1, 32, 8, 8], d)))
-    }),
-];
-
-fn convolve(device: &Device, stride: usize) -> Tensor<4> {
-    let options = ConvOptions::new([stride; 2], [1, 1], [1, 1], 1);
-    module::conv2d(
-        input([2, 64, 8, 8], 1, device),
-        input([96, 64, 3, 3], 2, device),
-        Some(input([96], 3, device)),
-        options,
-    )
+/// How one operation came out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Check {
+    pub name: String,
+    /// Largest difference from the CPU, of the result and of each gradient, as a share of the largest value.
+    pub difference: f32,
+    /// Until it came out, with the kernels that had to be made for it.
+    pub milliseconds: f64,
+    #[serde(flatten)]
+    pub verdict: Verdict,
 }
 
-fn input<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
-    let n = shape.iter().product::<usize>();
-    // A prime number of values, repeated: drawing the weights of a wide layer would take longer than its product.
-    let values: Vec<f32> = Philox::new(seed).normal(0, n.min(4093)).into_iter().cycle().take(n).collect();
-    Tensor::from_data(TensorData::new(values, shape), device)
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", content = "why", rename_all = "snake_case")]
+pub enum Verdict {
+    Right,
+    /// What is wrong.
+    Wrong(String),
+    /// The device does not have it, and says so.
+    Absent,
 }
 
-fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
-    let n = tensor.shape().num_elements();
-    tensor.reshape([1, n])
-}
-
-/// The weight of one layer: the same shape is the same kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LayerShape {
-    pub out: usize,
-    pub channels: usize,
-    /// `None` for a linear layer.
-    pub kernel: Option<[usize; 2]>,
-}
-
-impl LayerShape {
-    /// The layer on a few tokens or pixels.
-    fn run(self, device: &Device) -> Tensor<2> {
-        let Self { out, channels, kernel } = self;
-        match kernel {
-            None | Some([1, 1]) => input::<2>([16, channels], 1, device).matmul(input([channels, out], 2, device)),
-            Some([h, w]) => {
-                let options = ConvOptions::new([1, 1], [h / 2, w / 2], [1, 1], 1);
-                flat(module::conv2d(
-                    input([1, channels, 8, 8], 1, device),
-                    input([out, channels, h, w], 2, device),
-                    None,
-                    options,
-                ))
-            }
+impl Check {
+    pub fn fault(&self) -> Option<String> {
+        match &self.verdict {
+            Verdict::Wrong(why) => Some(format!("{}: {why}", self.name)),
+            Verdict::Right | Verdict::Absent => None,
         }
     }
 }
 
-/// The first operation, or layer of these shapes, that differs from the CPU, as a message.
+/// Each operation of the networks, each kernel of [`super::OPS`] and layers of these shapes, tried one after the other as
+/// the iterator moves on.
+pub fn checks(device: &Device, layers: &[LayerShape]) -> impl ExactSizeIterator<Item = Check> {
+    trials(layers).into_iter().map(|trial| trial.check(device))
+}
+
+/// The same without gradients and layers: a software rasteriser takes seconds to make each kernel.
+pub fn results(device: &Device) -> impl ExactSizeIterator<Item = Check> {
+    trials(&[]).into_iter().map(|trial| trial.without_gradients().check(device))
+}
+
+/// The first that differs from the CPU, as a message.
 pub fn run(device: &Device, layers: &[LayerShape]) -> Result<(), String> {
-    for (name, op) in OPS {
-        compare(name, op, device)?;
-    }
-    layers.iter().try_for_each(|layer| compare(&format!("{layer:?}"), |device| layer.run(device), device))
+    checks(device, layers).find_map(|check| check.fault()).map_or(Ok(()), Err)
 }
 
-fn compare(name: &str, op: impl Fn(&Device) -> Tensor<2>, device: &Device) -> Result<(), String> {
-    let values = |device: &Device| read(op(device).inner()).map_err(|e| format!("{name}: {}", e.what));
-    let (expected, found) = (values(&crate::engine::device::cpu())?, values(device)?);
-    let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-    let difference = expected
-        .iter()
-        .zip(&found)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0_f32, |m, x| if x > m || x.is_nan() { x } else { m });
-    if difference.is_nan() || difference > TOLERANCE * largest || found.len() != expected.len() {
-        return Err(format!("{name} is off by {difference} of {largest}"));
-    }
-    Ok(())
+fn trials(layers: &[LayerShape]) -> Vec<Trial> {
+    let layers = layers.iter().map(|layer| layer.trial());
+    rows::ROWS.iter().map(Trial::of_row).chain(Trial::of_kernels()).chain(layers).collect()
 }
 
-/// [`run`], once for each driver version and set of shapes: a pass is remembered in `cache`.
-pub fn cached(device: &Device, driver: &str, layers: &[LayerShape], cache: Option<&Path>) -> Result<(), String> {
-    let identity = format!("{driver} {} {layers:?}", env!("CARGO_PKG_VERSION"));
-    let key = safetensors::hex(&Sha256::digest(identity.as_bytes()));
-    let mark = cache.map(|folder| folder.join("self_test").join(&key[..32]));
+/// What [`run`] finds, once for each driver version and set of shapes: a pass is remembered in `cache`.
+pub fn cached(
+    device: &Device,
+    driver: &str,
+    layers: &[LayerShape],
+    cache: Option<&Path>,
+    watch: &mut Watch<'_>,
+) -> Result<Option<String>> {
+    let mark = cache.map(|cache| mark(driver, layers, cache));
     if mark.as_deref().is_some_and(Path::is_file) {
-        return Ok(());
+        return Ok(None);
     }
-    run(device, layers)?;
+    let checks = checks(device, layers);
+    let total = checks.len();
+    watch(Event::Stage { name: STAGE.into(), total })?;
+    for (check, done) in checks.zip(1..) {
+        if let Some(fault) = check.fault() {
+            return Ok(Some(fault));
+        }
+        watch(Event::Progress { done, total })?;
+    }
     if let Some(mark) = mark
         && let Err(error) = atomic::write(&mark, |out| out.write_all(driver.as_bytes()))
     {
         tracing::warn!("{error}");
     }
-    Ok(())
+    Ok(None)
+}
+
+/// The file that says that all of it was right.
+pub fn mark(driver: &str, layers: &[LayerShape], cache: &Path) -> PathBuf {
+    // What is tried belongs to it: a pass of an earlier version says nothing of a kernel that is new.
+    let names: Vec<String> = trials(layers).into_iter().map(|trial| trial.name).collect();
+    let identity = format!("{driver} {} {names:?}", env!("CARGO_PKG_VERSION"));
+    cache.join("self_test").join(&safetensors::hex(&Sha256::digest(identity.as_bytes()))[..32])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::device::cpu;
+    use crate::engine::ops::OPS;
 
     #[test]
     fn the_cpu_agrees_with_itself() {
-        let layers = [None, Some([3, 3])].map(|kernel| LayerShape { out: 24, channels: 40, kernel });
-        run(&crate::engine::device::cpu(), &layers).unwrap();
+        let layers = [None, Some([1, 1]), Some([3, 3])].map(|kernel| LayerShape { out: 24, channels: 40, kernel });
+        run(&cpu(), &layers).unwrap();
+    }
+
+    #[test]
+    fn every_kernel_is_tried_in_every_type_it_is_written_for() {
+        let names: Vec<String> = trials(&[]).into_iter().map(|trial| trial.name).collect();
+        for op in OPS {
+            let tried = names.iter().filter(|name| name.starts_with(&format!("{} (", op.name))).count();
+            assert_eq!(tried, op.elements.len(), "{}", op.name);
+        }
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "each has a name of its own");
+    }
+
+    #[test]
+    fn a_pass_is_remembered_for_one_driver_and_one_set_of_shapes() {
+        let cache = tempfile::tempdir().unwrap();
+        let shape = [LayerShape { out: 8, channels: 8, kernel: None }];
+        let told = std::cell::Cell::new(0);
+        let pass = || {
+            let mut watch = |_| {
+                told.set(told.get() + 1);
+                Ok(())
+            };
+            cached(&cpu(), "driver 1", &shape, Some(cache.path()), &mut watch).unwrap()
+        };
+        assert_eq!(pass(), None);
+        assert_eq!(told.replace(0), trials(&shape).len() + 1);
+        assert_eq!((pass(), told.get()), (None, 0), "nothing is tried again");
+        assert!(mark("driver 1", &shape, cache.path()).is_file());
+        assert!(!mark("driver 2", &shape, cache.path()).is_file());
+        assert!(!mark("driver 1", &[], cache.path()).is_file());
     }
 }

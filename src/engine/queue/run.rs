@@ -24,7 +24,7 @@ impl Queue {
             // The old one goes first: there may not be memory for two.
             let (name, model) = match open.take().filter(|(name, _)| *name == order.model) {
                 Some(open) => open,
-                None => (order.model.clone(), session.model(&order.model)?),
+                None => (order.model.clone(), session.open_model(&order.model, watch)?),
             };
             let (_, model) = &*open.insert((name, model));
             session.train(model, &concepts, &training, watch).map(drop)

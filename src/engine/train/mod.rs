@@ -22,6 +22,7 @@ pub mod metadata;
 pub mod numbers;
 pub mod optimizer;
 pub mod order;
+mod prepare;
 pub mod presets;
 mod prompts;
 pub mod run;

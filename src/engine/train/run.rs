@@ -164,6 +164,10 @@ impl<'a> Run<'a> {
         let random = Philox::new(job.context.seed);
         let on_cpu = job.model.device == crate::engine::device::cpu();
         let readback = if on_cpu { 1 } else { GPU_READBACK };
+        if !on_cpu && so_far.losses.len() < config.steps {
+            let first = self.data.batch(job, config, &self.schedule, trainee, (so_far.losses.len(), 0));
+            trainee.prepare(job.model, &first, watch)?;
+        }
         watch(Event::Stage { name: "training".into(), total: config.steps })?;
         let begun = Instant::now();
         // A watch may take its time, or pause the run by blocking: none of that is training.

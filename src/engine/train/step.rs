@@ -127,7 +127,7 @@ pub struct Prior {
 
 impl Prior {
     /// What the adapted model reads.
-    fn read(&self, model: &StableDiffusion, clip_skip: usize, mounts: &Mounts) -> Context {
+    pub fn read(&self, model: &StableDiffusion, clip_skip: usize, mounts: &Mounts) -> Context {
         match &self.prompts {
             Some((prompts, words)) => {
                 let framings = self.context.pooled().map_or(&[][..], |pooled| &pooled.framings);

@@ -71,6 +71,7 @@ impl App {
             Report::Beginning(path, picture) => self.begun_with(&path, picture),
             Report::Glimpsed(glimpse) => self.glimpsed(glimpse),
             Report::Painted(painted) => self.painted(painted),
+            Report::Preparing(preparing) => self.studio.preparing = preparing,
             Report::Do(command) => {
                 let ctx = self.post.ctx().clone();
                 self.act(command, &ctx);

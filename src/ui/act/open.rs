@@ -12,6 +12,7 @@ use crate::ui::act::model_name;
 use crate::ui::app::App;
 use crate::ui::cards::{self, AdapterCard, ConceptCard, Loading};
 use crate::ui::preflight::Preflight;
+use crate::ui::preparing::Preparing;
 use crate::ui::work::{Opened, Post, Report};
 
 impl App {
@@ -27,7 +28,9 @@ impl App {
         let gpu = (choice == device::Choice::Auto).then(|| self.gpu.take()).flatten();
         let shared = (choice == device::Choice::Auto).then(|| self.shared.clone()).flatten();
         let work = move |post: &Post| {
+            let mut preparing = None;
             let mut watch = |event| {
+                preparing = post.prepares(preparing, Preparing::after(preparing, &event));
                 post.send(Report::Said(event));
                 Ok(())
             };
@@ -43,7 +46,9 @@ impl App {
                 None => Session::open(choice, &mut watch)?,
             };
             session.precision = precision;
-            let model = session.model(&name)?;
+            let model = session.open_model(&name, &mut watch);
+            post.prepares(preparing, None);
+            let model = model?;
             Ok(Opened { session: session.into(), model: model.into() })
         };
         self.post.spawn("model", work, move |opened| Report::Opened(opening, opened));

@@ -32,6 +32,7 @@ use crate::ui::cards::{AdapterContent, ConceptContent};
 use crate::ui::command::Command;
 use crate::ui::crops;
 use crate::ui::mixdown::Made;
+use crate::ui::preparing::Preparing;
 use crate::ui::run::Sample;
 use crate::ui::work::glimpse::Glimpse;
 use crate::ui::work::painter::{Painted, Picture};
@@ -111,6 +112,8 @@ pub enum Report {
     /// What the preview paints from now on; the picture follows.
     Glimpsed(Glimpse),
     Painted(Painted),
+    /// What a GPU goes through now; `None` when it has, or when something else came in between.
+    Preparing(Option<Preparing>),
     /// The picture at this place, to start from.
     Beginning(PathBuf, Result<Picture>),
     /// A dialog's answer as a command.
@@ -148,6 +151,14 @@ impl Post {
 
     pub fn ctx(&self) -> &Context {
         &self.ctx
+    }
+
+    /// Tells what a GPU goes through `now`, where that is not what it went through `before`.
+    pub fn prepares(&self, before: Option<Preparing>, now: Option<Preparing>) -> Option<Preparing> {
+        if now != before {
+            self.send(Report::Preparing(now));
+        }
+        now
     }
 
     /// Does `work` on a thread of its own and reports what `report` makes of it.

@@ -18,6 +18,7 @@ use crate::engine::preview::{Mounted, Request};
 use crate::engine::session::{Session, Used};
 use crate::engine::words::stem;
 use crate::engine::{Error, Result};
+use crate::ui::preparing::Preparing;
 use crate::ui::work::inbox::Shared;
 use crate::ui::work::{Opened, Post, Report, glimpse, guarded};
 
@@ -210,7 +211,9 @@ fn one(order: &Order, desk: &mut Desk, steps: usize, stale: &dyn Fn() -> bool, p
             .extend(session.mount(model, &[Used { file: word.into(), strength: Strength::default() }])?.tokens);
     }
     let request = Request { steps, count: 1, ..request.clone() };
+    let mut preparing = None;
     let mut watch = |event: Event| {
+        preparing = post.prepares(preparing, Preparing::after(preparing, &event));
         if stale() {
             return Err(Error::cancelled());
         }
@@ -219,6 +222,7 @@ fn one(order: &Order, desk: &mut Desk, steps: usize, stale: &dyn Fn() -> bool, p
         }
         Ok(())
     };
-    let pictures = session.draw(model, &mounted, &request, &mut watch)?;
-    glimpse::image(order.tag, &session.device, &pictures, post)
+    let pictures = session.draw(model, &mounted, &request, &mut watch);
+    post.prepares(preparing, None);
+    glimpse::image(order.tag, &session.device, &pictures?, post)
 }
