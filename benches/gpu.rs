@@ -45,6 +45,7 @@ fn main() {
         bench.low_rank();
         bench.fuse();
         bench.group_norm();
+        bench.orthogonality();
         bench.spectra();
         bench.overlap();
         bench.table
@@ -98,15 +99,15 @@ impl Bench {
         let (x, y) = (self.normal::<2>(1, [rows, width]), self.normal::<2>(2, [rows, width]));
         let (down, up) = (self.normal::<2>(3, [ranks, width]), self.normal::<2>(4, [width, ranks]));
         let scales: Arc<[f32]> = (0..ranks).map(|r| 0.5 + (r / RANK) as f32).collect();
-        let composed = |x: Tensor<2>, down: &Tensor<2>, up: &Tensor<2>| {
-            (0..ADAPTERS).fold(y.clone(), |y, k| {
+        let composed = |x: Tensor<2>, y: Tensor<2>, down: &Tensor<2>, up: &Tensor<2>| {
+            (0..ADAPTERS).fold(y, |y, k| {
                 let down = down.clone().narrow(0, k * RANK, RANK);
                 let up = up.clone().narrow(1, k * RANK, RANK);
                 y + x.clone().matmul(down.transpose()).matmul(up.transpose()) * (0.5 + k as f32)
             })
         };
         let ours = self.time(|| ops::low_rank(x.clone(), y.clone(), down.clone(), up.clone(), &scales));
-        let theirs = self.time(|| composed(x.clone(), &down, &up));
+        let theirs = self.time(|| composed(x.clone(), y.clone(), &down, &up));
         let (bytes, flops) = (4 * (3 * rows * width + 2 * ranks * width), 4 * rows * width * ranks);
         self.row("low_rank, 3 adapters", ours, Some(theirs), bytes, flops);
 
@@ -115,18 +116,10 @@ impl Bench {
             let gradients = call(x.clone(), &down, &up).sum().backward();
             [x, down, up].map(|t| t.grad(&gradients).unwrap())[0].clone()
         };
-        let ours = self.time(|| {
-            backwards(&|x, down, up| ops::low_rank(x, y.clone().autodiff(), down.clone(), up.clone(), &scales))
-        });
         let y = y.clone().autodiff();
-        let composed = |x: Tensor<2>, down: &Tensor<2>, up: &Tensor<2>| {
-            (0..ADAPTERS).fold(y.clone(), |y, k| {
-                let down = down.clone().narrow(0, k * RANK, RANK);
-                let up = up.clone().narrow(1, k * RANK, RANK);
-                y + x.clone().matmul(down.transpose()).matmul(up.transpose()) * (0.5 + k as f32)
-            })
-        };
-        let theirs = self.time(|| backwards(&composed));
+        let ours =
+            self.time(|| backwards(&|x, down, up| ops::low_rank(x, y.clone(), down.clone(), up.clone(), &scales)));
+        let theirs = self.time(|| backwards(&|x, down, up| composed(x, y.clone(), down, up)));
         self.row("low_rank and gradients", ours, Some(theirs), 3 * bytes, 3 * flops);
     }
 
@@ -176,6 +169,22 @@ impl Bench {
         let ours = self.time(|| backwards(&|x, gain| ops::group_norm(x, gain.clone(), gain, 32, 1e-5, Then::Silu)));
         let theirs = self.time(|| backwards(&composed));
         self.row("group_norm and SiLU and gradient", ours, Some(theirs), bytes * 5 / 2, 0);
+    }
+
+    /// The loss of one side of a layer, as SORSA asks for it.
+    fn orthogonality(&mut self) {
+        let n = self.width;
+        let q = self.normal::<3>(1, [1, n, RANK]);
+        let one = Tensor::<2>::eye(RANK, &self.device).unsqueeze::<3>().autodiff();
+        let backwards = |call: &dyn Fn(Tensor<3>) -> Tensor<1>| {
+            let q = q.clone().autodiff().require_grad();
+            q.grad(&call(q.clone()).sum().backward()).unwrap()
+        };
+        let ours = self.time(|| backwards(&ops::orthogonality));
+        let theirs = self.time(|| {
+            backwards(&|q| (q.clone().swap_dims(1, 2).matmul(q) - one.clone()).powi_scalar(2).sum().reshape([1]))
+        });
+        self.row("orthogonality and gradient", ours, Some(theirs), 4 * 3 * n * RANK, 4 * n * RANK * RANK);
     }
 
     /// Factors of so many layers and adapters in a row.

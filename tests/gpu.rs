@@ -16,7 +16,7 @@ use triptych::engine::diffusion::Schedule;
 use triptych::engine::error::Kind;
 use triptych::engine::event::Event;
 use triptych::engine::model::Mounts;
-use triptych::engine::ops::{Factors, self_test, spectra};
+use triptych::engine::ops::{Factors, WIDEST, self_test, spectra};
 use triptych::engine::prepare::{self, Drawing};
 use triptych::engine::random::Philox;
 use triptych::engine::spectrum::{LowRank, Shape, overlaps};
@@ -86,32 +86,29 @@ fn factors(seed: u64, out: usize, rank: usize, input: usize, deficient: bool) ->
 #[test]
 fn directions_of_many_layers_are_those_of_their_products() {
     let Some((device, _guard)) = gpu() else { return };
-    let shapes = [(40, 6, 25, false), (7, 6, 90, false), (5, 5, 30, false), (33, 4, 33, true)];
+    // The widest that a GPU takes, more directions than places, and one direction twice.
+    let shapes = [(300, WIDEST, 200, false), (7, 6, 90, false), (5, 5, 30, false), (33, 4, 33, true)];
     let (mut numbers, mut layers) = (Vec::new(), Vec::new());
     for (seed, &(out, rank, input, deficient)) in (0..).zip(&shapes) {
         layers.push(Factors { at: numbers.len(), out, rank, input, scale: -0.3 });
         numbers.extend(factors(seed, out, rank, input, deficient).concat());
     }
     let n = numbers.len();
+    let on_cpu = Tensor::<1>::from_data(TensorData::new(numbers, [n]), &cpu());
     for device in [cpu(), device] {
-        let factors = Tensor::<1>::from_data(TensorData::new(numbers.clone(), [n]), &device);
-        let found = spectra(factors.clone(), layers.clone().into());
+        let found = spectra(on_cpu.clone().to_device(&device), layers.clone().into());
         let [_, widest] = found.values.dims();
+        let (all, coefficients) = (found.values.to_device(&cpu()), found.coefficients.to_device(&cpu()));
         for (i, &Factors { at, out, rank, input, scale }) in layers.iter().enumerate() {
-            let up = factors.clone().narrow(0, at, out * rank).reshape([out, rank]);
-            let down = factors.clone().narrow(0, at + out * rank, rank * input).reshape([rank, input]);
+            let up = on_cpu.clone().narrow(0, at, out * rank).reshape([out, rank]);
+            let down = on_cpu.clone().narrow(0, at + out * rank, rank * input).reshape([rank, input]);
             let of = |side: usize| {
-                found
-                    .coefficients
-                    .clone()
-                    .narrow(0, i, 1)
-                    .narrow(1, side, 1)
-                    .reshape([widest, widest])
-                    .narrow(1, 0, rank)
+                let both = coefficients.clone().narrow(0, i, 1).narrow(1, side, 1);
+                both.reshape([widest, widest]).narrow(1, 0, rank)
             };
             // Directions in rows.
             let (u, v) = (of(0).matmul(up.clone().transpose()), of(1).matmul(down.clone()));
-            let values = found.values.clone().narrow(0, i, 1);
+            let values = all.clone().narrow(0, i, 1);
             let product = read((u.clone().transpose() * values.clone()).matmul(v.clone())).unwrap();
             let expected = read(up.matmul(down) * scale).unwrap();
             let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));

@@ -19,7 +19,7 @@ use triptych::engine::random::Philox;
 /// Rows, columns, inner and rank. Tiles are 16 on a side, spans of columns 256, passes 64 ranks.
 const SIZES: &[(&str, [usize; 4])] = &[
     ("one of each", [1, 1, 1, 1]),
-    ("odd sizes", [17, 33, 5, 3]),
+    ("odd sizes", [17, 33, 6, 3]),
     ("whole tiles", [32, 256, 32, 64]),
     ("beyond a span and a pass", [19, 261, 35, 83]),
 ];

@@ -6,7 +6,7 @@
 // A group takes a layer. R with Rᵀ·R = Gram of either side, by Cholesky with pivots, leaves the core R_up·R_downᵀ, whose
 // columns Jacobi's rotations turn until they are orthogonal (Hestenes 1958): then they are X·S. In f32, and Gram matrices
 // are squares: what is below a thousandth of the strongest is rounding, and told as 0.
-// Limits: widest up to 256, below 2³² numbers in all.
+// Limits: widest up to 128, below 2³² numbers in all.
 
 struct Table { widest: u32, scales: array<f32> }
 @group(0) @binding(0) var<storage, read_write> grams: array<f32>;
@@ -17,7 +17,7 @@ struct Table { widest: u32, scales: array<f32> }
 
 const LANES = 128u;
 const SWEEPS = 10u;
-const WIDEST = 256u;
+const WIDEST = 128u;
 var<workgroup> taken: array<u32, 2 * WIDEST>; // directions of either side that have been pivots
 var<private> index: u32;
 
@@ -61,6 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         coefficients[first + e] = 0.0;
     }
     for (var e = lane; e < 2u * WIDEST; e += LANES) { taken[e] = 0u; }
+    for (var e = lane; e < w; e += LANES) { values[index * w + e] = 0.0; }
     let side = lane / (LANES / 2u);
     for (var k = 0u; k < w; k++) {
         workgroupBarrier();

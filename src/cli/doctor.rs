@@ -56,8 +56,9 @@ fn words(report: &Report, model: &str) -> String {
     lines.extend(of_self_test(self_test, model));
     lines.push(String::new());
     lines.push("Speed, the fastest of several times".into());
-    lines.extend(speed.iter().map(|speed| {
-        format!("  {:<52} {:>9.1} {:<8} {:>9.2} ms", speed.name, speed.rate, speed.unit, speed.milliseconds)
+    lines.extend(speed.iter().map(|speed| match &speed.fault {
+        Some(fault) => format!("  {:<52} did not run ({fault})", speed.name),
+        None => format!("  {:<52} {:>9.1} {:<8} {:>9.2} ms", speed.name, speed.rate, speed.unit, speed.milliseconds),
     }));
     lines.join("\n")
 }

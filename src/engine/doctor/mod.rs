@@ -45,7 +45,7 @@ pub struct SelfTest {
     pub passed: bool,
     /// Whether gradients and layers were compared, or results alone.
     pub whole: bool,
-    /// Whether the quick form, at every start, has passed with this driver before.
+    /// Whether the one at every start, without a model's layers, has passed with this driver before.
     pub remembered: bool,
     pub checks: Vec<Check>,
 }

@@ -1,5 +1,6 @@
 //! How fast a device does what pictures and trainings are made of: each kind of work for a fraction of a second.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use serde::Serialize;
 use crate::engine::Result;
 use crate::engine::device::wait;
 use crate::engine::event::{Event, Watch};
-use crate::engine::ops::{attend, convolve, low_rank};
+use crate::engine::ops::{attend, convolve, low_rank, self_test};
 use crate::engine::random::Philox;
 
 /// Of each kind of work, after a first time that makes its kernels.
@@ -35,6 +36,14 @@ pub struct Speed {
     pub unit: &'static str,
     /// The fastest of them.
     pub milliseconds: f64,
+    /// Why there is no time.
+    pub fault: Option<String>,
+}
+
+impl Speed {
+    fn none(name: String, unit: &'static str, fault: String) -> Self {
+        Self { name, rate: 0.0, unit, milliseconds: 0.0, fault: Some(fault) }
+    }
 }
 
 /// How large each kind of work is.
@@ -94,7 +103,13 @@ pub fn measure(device: &Device, class: Class, watch: &mut Watch<'_>) -> Result<V
     let total = tasks.len();
     watch(Event::Stage { name: "measuring".into(), total })?;
     let measured = tasks.into_iter().zip(1..).map(|(task, done)| {
-        let speed = task.measure(device)?;
+        let (name, unit) = (task.name.clone(), task.unit);
+        // A kernel that cannot be made is a panic in cubecl 0.11; the report is for the machines where that happens.
+        let speed = match catch_unwind(AssertUnwindSafe(|| task.measure(device))) {
+            Ok(Ok(speed)) => speed,
+            Ok(Err(error)) => Speed::none(name, unit, error.what),
+            Err(panic) => Speed::none(name, unit, self_test::reason(panic.as_ref()).to_owned()),
+        };
         watch(Event::Progress { done, total })?;
         Ok(speed)
     });
@@ -119,7 +134,7 @@ impl Task {
         }
         let seconds = fastest.as_secs_f64().max(1e-9);
         let Self { name, work, unit, .. } = self;
-        Ok(Speed { name, rate: work as f64 / seconds / 1e9, unit, milliseconds: seconds * 1e3 })
+        Ok(Speed { name, rate: work as f64 / seconds / 1e9, unit, milliseconds: seconds * 1e3, fault: None })
     }
 }
 

@@ -58,16 +58,25 @@ pub const BACKWARD: Op = Op {
 
 const EPS: f64 = 1e-5;
 
-/// Two channels to a group, `rank` groups, `columns + 2` places, `rows` pictures: x, gain, offset and the gradient. A group of
+/// Two channels to a group, `rank` groups, `columns + 2` places, a sixteenth of `rows` pictures: x, gain, offset and
+/// the gradient. A group of
 /// two numbers would be 1 and −1 whatever they are.
-fn inputs(&Case { rows, columns, rank, elements: [element, _], .. }: &Case) -> [([usize; 2], DType); 4] {
-    let (x, channel) = ([rows, 2 * rank * (columns + 2)], [1, 2 * rank]);
+fn inputs(case: &Case) -> [([usize; 2], DType); 4] {
+    let &Case { columns, rank, elements: [element, _], .. } = case;
+    let (x, channel) = ([pictures(case), 2 * rank * (columns + 2)], [1, 2 * rank]);
     [x, channel, channel, x].map(|shape| (shape, element))
 }
 
 fn tensors(case: &Case, t: &[Tensor<2>]) -> (Tensor<4>, [Tensor<1>; 2]) {
     let channels = 2 * case.rank;
-    (t[0].clone().reshape([case.rows, channels, case.columns + 2, 1]), [1, 2].map(|i| t[i].clone().reshape([channels])))
+    (
+        t[0].clone().reshape([pictures(case), channels, case.columns + 2, 1]),
+        [1, 2].map(|i| t[i].clone().reshape([channels])),
+    )
+}
+
+fn pictures(case: &Case) -> usize {
+    case.rows.div_ceil(16)
 }
 
 /// Both are tried.
@@ -77,7 +86,7 @@ fn then(case: &Case) -> Then {
 
 fn sizes(case: &Case) -> Sizes {
     let silu = then(case) == Then::Silu;
-    Sizes { batch: case.rows, channels: 2 * case.rank, places: case.columns + 2, groups: case.rank, silu }
+    Sizes { batch: pictures(case), channels: 2 * case.rank, places: case.columns + 2, groups: case.rank, silu }
 }
 
 /// What follows the normalisation.

@@ -19,6 +19,7 @@ use crate::engine::Result;
 use crate::engine::event::{Event, Watch};
 use crate::engine::io::{atomic, safetensors};
 use trial::Trial;
+pub(in crate::engine) use trial::reason;
 
 pub use layer::{LayerShape, PREFIX as LAYER};
 

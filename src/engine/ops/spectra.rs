@@ -17,8 +17,10 @@ use super::gram::{self, Product};
 use super::wgsl::{self, Wgsl};
 use super::{Case, Op};
 
-/// Ranks beyond this go to the CPU: a group's memory has no room for them.
-pub const WIDEST: usize = 256;
+/// What a GPU decomposes: a group's memory has room for so many directions.
+pub const WIDEST: usize = 128;
+/// Numbers in the largest buffer that a batch of layers takes, half of what every GPU can bind.
+const MOST: usize = 1 << 24;
 /// Directions weaker than this share of the strongest have no coefficients; the shader says the same.
 const WEAK: f64 = 1e-3;
 
@@ -95,17 +97,21 @@ pub struct Spectra {
     pub coefficients: Tensor<4>,
 }
 
-/// `factors` is a row of f32; no gradient flows. Nothing is read back, unless a rank is beyond [`WIDEST`].
+/// `factors` is a row of f32; no gradient flows, and nothing is read back. A GPU takes ranks up to [`WIDEST`], and
+/// [`Spectra::batch`] layers at a time.
 ///
 /// On a GPU in f32 by way of Gram matrices, so what is weaker than a thousandth of the strongest is rounding; on the CPU
 /// in f64 by way of triangles.
 pub fn spectra(factors: Tensor<1>, layers: Arc<[Factors]>) -> Spectra {
-    let factors = match widest(&layers) > WIDEST {
-        true => factors.to_device(&crate::engine::device::cpu()),
-        false => factors,
-    };
     let (values, coefficients) = Dispatch::spectra(factors.into_dispatch(), layers);
     Spectra { values: Tensor::from_dispatch(values), coefficients: Tensor::from_dispatch(coefficients) }
+}
+
+impl Spectra {
+    /// How many layers of such a rank fit into one go.
+    pub fn batch(widest: usize) -> usize {
+        (MOST / ((3 * widest + 1) * widest).max(1)).max(1)
+    }
 }
 
 fn widest(layers: &[Factors]) -> usize {
@@ -174,6 +180,7 @@ impl LayerSpectra for CubeBackend {
     fn spectra(factors: CubeTensor, layers: Arc<[Factors]>) -> (CubeTensor, CubeTensor) {
         let factors = into_contiguous(factors);
         let (n, w) = (layers.len(), widest(&layers));
+        assert!(w <= WIDEST, "rank {w} on a GPU");
         let values = wgsl::empty(&factors, [n, w].into(), DType::F32);
         let coefficients = wgsl::empty(&factors, [n, 2, w, w].into(), DType::F32);
         launch(kernel(), &factors, [&values, &coefficients], &layers);

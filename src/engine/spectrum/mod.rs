@@ -6,11 +6,13 @@
 pub mod adapter;
 mod leading;
 mod lowrank;
+mod many;
 mod overlap;
 mod pairs;
 
 pub use leading::leading;
 pub use lowrank::{LowRank, Overlap, Shape, Svd};
+pub use many::singular_values;
 pub use overlap::{LayerOverlap, PairOverlap, Verdict, overlap};
 pub use pairs::overlaps;
 

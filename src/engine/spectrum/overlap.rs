@@ -116,7 +116,7 @@ impl PairOverlap {
     }
 }
 
-fn layer_overlap(layer: &str, first: &LowRank, second: &LowRank) -> Result<LayerOverlap> {
+pub(super) fn layer_overlap(layer: &str, first: &LowRank, second: &LowRank) -> Result<LayerOverlap> {
     let weight = first.energy().sqrt() * second.energy().sqrt();
     let dot = first.dot(second)?;
     let (svd, other) = (first.svd()?, second.svd()?);

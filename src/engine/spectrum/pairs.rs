@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::overlap::{energy, share};
+use super::overlap::{energy, layer_overlap, share};
 use super::{LayerOverlap, LowRank, Overlap, PairOverlap, overlap};
 use crate::engine::device::{is_gpu, read};
 use crate::engine::ops::{self, Factors, Spectra, WIDEST};
 use crate::engine::{Error, Result};
 
-/// Numbers of factors and of inner products that are on the GPU at a time: 256 MiB.
-const MOST: usize = 1 << 26;
+/// Numbers of factors, and of inner products of pairs, that are on the GPU at a time: 64 MiB each.
+const MOST: usize = 1 << 24;
 
 /// Pairs `first < second` in the order 0 1, 0 2, 1 2, 0 3, …: on a GPU many layers at a time in f32, where directions
 /// weaker than a thousandth of the strongest are left out; on the CPU one after the other in f64.
@@ -34,10 +34,10 @@ pub fn overlaps(adapters: &[BTreeMap<String, LowRank>], device: &Device) -> Resu
                 ([of[i], of[j]], [i, j].map(|adapter| adapters[adapter].get(name)))
             {
                 first.same_layer(second).map_err(|e| Error { what: format!("{} (layer {name})", e.what), ..e })?;
-                batch.meetings.push((place, name, [a, b]));
+                batch.meetings.push(Meeting { place, layer: name, among: [a, b], deltas: [first, second] });
             }
         }
-        if batch.numbers.len() + 2 * batch.meetings.len() * widest * widest > MOST {
+        if batch.numbers.len() > MOST || batch.factors.len() >= Spectra::batch(widest) {
             std::mem::take(&mut batch).measure(device, &mut layers)?;
         }
     }
@@ -46,13 +46,22 @@ pub fn overlaps(adapters: &[BTreeMap<String, LowRank>], device: &Device) -> Resu
     Ok(pairs.iter().zip(layers).map(|(pair, layers)| PairOverlap::of(layers, pair.map(|i| energies[i]))).collect())
 }
 
+/// Two adapters in a layer.
+struct Meeting<'a> {
+    /// The pair among all.
+    place: usize,
+    layer: &'a str,
+    /// Their factors among those of the batch.
+    among: [usize; 2],
+    deltas: [&'a LowRank; 2],
+}
+
 /// What goes to the GPU together.
 #[derive(Default)]
 struct Batch<'a> {
     numbers: Vec<f32>,
     factors: Vec<Factors>,
-    /// The pair of adapters, the layer, and which two of the factors meet there.
-    meetings: Vec<(usize, &'a str, [usize; 2])>,
+    meetings: Vec<Meeting<'a>>,
 }
 
 impl Batch<'_> {
@@ -76,29 +85,36 @@ impl Batch<'_> {
         let factors: Arc<[Factors]> = self.factors.into();
         let Spectra { values, coefficients } = ops::spectra(numbers.clone(), Arc::clone(&factors));
         let [_, widest] = values.dims();
-        let meetings = self.meetings.iter().map(|&(_, _, pair)| pair).collect();
-        let spectra = Spectra { values: values.clone(), coefficients };
-        let sums = read(ops::overlap(numbers, Arc::clone(&factors), spectra, meetings))?;
-        let values = read(values)?;
-        let values = |i: usize| values[i * widest..(i + 1) * widest].iter().map(|&s| f64::from(s));
-        let norm = |i: usize| values(i).map(|s| s * s).sum::<f64>().sqrt();
-        let rank = |i: usize| values(i).filter(|&s| s > 0.0).count();
-        for ((place, name, [i, j]), sums) in self.meetings.into_iter().zip(sums.chunks_exact(4)) {
-            let [dot, write, read, product] = [0, 1, 2, 3].map(|k| f64::from(sums[k]));
-            let (fewer, more) = (rank(i).min(rank(j)), rank(i).max(rank(j)));
-            let shared = |sum: f64, width: usize| match fewer {
-                0 => Overlap::default(),
-                _ => Overlap::new(sum / fewer as f64, more as f64 / width as f64),
-            };
-            let weight = norm(i) * norm(j);
-            layers[place].push(LayerOverlap {
-                layer: name.to_owned(),
-                cosine: share(dot, weight),
-                read: shared(read, factors[i].input),
-                write: shared(write, factors[i].out),
-                product: share(product.sqrt(), weight),
-                weight,
-            });
+        let host = read(values.clone())?;
+        let of = |i: usize| host[i * widest..(i + 1) * widest].iter().map(|&s| f64::from(s));
+        let norm = |i: usize| of(i).map(|s| s * s).sum::<f64>().sqrt();
+        let rank = |i: usize| of(i).filter(|&s| s > 0.0).count();
+        for meetings in self.meetings.chunks((MOST / (2 * widest * widest)).max(1)) {
+            let pairs = meetings.iter().map(|meeting| meeting.among).collect();
+            let spectra = Spectra { values: values.clone(), coefficients: coefficients.clone() };
+            let sums = read(ops::overlap(numbers.clone(), Arc::clone(&factors), spectra, pairs))?;
+            for (&Meeting { place, layer, among: [i, j], deltas }, sums) in meetings.iter().zip(sums.chunks_exact(4)) {
+                let weight = norm(i) * norm(j);
+                // Too large for f32, or a GPU that fails: what is no number would pass for nothing shared.
+                if !weight.is_finite() || !sums.iter().all(|sum| sum.is_finite()) {
+                    layers[place].push(layer_overlap(layer, deltas[0], deltas[1])?);
+                    continue;
+                }
+                let [dot, write, read, product] = [0, 1, 2, 3].map(|k| f64::from(sums[k]));
+                let (fewer, more) = (rank(i).min(rank(j)), rank(i).max(rank(j)));
+                let shared = |sum: f64, width: usize| match fewer {
+                    0 => Overlap::default(),
+                    _ => Overlap::new(sum / fewer as f64, more as f64 / width as f64),
+                };
+                layers[place].push(LayerOverlap {
+                    layer: layer.to_owned(),
+                    cosine: share(dot, weight),
+                    read: shared(read, factors[i].input),
+                    write: shared(write, factors[i].out),
+                    product: share(product.sqrt(), weight),
+                    weight,
+                });
+            }
         }
         Ok(())
     }

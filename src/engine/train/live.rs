@@ -1,17 +1,15 @@
 //! The singular values of all trained layers while training goes on.
 //!
-//! Only low-rank pairs are looked at: all of a model's are milliseconds. The spectrum of a full difference (`dora`, `oft`,
-//! `lisa`) takes longer than the steps it would watch, and `triptych spectrum` measures it when the file is there; a method whose change depends on the picture (`mola`) has none.
+//! Only low-rank pairs are looked at: at the usual ranks all of a model's take milliseconds. The spectrum of a full
+//! difference (`dora`, `oft`, `lisa`) takes longer than the steps it would watch, and `triptych spectrum` measures it when
+//! the file is there; a method whose change depends on the picture (`mola`) has none.
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
-
 use crate::engine::Result;
-use crate::engine::device::read;
 use crate::engine::event::{SingularValues, Spectrum};
-use crate::engine::model::{Branch, StableDiffusion};
-use crate::engine::ops::{Factors, spectra};
+use crate::engine::model::StableDiffusion;
+use crate::engine::spectrum::singular_values;
 use crate::engine::train::step::Trainee;
 
 /// Training takes at least this many times as long as all looks together, but for the first and the last.
@@ -50,31 +48,18 @@ impl Live {
     }
 }
 
-/// All layers in one go, where the numbers lie; what comes back is the singular values.
 fn spectrum(step: usize, trainee: &Trainee, model: &StableDiffusion) -> Result<Option<Spectrum>> {
     let values = trainee.values();
-    let (mut names, mut layers, mut flat, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    for layer in &trainee.layers {
-        let tensors = Trainee::tensors(layer, &values);
-        let Some(Branch { up, down, scale }) = trainee.adapter.pair(&tensors, model.weight(layer.id)) else { continue };
-        let ([out, rank], [_, input]) = (up.dims(), down.dims());
-        let factors = Factors { at, out, rank, input, scale };
-        at += factors.numbers();
-        names.push((model.layer(layer.id).module(), rank.min(out).min(input)));
-        layers.push(factors);
-        flat.extend([up, down].map(|factor| factor.flatten::<1>(0, 1)));
-    }
-    if layers.is_empty() {
-        return Ok(None);
-    }
-    let values = spectra(Tensor::cat(flat, 0), layers.into()).values;
-    let [_, widest] = values.dims();
-    let values = read(values)?;
-    let layers: Vec<SingularValues> = names
+    let pair = |layer| {
+        let pair = trainee.adapter.pair(&Trainee::tensors(layer, &values), model.weight(layer.id))?;
+        Some((model.layer(layer.id).module(), pair))
+    };
+    let (names, pairs): (Vec<_>, Vec<_>) = trainee.layers.iter().filter_map(pair).unzip();
+    let layers: Vec<_> = names
         .into_iter()
-        .zip(values.chunks_exact(widest))
-        .map(|((layer, rank), values)| SingularValues { layer, values: values[..rank].to_vec() })
-        .filter(|layer| layer.values.iter().all(|value| value.is_finite()))
+        .zip(singular_values(pairs)?)
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(layer, values)| SingularValues { layer, values })
         .collect();
     Ok((!layers.is_empty()).then_some(Spectrum { step, layers }))
 }

@@ -150,7 +150,8 @@ impl Desk {
 
 fn paint(inbox: &Shared<Order>, post: &Post) {
     let mut quick = false;
-    let mut desk = Desk::default();
+    // What the preview is held against has other adapters in place, and is made in turn with it.
+    let (mut desk, mut other) = (Desk::default(), Desk::default());
     while let Some((order, at, number, urgent)) = inbox.next() {
         let drops = inbox.lock().drops;
         let steps = order.request.steps;
@@ -163,7 +164,8 @@ fn paint(inbox: &Shared<Order>, post: &Post) {
             };
             let begun = Instant::now();
             let picture = guarded(|| {
-                let image = one(&order, &mut desk, steps, &stale, post)?;
+                let desk = if order.tag == Tag::Other { &mut other } else { &mut desk };
+                let image = one(&order, desk, steps, &stale, post)?;
                 let texture = texture(&image, post.ctx());
                 let seconds = at.elapsed().as_secs_f32();
                 Ok(Picture { image: Arc::new(image), texture, coarse, seconds, heard: heard(&order.mix) })

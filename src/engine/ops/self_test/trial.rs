@@ -163,7 +163,7 @@ fn apart(found: &[Vec<f32>], expected: &[Vec<f32>]) -> [f32; 2] {
 }
 
 /// The first line of what a panic says.
-fn reason(panic: &(dyn Any + Send)) -> &str {
+pub(in crate::engine) fn reason(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.and_then(|text| text.lines().next()).unwrap_or("no reason was given")
 }
