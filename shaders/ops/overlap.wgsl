@@ -5,7 +5,7 @@
 // the table says which of theirs are i and j, and P = writesᵢᵀ · gram · writesⱼ. out [pairs, 4].
 //
 // A group takes a pair and goes through the directions of i, its lanes through those of j.
-// Limits: widest up to 128; below 2³² numbers in all.
+// Limits: widest up to 64; below 2³² numbers in all.
 
 struct Pair { i: u32, j: u32 }
 struct Table { widest: u32, pairs: array<Pair> }
@@ -17,7 +17,7 @@ struct Table { widest: u32, pairs: array<Pair> }
 
 const LANES = 64u;
 
-var<workgroup> half: array<vec2<f32>, 128>; // of a direction of i: its coefficients · gram, of either side
+var<workgroup> half: array<vec2<f32>, 64>; // of a direction of i: its coefficients · gram, of either side
 var<workgroup> sums: array<vec4<f32>, LANES>;
 
 @compute @workgroup_size(64)

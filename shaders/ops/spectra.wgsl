@@ -6,44 +6,55 @@
 // A group takes a layer. R with Rᵀ·R = Gram of either side, by Cholesky with pivots, leaves the core R_up·R_downᵀ, whose
 // columns Jacobi's rotations turn until they are orthogonal (Hestenes 1958): then they are X·S. In f32, and Gram matrices
 // are squares: what is below a thousandth of the strongest is rounding, and told as 0.
-// Limits: widest up to 128, below 2³² numbers in all.
+// Limits: widest up to 64, below 2³² numbers in all. Mesa's software Vulkan ends loops after 65,535 turns of all of them.
 
 struct Table { widest: u32, scales: array<f32> }
 @group(0) @binding(0) var<storage, read_write> grams: array<f32>;
 @group(0) @binding(1) var<storage, read_write> values: array<f32>;
 @group(0) @binding(2) var<storage, read_write> coefficients: array<f32>;
-@group(0) @binding(3) var<storage, read_write> work: array<f32>; // [layers, 3 · widest² + widest]: R, R, core, norms
+@group(0) @binding(3) var<storage, read_write> work: array<f32>; // [layers, 3 · widest + 1, widest in fours]: R, R, core, norms
 @group(0) @binding(4) var<storage, read_write> table: Table;
 
 const LANES = 128u;
-const SWEEPS = 10u;
-const WIDEST = 128u;
+const SWEEPS = 9u;
+const WIDEST = 64u;
 var<workgroup> taken: array<u32, 2 * WIDEST>; // directions of either side that have been pivots
 var<private> index: u32;
 
+fn fours() -> u32 { return (table.widest + 3u) / 4u * 4u; }
 fn at(part: u32, row: u32, column: u32) -> u32 {
-    return ((index * 3u + part) * table.widest + index + row) * table.widest + column;
+    return ((index * 3u + part) * table.widest + index + row) * fours() + column;
+}
+fn four(row: u32, i: u32) -> vec4<f32> { // of a column of the core
+    let first = at(2u, row, i);
+    return vec4(work[first], work[first + 1u], work[first + 2u], work[first + 3u]);
 }
 fn norm(side: u32, i: u32) -> f32 { // of a direction
     return sqrt(grams[((index * 2u + side) * table.widest + i) * table.widest + i]);
 }
-fn product(i: u32, j: u32) -> f32 { // of two columns of the core
-    var sum = 0.0;
-    for (var k = 0u; k < table.widest; k++) { sum += work[at(2u, i, k)] * work[at(2u, j, k)]; }
-    return sum;
+fn set_four(row: u32, i: u32, values: vec4<f32>) {
+    let first = at(2u, row, i);
+    work[first] = values.x;
+    work[first + 1u] = values.y;
+    work[first + 2u] = values.z;
+    work[first + 3u] = values.w;
 }
 fn rotate(p: u32, q: u32) {
-    let x = product(p, p);
-    let y = product(q, q);
-    let both = product(p, q);
-    if abs(both) <= 1e-7 * sqrt(x) * sqrt(y) { return; }
-    let zeta = (y - x) / (2.0 * both);
+    var dots = vec3(0.0);
+    for (var i = 0u; i < fours(); i += 4u) {
+        let x = four(p, i);
+        let y = four(q, i);
+        dots += vec3(dot(x, x), dot(y, y), dot(x, y));
+    }
+    if abs(dots.z) <= 1e-7 * sqrt(dots.x) * sqrt(dots.y) { return; }
+    let zeta = (dots.y - dots.x) / (2.0 * dots.z);
     let t = select(-1.0, 1.0, zeta >= 0.0) / (abs(zeta) + sqrt(1.0 + zeta * zeta));
-    let c = inverseSqrt(1.0 + t * t);
-    for (var i = 0u; i < table.widest; i++) {
-        let before = vec2(work[at(2u, p, i)], work[at(2u, q, i)]);
-        work[at(2u, p, i)] = c * (before.x - t * before.y);
-        work[at(2u, q, i)] = c * (before.y + t * before.x);
+    let c = 1.0 / sqrt(1.0 + t * t);
+    for (var i = 0u; i < fours(); i += 4u) {
+        let x = c * (four(p, i) - t * four(q, i));
+        let y = c * (four(q, i) + t * four(p, i));
+        set_four(p, i, x);
+        set_four(q, i, y);
     }
 }
 
@@ -57,9 +68,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var e = lane; e < 2u * w * w; e += LANES) {
         // Directions of length 1: how length is shared between the sides is nobody's.
         let size = norm(e / (w * w), e / w % w) * norm(e / (w * w), e % w);
-        work[at(0u, 0u, 0u) + e] = select(grams[first + e] / size, 0.0, size == 0.0);
+        work[at(e / (w * w), e / w % w, e % w)] = select(grams[first + e] / size, 0.0, size == 0.0);
         coefficients[first + e] = 0.0;
     }
+    for (var e = lane; e < w * 4u; e += LANES) { work[at(2u, e / 4u, fours() - 4u + e % 4u)] = 0.0; }
     for (var e = lane; e < 2u * WIDEST; e += LANES) { taken[e] = 0u; }
     for (var e = lane; e < w; e += LANES) { values[index * w + e] = 0.0; }
     let side = lane / (LANES / 2u);
@@ -92,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var e = lane; e < w * w; e += LANES) {
         var sum = 0.0;
         for (var k = 0u; k < w; k++) { sum += work[at(0u, e % w, k)] * work[at(1u, e / w, k)] * norm(0u, k) * norm(1u, k); }
-        work[at(2u, 0u, 0u) + e] = sum;
+        work[at(2u, e / w, e % w)] = sum;
     }
     // Everybody meets everybody once in a sweep, as in a round of chess: one keeps its seat, the others move on.
     let moving = w - 1u + w % 2u;
@@ -105,7 +117,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     storageBarrier();
-    for (var k = lane; k < w; k += LANES) { work[at(3u, 0u, k)] = sqrt(product(k, k)); }
+    for (var k = lane; k < w; k += LANES) {
+        var square = 0.0;
+        for (var i = 0u; i < fours(); i += 4u) { square += dot(four(k, i), four(k, i)); }
+        work[at(3u, 0u, k)] = sqrt(square);
+    }
     storageBarrier();
     for (var k = lane; k < w; k += LANES) {
         let sigma = work[at(3u, 0u, k)];

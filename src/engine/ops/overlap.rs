@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::cpu;
 use super::gram::{self, Gram};
-use super::spectra::{Factors, Spectra};
+use super::spectra::{Factors, Spectra, width};
 use super::wgsl::{self, Wgsl};
 use super::{Case, Op};
 
@@ -26,13 +26,13 @@ pub const OP: Op = Op {
     elements: &[[DType::F32, DType::F32]],
     kernel: |_| Some(kernel()),
     inputs: |case| {
-        let (n, w) = (ADAPTERS, case.rank);
+        let (n, w) = (ADAPTERS, width(case));
         let numbers = layers(case).iter().map(Factors::numbers).sum();
         [[1, numbers], [n, w], [2 * n * w, w]].map(|shape| (shape, DType::F32)).into()
     },
     outputs: |case| vec![[pairs(case).len(), SUMS]],
     run: |case, t| {
-        let (layers, pairs, w) = (layers(case), pairs(case), case.rank);
+        let (layers, pairs, w) = (layers(case), pairs(case), width(case));
         if pairs.is_empty() || t[0].shape().num_elements() == 0 {
             return vec![Tensor::zeros([pairs.len(), SUMS], &t[0].device())];
         }
@@ -49,7 +49,7 @@ pub const OP: Op = Op {
 const ADAPTERS: usize = 3;
 
 fn layers(case: &Case) -> Arc<[Factors]> {
-    let (rank, out, input) = (case.rank, case.columns, case.inner);
+    let (rank, out, input) = (width(case), case.columns, case.inner);
     let one = rank * (out + input);
     (0..ADAPTERS).map(|i| Factors { at: i * one, out, rank, input, scale: 1.0 }).collect()
 }

@@ -18,7 +18,7 @@ use super::wgsl::{self, Wgsl};
 use super::{Case, Op};
 
 /// What a GPU decomposes: a group's memory has room for so many directions.
-pub const WIDEST: usize = 128;
+pub const WIDEST: usize = 64;
 /// Numbers in the largest buffer that a batch of layers takes, half of what every GPU can bind.
 const MOST: usize = 1 << 24;
 /// Directions weaker than this share of the strongest have no coefficients; the shader says the same.
@@ -31,13 +31,13 @@ pub const OP: Op = Op {
     kernel: |_| Some(kernel()),
     inputs: |case| vec![([1, layers(case).iter().map(Factors::numbers).sum()], DType::F32)],
     outputs: |case| {
-        let (n, w) = (layers(case).len(), case.rank);
+        let (n, w) = (layers(case).len(), width(case));
         vec![[n, w], [2 * n * w, w]]
     },
     run: |case, t| {
         let (layers, [_, n]) = (layers(case), t[0].dims());
         if n == 0 {
-            return vec![Tensor::zeros([layers.len(), case.rank], &t[0].device())];
+            return vec![Tensor::zeros([layers.len(), width(case)], &t[0].device())];
         }
         // The signs of directions are nobody's, so the values alone are compared.
         let Spectra { values, .. } = spectra(t[0].clone().reshape([n]), layers);
@@ -48,13 +48,17 @@ pub const OP: Op = Op {
     tolerance: 1e-4,
 };
 
+pub(super) fn width(case: &Case) -> usize {
+    case.rank.min(WIDEST)
+}
+
 /// Layers of a few sizes.
 fn layers(case: &Case) -> Arc<[Factors]> {
     let (mut at, scales) = (0, case.scales());
     (0..case.rows.div_ceil(16))
         .map(|i| {
             let (out, input) = if i % 2 == 0 { (case.columns, case.inner) } else { (case.inner, case.columns) };
-            let rank = if i == 0 { case.rank } else { case.rank.div_ceil(2) };
+            let rank = if i == 0 { width(case) } else { width(case).div_ceil(2) };
             let layer = Factors { at, out, rank, input, scale: scales.get(i % 2).copied().unwrap_or(1.0) };
             at += layer.numbers();
             layer
@@ -197,7 +201,7 @@ fn launch(kernel: Wgsl, factors: &CubeTensor, [values, coefficients]: [&CubeTens
     let (n, w) = (layers.len(), widest(layers));
     let products: Vec<_> = layers.iter().flat_map(|layer| layer.products(layer)).collect();
     let grams = gram::on_gpu(factors, &products, w);
-    let work = wgsl::empty(factors, [n, 3 * w + 1, w].into(), DType::F32);
+    let work = wgsl::empty(factors, [n, 3 * w + 1, w.next_multiple_of(4)].into(), DType::F32);
     let scales = layers.iter().map(|layer| layer.scale.to_bits());
     let numbers: Vec<u32> = std::iter::once(w as u32).chain(scales).collect();
     kernel.launch(n, &[&grams, values, coefficients, &work], &numbers);
