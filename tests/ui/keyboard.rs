@@ -8,7 +8,7 @@ use egui_kittest::Harness;
 use egui_kittest::kittest::{NodeT as _, Queryable as _};
 use triptych::ui::App;
 
-use crate::{shows, teach, tour, until, window};
+use crate::{settle, shows, teach, tour, until, window};
 
 /// More presses of Tab than any window has controls.
 const MOST: usize = 600;
@@ -75,7 +75,7 @@ fn reached(window: &mut Harness<'_, App>) -> BTreeSet<String> {
 
 #[track_caller]
 fn all_are_reached(window: &mut Harness<'_, App>, what: &str) {
-    window.run_steps(4);
+    settle(window);
     let reached = reached(window);
     let missed: Vec<String> = controls(window).into_iter().filter(|control| !reached.contains(control)).collect();
     assert!(missed.is_empty(), "{what}: Tab reaches {} controls, and not {missed:#?}", reached.len());

@@ -113,7 +113,14 @@ fn teach(window: &mut Harness<'_, App>) {
     set(window, "Steps", "5");
     press(window, "Train");
     until(window, "the training's end", |window| shows(window, "it is on the mixing desk now"));
+    settle(window);
+}
+
+/// Until nothing changes by itself any more: a button that a finished picture enables would come and go.
+fn settle(window: &mut Harness<'_, App>) {
     until(window, "the pictures", |window| !window.state().is_busy());
+    window.run_steps(4);
+    until(window, "the pictures that these asked for", |window| !window.state().is_busy());
 }
 
 /// Every panel with everything in it unfolded, each handed to `look` with its name.
@@ -121,8 +128,10 @@ fn tour(window: &mut Harness<'_, App>, look: fn(&mut Harness<'_, App>, &str)) {
     teach(window);
     look(window, "Training");
     use_control(window, "Start from a picture");
+    settle(window);
     use_control(window, "Use this picture");
     until(window, "the picture to start from", |window| window.query_by_label("Mask over the picture").is_some());
+    settle(window);
     use_control(window, "Advanced");
     look(window, "Start from a picture");
     press(window, "Plan");
@@ -137,6 +146,8 @@ fn tour(window: &mut Harness<'_, App>, look: fn(&mut Harness<'_, App>, &str)) {
         let card = named_from(window, kind);
         use_control(window, &card);
     }
+    // The project learns of it when it is saved, two seconds after a change.
+    until(window, "the slot that the training took", |window| shows(window, " and free its slot"));
     press(window, "Merge panel");
     let blocks = named_from(window, "Blocks of ");
     use_control(window, &blocks);
