@@ -1,9 +1,13 @@
-//! Seconds and memory of Stable Diffusion 1.5's real shapes on the CPU, as JSON.
+//! Seconds and memory of Stable Diffusion 1.5's real shapes, as JSON.
 //!
-//! `cargo bench --profile dev --bench full_size -- MODEL PRECISION WHAT…` with a model of `benches/compare/make_sd15.py`;
-//! `benches/compare/full_size.py` does the same work with PyTorch, diffusers and PEFT and prints both. WHAT is `load`,
-//! `step` (the denoiser once at 512×512), `train` (a LoRA step on one picture, prior preservation off), `prior` (with it)
-//! or `decode`. Each is measured in a process of its own, as the peak of memory is a process's.
+//! `cargo bench --profile dev --bench full_size -- MODEL PRECISION WHAT [cpu|gpu|gpu:N]` with a model of
+//! `benches/compare/make_sd15.py`; `benches/compare/full_size.py` does the same work with PyTorch, diffusers and PEFT on
+//! the CPU and prints both. WHAT is `load`, `step` (the denoiser once at 512×512), `train` (a LoRA step on one picture,
+//! prior preservation off), `prior` (with it) or `decode`. Each is measured in a process of its own, as the peak of memory
+//! is a process's. With `SIDE=32` latents are 32 on a side instead of 64, with `RECOMPUTE=0` activations are kept.
+//!
+//! With `CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=FILE` cubecl times every kernel of a GPU;
+//! `python benches/compare/kernel_table.py FILE` adds them up.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
 
@@ -15,7 +19,7 @@ use burn::tensor::{Tensor, TensorData};
 use peak::{Peak, anonymous};
 use serde_json::json;
 use triptych::engine::adapter::{self, Context, Spot, target};
-use triptych::engine::device::{self, read};
+use triptych::engine::device::{self, Choice, read};
 use triptych::engine::diffusion::Schedule;
 use triptych::engine::diffusion::loss::Measure;
 use triptych::engine::field::Settings;
@@ -28,14 +32,16 @@ const RATES: Rates = Rates { adapter: 1e-4, token: 1e-4, decay: 1e-2, clip: 1.0 
 fn main() {
     triptych::engine::pages::keep();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let [folder, precision, what] = &arguments[..] else {
-        println!("full_size MODEL PRECISION load|step|train|prior|decode");
+    let [folder, precision, what, device @ ..] = &arguments[..] else {
+        println!("full_size MODEL PRECISION load|step|train|prior|decode [cpu|gpu|gpu:N]");
         return;
     };
+    let choice: Choice = device.first().map_or(Choice::Cpu, |device| device.parse().unwrap());
+    let device = device::open(choice).unwrap().device;
     let idle = anonymous();
     let (peak, start) = (Peak::watch(), Instant::now());
     let folder = StableDiffusion::folder(folder);
-    let model = StableDiffusion::open_as(&folder, &device::cpu(), precision.parse::<Precision>().unwrap()).unwrap();
+    let model = StableDiffusion::open_as(&folder, &device, precision.parse::<Precision>().unwrap()).unwrap();
     let load = start.elapsed().as_secs_f64();
     let (held, loading) = (anonymous() - idle, peak.read() - idle);
     let peak = Peak::watch();
@@ -53,6 +59,11 @@ fn main() {
     );
 }
 
+fn latents() -> [usize; 4] {
+    let side = std::env::var("SIDE").map_or(64, |side| side.parse().unwrap());
+    [1, 4, side, side]
+}
+
 fn noise(model: &StableDiffusion, shape: [usize; 4]) -> Tensor<4> {
     Tensor::from_data(TensorData::new(Philox::new(1).normal(0, shape.iter().product()), shape), &model.device)
 }
@@ -68,14 +79,14 @@ fn timed(call: impl FnOnce()) -> f64 {
 }
 
 fn denoise(model: &StableDiffusion) -> f64 {
-    let (x, context) = (noise(model, [1, 4, 64, 64]), context(model));
+    let (x, context) = (noise(model, latents()), context(model));
     timed(|| {
         read(model.unet.forward(x, &[500.0], &context.into(), &Mounts::none())).unwrap();
     })
 }
 
 fn decode(model: &StableDiffusion) -> f64 {
-    let x = noise(model, [1, 4, 64, 64]);
+    let x = noise(model, latents());
     timed(|| {
         read(model.vae.decode(x)).unwrap();
     })
@@ -96,8 +107,8 @@ fn train(model: &StableDiffusion, prior: usize) -> Vec<f64> {
     }
     let step = |trainee: &mut Trainee| {
         let batch = Batch {
-            latents: noise(model, [1, 4, 64, 64]),
-            noise: noise(model, [1, 4, 64, 64]),
+            latents: noise(model, latents()),
+            noise: noise(model, latents()),
             timesteps: vec![500],
             text: Text::Context(context(model).into()),
             framings: Vec::new(),

@@ -14,19 +14,7 @@ struct Sizes { slices: u32, channels: u32, places: u32, groups: u32, silu: u32, 
 @group(0) @binding(4) var<storage, read_write> sizes: Sizes;
 
 const LANES = 256u;
-
-var<workgroup> sums: array<f32, LANES>;
-
-fn total(lane: u32, mine: f32) -> f32 {
-    workgroupBarrier();
-    sums[lane] = mine;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lane < half { sums[lane] += sums[lane + half]; }
-        workgroupBarrier();
-    }
-    return sums[0];
-}
+alias Sum = f32;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

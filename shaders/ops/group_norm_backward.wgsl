@@ -15,19 +15,7 @@ struct Sizes { slices: u32, channels: u32, places: u32, groups: u32, silu: u32, 
 @group(0) @binding(5) var<storage, read_write> sizes: Sizes;
 
 const LANES = 256u;
-
-var<workgroup> sums: array<vec2<f32>, LANES>;
-
-fn total(lane: u32, mine: vec2<f32>) -> vec2<f32> {
-    workgroupBarrier();
-    sums[lane] = mine;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lane < half { sums[lane] += sums[lane + half]; }
-        workgroupBarrier();
-    }
-    return sums[0];
-}
+alias Sum = vec2<f32>;
 
 // Of a place: the normalised input and g'.
 fn place(at: u32, mean: f32, r: f32) -> vec2<f32> {

@@ -12,8 +12,7 @@ struct Sizes { matrices: u32, n: u32, rank: u32 }
 @group(0) @binding(3) var<storage, read_write> sizes: Sizes;
 
 const LANES = 256u;
-
-var<workgroup> sums: array<f32, LANES>;
+alias Sum = f32;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -30,11 +29,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         excess[matrix * r * r + e] = over;
         squares += over * over;
     }
-    sums[lane] = squares;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lane < half { sums[lane] += sums[lane + half]; }
-        workgroupBarrier();
-    }
-    if lane == 0u { loss[matrix] = sums[0]; }
+    let sum = total(lane, squares);
+    if lane == 0u { loss[matrix] = sum; }
 }

@@ -11,6 +11,7 @@ mod lisa;
 mod lora;
 mod mola;
 pub mod mount;
+mod ocnn;
 mod oft;
 mod orthogonal;
 mod pego;
@@ -57,6 +58,7 @@ pub const METHODS: &[Method] = &[
     lora::METHOD,
     pissa::METHOD,
     sorsa::METHOD,
+    ocnn::METHOD,
     dora::METHOD,
     hydra::METHOD,
     sora::METHOD,

@@ -28,6 +28,7 @@ pub mod unet;
 pub mod vae;
 pub mod vit;
 
+pub use blocks::ConvShape;
 pub use context::Context;
 pub use layer::{Layer, LayerId, Part, Table, Weight};
 pub use mount::{Branch, Change, Mounts, Site};

@@ -164,6 +164,11 @@ impl Site<'_> {
         self.place.wide_oi()
     }
 
+    /// Kernel, stride and padding; `None` for a linear layer.
+    pub fn shape(&self) -> Option<ConvShape> {
+        self.place.shape
+    }
+
     /// `x` through another weight `[rank, in]` in this layer's place: with its stride and padding, without its bias.
     pub fn through(&self, x: Signal, weight_oi: Tensor<2>) -> Signal {
         x.through(weight_oi, None, self.place.shape)

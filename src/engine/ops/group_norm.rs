@@ -20,7 +20,13 @@ pub const OP: Op = Op {
     name: "group_norm",
     formula: "(x − mean) / √(variance + ε) · gain + offset of each group, then z·σ(z)",
     elements: &[[DType::F32, DType::F32], [DType::F16, DType::F16]],
-    kernel: |[_, element]| kernel(element, include_str!("../../../shaders/ops/group_norm.wgsl")),
+    kernel: |[_, element]| {
+        const TEXT: &str = concat!(
+            include_str!("../../../shaders/common/total.wgsl"),
+            include_str!("../../../shaders/ops/group_norm.wgsl"),
+        );
+        kernel(element, TEXT)
+    },
     inputs: |case| inputs(case)[..3].into(),
     outputs: |case| vec![inputs(case)[0].0],
     run: |case, t| {
@@ -38,7 +44,13 @@ pub const OP: Op = Op {
 pub const BACKWARD: Op = Op {
     name: "group_norm_backward",
     formula: "r·(g' − mean(g') − n·mean(g'·n)) of each group",
-    kernel: |[_, element]| kernel(element, include_str!("../../../shaders/ops/group_norm_backward.wgsl")),
+    kernel: |[_, element]| {
+        const TEXT: &str = concat!(
+            include_str!("../../../shaders/common/total.wgsl"),
+            include_str!("../../../shaders/ops/group_norm_backward.wgsl"),
+        );
+        kernel(element, TEXT)
+    },
     inputs: |case| inputs(case).into(),
     run: |case, t| {
         if t[0].shape().num_elements() == 0 {

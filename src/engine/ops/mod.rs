@@ -1,6 +1,7 @@
 //! What runs on the device below the networks.
 //!
 //! A kernel for GPUs is `shaders/ops/NAME.wgsl`, `src/engine/ops/NAME.rs` and its row in [`OPS`]; the tests read the row.
+//! Parts of a long shader lie in `shaders/ops/NAME/`, what several need in `shaders/common/`.
 //! On the CPU, and wherever WGSL lacks the element type, the same operation runs as plain tensor operations. What the CPU
 //! has a loop of its own for is in `cpu`; its plain tensor operations are then for GPUs.
 

@@ -79,7 +79,10 @@ impl Orthogonality for CubeBackend {
 }
 
 fn kernel(element: DType) -> Option<Wgsl> {
-    let text = include_str!("../../../shaders/ops/orthogonality.wgsl");
+    let text = concat!(
+        include_str!("../../../shaders/common/total.wgsl"),
+        include_str!("../../../shaders/ops/orthogonality.wgsl"),
+    );
     (wgsl::element(element)? == "f32").then(|| Wgsl { text, elements: Vec::new() })
 }
 

@@ -193,7 +193,13 @@ impl LayerSpectra for CubeBackend {
 }
 
 fn kernel() -> Wgsl {
-    Wgsl { text: include_str!("../../../shaders/ops/spectra.wgsl"), elements: Vec::new() }
+    let text = concat!(
+        include_str!("../../../shaders/ops/spectra.wgsl"),
+        include_str!("../../../shaders/ops/spectra/triangles.wgsl"),
+        include_str!("../../../shaders/ops/spectra/rotations.wgsl"),
+        include_str!("../../../shaders/ops/spectra/directions.wgsl"),
+    );
+    Wgsl { text, elements: Vec::new() }
 }
 
 /// Values and coefficients, from the Gram matrices of all layers.
