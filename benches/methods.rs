@@ -1,6 +1,7 @@
 //! Every adapter method on one shipped concept, every merge method on three: parameters, seconds, losses, similarity.
 //!
-//! `cargo bench --profile dev --bench methods [-- STEPS [adapters|merges|sized]]`; 60 steps unless said otherwise.
+//! `cargo bench --profile dev --bench methods [-- STEPS [adapters|merges|sized] [METHOD…]]`; 60 steps of every adapter
+//! method unless said otherwise.
 //! Prints Markdown; what `RESULTS.md` shows came from here.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a bench prints, and fails loudly")]
@@ -62,7 +63,7 @@ fn main() {
     let judge = Judge::new(&model.device).unwrap();
     let bench = Bench { session, model, judge, steps, folder: tempfile::tempdir().unwrap() };
     if shows("adapters") {
-        bench.adapters();
+        bench.adapters(&words[words.len().min(2)..]);
     }
     if shows("merges") {
         bench.merges();
@@ -135,14 +136,16 @@ impl Bench {
         template.replace("{token}", &lesson.token).replace("{class}", lesson.shipped.class_word)
     }
 
-    fn adapters(&self) {
+    /// Those named, or all.
+    fn adapters(&self, only: &[String]) {
         let lesson = self.lesson(0);
         let prompt = plain_caption(&session::template(&self.model), lesson.shipped.class_word);
         let untouched = self.similarity(&Mounted::default(), prompt, &lesson);
         println!("{} steps on “{}”; untouched {untouched:.3}\n", self.steps, lesson.shipped.title);
         println!("| method | numbers trained | s / step | loss, first → last {WINDOW} | similarity | file KiB |");
         println!("|---|---|---|---|---|---|");
-        for row in METHODS {
+        let is_meant = |row: &&Method| only.is_empty() || only.iter().any(|name| name == row.name);
+        for row in METHODS.iter().filter(is_meant) {
             let out = self.folder.path().join(row.name).join("a.safetensors");
             let (file, losses, seconds, parameters) = self.train(row, &lesson, &out);
             let window = WINDOW.min(losses.len().div_ceil(2));

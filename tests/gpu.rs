@@ -170,7 +170,7 @@ fn steps(told: &[Event]) -> usize {
 fn kernels_are_made_in_steps_between_which_a_newer_request_can_come() {
     let Some((device, _guard)) = gpu() else { return };
     let model = reference::model_on(&device);
-    let drawing = Drawing { pictures: 2, size: [8, 8], from_picture: true };
+    let drawing = Drawing { pictures: 2, size: [8, 8] };
     let mut told = Vec::new();
     let overtaken = prepare::drawing(&model, &drawing, &mut |event| {
         told.push(event);
@@ -185,8 +185,8 @@ fn kernels_are_made_in_steps_between_which_a_newer_request_can_come() {
         Ok(())
     })
     .unwrap();
-    // The encoder, the prompt, each stretch of the denoiser, the decoder.
-    assert_eq!(steps(&told), model.unet.stretches().len() + 3);
+    // The prompt, each stretch of the denoiser, the decoder.
+    assert_eq!(steps(&told), model.unet.stretches().len() + 2);
 
     let model = reference::model_on(&device::cpu());
     prepare::drawing(&model, &drawing, &mut |event| panic!("{event:?} on the CPU, whose kernels are made")).unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
 use triptych::engine::ops::OPS;
+use triptych::engine::ops::wgsl::Wgsl;
 
 /// A page, so that a shader is read at one sitting.
 const LONGEST: usize = 79;
@@ -22,6 +23,10 @@ fn files() -> Vec<(String, String)> {
     let shaders = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "wgsl"));
     let place = |path: &Path| path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
     shaders.map(|entry| (place(entry.path()), fs::read_to_string(entry.path()).unwrap())).collect()
+}
+
+fn kernels() -> impl Iterator<Item = Wgsl> {
+    OPS.iter().flat_map(|op| op.elements.iter().filter_map(|&elements| (op.kernel)(elements)))
 }
 
 /// What a GPU's compiler would say, or else the first promise of `ops::wgsl::Wgsl` that a kernel breaks.
@@ -72,8 +77,18 @@ fn every_shader_is_valid() {
         if path.starts_with("paint/") {
             fault(&format!("{}\n{text}", common("common/paint.wgsl")), false).map(&mut fail);
         }
-        // What is common is read with what needs it.
-        let Some(place) = path.strip_prefix("ops/") else { continue };
+        if let Some(name) = path.strip_prefix("common/")
+            && name != "paint.wgsl"
+            && !kernels().any(|kernel| kernel.text.contains(text.as_str()))
+        {
+            fail("is in no kernel's text".into());
+        }
+        let Some(place) = path.strip_prefix("ops/") else {
+            if !["paint/", "common/"].iter().any(|folder| path.starts_with(folder)) {
+                fail("lies where no shader does".into());
+            }
+            continue;
+        };
         let name = place.split(['/', '.']).next().unwrap_or_default();
         let Some(op) = OPS.iter().find(|op| name == op.name) else {
             fail("has no row in ops::OPS".into());
@@ -82,7 +97,9 @@ fn every_shader_is_valid() {
         for &elements in op.elements {
             match (op.kernel)(elements) {
                 None => fail(format!("declares {elements:?}, which WGSL lacks")),
-                Some(kernel) if !kernel.text.contains(text) => fail("is not in the text that its row compiles".into()),
+                Some(kernel) if !kernel.text.contains(text.as_str()) => {
+                    fail("is not in the text that its row compiles".into());
+                }
                 Some(kernel) => _ = fault(&kernel.filled(), true).map(|what| fail(format!("for {elements:?} {what}"))),
             }
         }
@@ -90,6 +107,16 @@ fn every_shader_is_valid() {
     for op in OPS {
         if !root().join(format!("ops/{}.wgsl", op.name)).is_file() {
             faults.push(format!("ops::OPS has a row “{}” without shaders/ops/{}.wgsl", op.name, op.name));
+        }
+        let belongs =
+            |path: &str| path == format!("ops/{}.wgsl", op.name) || path.starts_with(&format!("ops/{}/", op.name));
+        for kernel in op.elements.iter().filter_map(|&elements| (op.kernel)(elements)) {
+            let is_of =
+                |path: &str, text: &str| belongs(path) || path.starts_with("common/") && kernel.text.contains(text);
+            let read: usize = files.iter().filter(|(path, text)| is_of(path, text)).map(|(_, text)| text.len()).sum();
+            if read != kernel.text.len() {
+                faults.push(format!("the row “{}” compiles more than lies in shaders/", op.name));
+            }
         }
         if op.formula.is_empty() || op.elements.is_empty() {
             faults.push(format!("the row “{}” lacks its formula or its element types", op.name));

@@ -1,8 +1,8 @@
 """Adds up the kernels in a log of cubecl's profiler: `python kernel_table.py LOG [ROWS]`, as a Markdown table.
 
-The log is what CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=LOG leaves of one process; only the last pass of two equal
-ones is counted (`full_size` runs its work twice), so that compiling is not. Kernels are told by their kind, whatever
-their tiles and fusions; `SourceKernel` are those of shaders/ops.
+The log is what CUBECL_DEBUG_OPTION=profile CUBECL_DEBUG_LOG=LOG leaves of `full_size`'s step or train, which run twice.
+The second half of all launches is counted: the second pass, and a little of the first, which also tried kernels. Kernels
+are told by their kind, whatever their tiles and fusions; `SourceKernel` are those of shaders/ops.
 """
 
 import re
@@ -27,6 +27,8 @@ def kernels(path):
 def main():
     path, rows = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 15
     every = list(kernels(path))
+    if not every:
+        sys.exit(f"{path} tells of no kernel's time: set CUBECL_DEBUG_OPTION=profile")
     last = every[len(every) // 2 :]
     sums = defaultdict(lambda: [0.0, 0])
     for name, ms in last:

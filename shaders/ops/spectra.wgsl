@@ -23,6 +23,10 @@ fn fours() -> u32 { return (table.widest + 3u) / 4u * 4u; }
 fn at(part: u32, row: u32, column: u32) -> u32 {
     return ((index * 3u + part) * table.widest + index + row) * fours() + column;
 }
+fn four(row: u32, i: u32) -> vec4<f32> { // of a column of the core
+    let first = at(2u, row, i);
+    return vec4(work[first], work[first + 1u], work[first + 2u], work[first + 3u]);
+}
 fn norm(side: u32, i: u32) -> f32 { // of a direction
     return sqrt(grams[((index * 2u + side) * table.widest + i) * table.widest + i]);
 }

@@ -29,8 +29,6 @@ pub struct Drawing {
     pub pictures: usize,
     /// `[height, width]` of the latents.
     pub size: [usize; 2],
-    /// Whether it starts from a picture, which goes through the encoder first.
-    pub from_picture: bool,
 }
 
 /// How far it is.
@@ -100,21 +98,15 @@ impl<'a, 'w> Stage<'a, 'w> {
     }
 }
 
-/// From a prompt, and a picture, to pixels, once. The CPU's kernels are made already: there nothing is done and nothing told.
+/// From a prompt to pixels, once. The CPU's kernels are made already: there nothing is done and nothing told.
 pub fn drawing(model: &StableDiffusion, drawing: &Drawing, watch: &mut Watch<'_>) -> Result<()> {
     if model.device == cpu() {
         return Ok(());
     }
-    let &Drawing { pictures, size: [h, w], from_picture } = drawing;
-    let mut stage = Stage::begin(model.unet.stretches().len() + 2 + usize::from(from_picture), watch)?;
+    let &Drawing { pictures, size: [h, w] } = drawing;
+    let mut stage = Stage::begin(model.unet.stretches().len() + 2, watch)?;
     let none = Mounts::none();
-    let [height, width] = [h, w].map(|side| side * model.vae.factor());
-    if from_picture {
-        drop(model.vae.encode(Tensor::zeros([1, model.vae.config.in_channels, height, width], &model.device)));
-        wait(&model.device)?;
-        stage.step()?;
-    }
-    let framing = Framing::whole([height, width]);
+    let framing = Framing::whole([h, w].map(|side| side * model.vae.factor()));
     let prompt = Prompt::new("", &model.tokenizer, &[])?;
     let context = model.read(&[prompt], &[], 1, &none).framed(&[framing]).rows(&vec![0; pictures]);
     wait(&model.device)?;

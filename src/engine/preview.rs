@@ -272,7 +272,7 @@ pub fn draw(model: &StableDiffusion, mounted: &Mounted, request: &Request, watch
 pub fn drawing(model: &StableDiffusion, request: &Request) -> Result<Drawing> {
     let [n, _, h, w] = latent_shape(model, request)?;
     let sides = if request.is_guided() { 2 } else { 1 };
-    Ok(Drawing { pictures: at_once(n, [h, w]) * sides, size: [h, w], from_picture: request.init.is_some() })
+    Ok(Drawing { pictures: at_once(n, [h, w]) * sides, size: [h, w] })
 }
 
 /// How many of `n` pictures go through the network together.

@@ -55,13 +55,51 @@ fn pego_drives_its_members_apart() {
     assert!(after.0 < 0.5 * before.0 && after.1 < 0.5 * before.1, "{before:?} → {after:?}");
 }
 
+/// What is charged is where the layer's own kernel meets itself at the layer's own stride, term by term.
+#[test]
+fn ocnn_charges_what_a_kernel_meets_of_itself() {
+    let adapter = build(row("ocnn"), &[("rank", "4"), ("orthogonality", "0.5")]);
+    for case in cases() {
+        let t = case.trained(adapter.as_ref());
+        let mounts = alone(&adapter, &t).charging();
+        case.run(&mounts, &case.x());
+        let found = values(&mounts.take_charges().expect("a charge"))[0];
+
+        let ([h, w], stride) = case.conv.map_or(([1, 1], 1), |shape| (shape.kernel, shape.stride as isize));
+        let (down, channels) = (values(&t[0]), case.layer.input() / (h * w));
+        let number = |m: usize, c: usize, y: isize, x: isize| {
+            let inside = (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
+            if inside { f64::from(down[((m * channels + c) * h + y as usize) * w + x as usize]) } else { 0.0 }
+        };
+        let mut expected = 0.0;
+        for at in 0..4 * 4 * 25 {
+            let (m, n, dy, dx) = (at / 100, at / 25 % 4, at as isize / 5 % 5 - 2, at as isize % 5 - 2);
+            let mut met = if m == n && (dy, dx) == (0, 0) { -1.0 } else { 0.0 };
+            for i in 0..channels * h * w {
+                let (c, y, x) = (i / (h * w), (i / w % h) as isize, (i % w) as isize);
+                met += number(m, c, y, x) * number(n, c, y - stride * dy, x - stride * dx);
+            }
+            expected += met * met;
+        }
+        // Of four filters at stride 1, three channels leave one over.
+        let over = if channels == 3 && stride == 1 { 1.0 } else { 0.0 };
+        let expected = 0.5 * (expected - over);
+        assert!((f64::from(found) / expected - 1.0).abs() < 1e-4, "{}: {found} instead of {expected}", case.what);
+    }
+}
+
 /// What a method adds to the loss is reported apart from it, and is in the gradients.
 #[test]
 fn charges_are_counted() {
     let model = reference::model();
     let (schedule, batch) = (Schedule::new(&model.schedule).unwrap(), batch(&model));
     // Weight of the charge, none at all, and whether there is one before training.
-    for (name, field, from_the_start) in [("pego", "apart", false), ("mola", "balance", true)] {
+    for (name, field, from_the_start) in [
+        ("pego", "apart", false),
+        ("mola", "balance", true),
+        ("sorsa", "orthonormal", true),
+        ("ocnn", "orthogonality", true),
+    ] {
         let outcome = |weight: &str, begun_only: bool| {
             let adapter = build(row(name), &[(field, weight)]);
             let trainee = if begun_only { begun(&model, &adapter) } else { trained(&model, &adapter, 1) };

@@ -1,4 +1,6 @@
 // Values in falling order, and the coefficients of their directions, from the core X·S and the lengths of its columns
+//
+// An invocation takes a direction: it counts the stronger ones, and that is its place in values and coefficients.
 
 fn directions(lane: u32) {
     let w = table.widest;

@@ -1,11 +1,9 @@
-// Jacobi's rotations: they turn the columns of the core until these are orthogonal (Hestenes 1958)
+// Jacobi's rotations: they turn the columns of the core [widest, widest in fours] until these are orthogonal (Hestenes 1958)
+//
+// An invocation takes a pair of columns, four numbers at a time.
 
 const SWEEPS = 9u;
 
-fn four(row: u32, i: u32) -> vec4<f32> { // of a column of the core
-    let first = at(2u, row, i);
-    return vec4(work[first], work[first + 1u], work[first + 2u], work[first + 3u]);
-}
 fn set_four(row: u32, i: u32, values: vec4<f32>) {
     let first = at(2u, row, i);
     work[first] = values.x;

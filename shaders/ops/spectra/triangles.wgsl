@@ -1,4 +1,6 @@
-// R with Rᵀ·R = work, by Cholesky with pivots, for both sides in their places; half of a group takes a side
+// R with Rᵀ·R = Gram of directions of length 1, by Cholesky with pivots: both sides [widest, widest], each in its place
+//
+// Half of a group takes a side, an invocation every 64th number of it. Rows are in the pivots' own places: R is no triangle.
 
 var<workgroup> taken: array<u32, 2 * WIDEST>; // directions of either side that have been pivots
 

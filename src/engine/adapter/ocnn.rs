@@ -1,6 +1,6 @@
-//! LoRA with a read side that stays an orthogonal convolution: `y = W·x + s·up(down ∗ x)`, `L += λ·(‖conv(down, down) − I‖²
-//! − max(0, rank − stride²·c))` (the loss: Wang et al., CVPR 2020, arXiv 1911.12207, and Achour et al., JMLR 2022, arXiv
-//! 2108.05623; on the factor of an adapter: ours).
+//! LoRA whose read side is drawn towards an orthogonal convolution: `y = W·x + s·up(down ∗ x)`, `L += λ·(‖conv(down, down) −
+//! I‖² − max(0, rank − stride²·c))` (the loss: Wang et al., CVPR 2020, arXiv 1911.12207, with the padding of its text, and
+//! Achour et al., JMLR 2022, arXiv 2108.05623; on the factor of an adapter: ours).
 
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, module};
@@ -17,14 +17,15 @@ pub const METHOD: Method = Method {
     name: "ocnn",
     title: "Orthogonal convolutions",
     paper: "Wang et al., CVPR 2020, arXiv 1911.12207; Achour et al., JMLR 2022, arXiv 2108.05623",
-    help: "LoRA whose read directions are kept apart at every place of a picture, not within one layer's kernel alone: for adapters of convolutions",
+    help: "LoRA whose read directions are drawn apart, in convolutions also where their kernels overlap: choose targets with convolutions, as attention,resnet,resample",
     fields: &[
-        RANK,
+        // What is charged takes time with the square of it.
+        Field { kind: Kind::Integer { min: 1, max: 128 }, ..RANK },
         ALPHA,
         Field {
-            name: "orthogonal",
-            title: "Orthogonal λ",
-            help: "How strongly what each layer reads is kept an orthogonal convolution; 0 leaves a LoRA that starts from one",
+            name: "orthogonality",
+            title: "Orthogonality λ",
+            help: "How strongly what each layer reads is drawn towards an orthogonal convolution; 0 leaves a LoRA that starts from orthonormal rows",
             unit: "",
             default: "0.01",
             kind: Kind::Number { min: 0.0, max: 10.0 },
@@ -45,7 +46,7 @@ struct Ocnn {
 
 #[expect(clippy::unnecessary_wraps, reason = "the registry's signature")]
 fn build(settings: &Settings, _: &Context) -> Result<Box<dyn Adapter>> {
-    Ok(Box::new(Ocnn { rank: Rank::of(settings), lambda: settings.number("orthogonal") as f32 }))
+    Ok(Box::new(Ocnn { rank: Rank::of(settings), lambda: settings.number("orthogonality") as f32 }))
 }
 
 /// `‖conv(K, K) − I‖² − max(0, rank − stride²·channels)` of `K = down [rank, channels·kh·kw]` with itself as pictures, at
@@ -55,14 +56,16 @@ fn loss(down: Tensor<2>, shape: Option<ConvShape>) -> Tensor<1> {
     let ConvShape { kernel: [height, width], stride, .. } = shape.unwrap_or(ConvShape::POINT);
     let [rank, input] = down.dims();
     let channels = input / (height * width);
-    let surplus = rank.saturating_sub(stride * stride * channels) as f32;
-    let [down_by, across] = [height, width].map(|side| (side - 1) / stride);
-    if [down_by, across] == [0, 0] {
+    // Numbers that a filter alone reads: where the stride passes the kernel by, what lies between is read by none.
+    let own = channels * stride.min(height) * stride.min(width);
+    let surplus = rank.saturating_sub(own) as f32;
+    let [reach_y, reach_x] = [height, width].map(|side| (side - 1) / stride);
+    if [reach_y, reach_x] == [0, 0] {
         return orthogonality(down.transpose().unsqueeze()) - surplus;
     }
-    let padding = [down_by, across].map(|reach| reach * stride);
+    let padding = [reach_y, reach_x].map(|reach| reach * stride);
     let one = Tensor::<2>::eye(rank, &down.device()).reshape([rank, rank, 1, 1]);
-    let one = one.pad([(down_by, down_by), (across, across)], 0.0);
+    let one = one.pad([(reach_y, reach_y), (reach_x, reach_x)], 0.0);
     let k = down.reshape([rank, channels, height, width]);
     let met = module::conv2d(k.clone(), k, None, ConvOptions::new([stride; 2], padding, [1; 2], 1));
     (met - one).powi_scalar(2).sum() - surplus
@@ -79,7 +82,7 @@ impl Adapter for Ocnn {
         let q = normal.qr().compute_thin_Q();
         let row = |r: usize, i: usize| if rank <= input { q[(i, r)] } else { q[(r, i)] };
         let down = (0..rank * input).map(|at| row(at / input, at % input) as f32).collect();
-        // Decay would pull against the loss.
+        // Decay would shorten what shall keep its length.
         Ok(vec![
             Start { decays: false, ..Start::trained("lora_down", [rank, input], down) },
             Start::zeros("lora_up", [spot.layer.out, rank]),
@@ -152,9 +155,11 @@ mod tests {
         }
         // Patches side by side, as those of a ViT, are rows of a matrix.
         assert!(of([2, 1, 1, 2], 2, |[m, _, _, x]| turn(m, x)).abs() < 1e-6);
+        assert!(of([2, 2, 1, 3], 1, |[m, c, _, x]| if x == 2 { turn(m, c) } else { 0.0 }).abs() < 1e-6);
         // More filters than channels cannot be orthogonal to each other, but keep the lengths of what comes in.
         let half = 0.5_f32.sqrt();
         assert!(of([4, 2, 1, 1], 1, |[m, c, _, _]| half * turn(m % 2, c)).abs() < 1e-6);
+        assert!(of([4, 2, 1, 1], 2, |[m, c, _, _]| half * turn(m % 2, c)).abs() < 1e-6, "a stride beyond the kernel");
         assert!((of([2, 2, 1, 1], 1, |[m, c, _, _]| 2.0 * turn(m, c)) - 18.0).abs() < 1e-4);
     }
 

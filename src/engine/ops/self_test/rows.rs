@@ -78,6 +78,15 @@ pub const ROWS: &[Row] = &[
         },
     },
     Row {
+        name: "3×3 filters at the shifts where they meet",
+        inputs: &[wide(24, 20 * 9)],
+        tracked: &[0],
+        run: |t| {
+            let k = x(t).reshape([24, 20, 3, 3]);
+            vec![flat(module::conv2d(k.clone(), k, None, ConvOptions::new([2, 2], [2, 2], [1, 1], 1)))]
+        },
+    },
+    Row {
         name: "attention",
         inputs: &[wide(2 * 50, 80), wide(2 * 77, 80), wide(2 * 77, 80)],
         tracked: &[0, 1, 2],
